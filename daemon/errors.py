@@ -1,0 +1,148 @@
+"""Every error of the project: who raises it, who acts on it, and the stable code a client sees.
+
+Codes are part of the wire: they may be added, never renamed. Modules that speak to a vendor
+translate the vendor's exceptions into these, so that no vendor error crosses a file.
+"""
+
+from typing import ClassVar
+
+
+class InferdError(Exception):
+    """Base of all errors; never raised itself.
+
+    Attributes:
+        code: stable snake_case word that goes on the wire.
+        message: one sentence a person can act on.
+    """
+
+    default_code: ClassVar[str] = "internal"
+
+    def __init__(self, message: str, *, code: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.code = code or self.default_code
+
+
+class ConfigError(InferdError):
+    """The environment or the machine does not allow a start.
+
+    Raised while opening; `__main__` prints it without a traceback and exits with 78.
+    """
+
+    default_code = "config"
+
+
+class InvalidRequestError(InferdError):
+    """A request that can never be accepted as it stands.
+
+    Raised by intake; MQTT answers `rejected` and acknowledges, HTTP answers 400, 413 or 422.
+
+    Attributes:
+        field: the field at fault, or None where the whole body is.
+        job_id: the job_id found in the body, when there is a usable one to answer to.
+        request_id: the request_id found in the body, echoed in the answer.
+    """
+
+    default_code = "invalid_request"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: str | None = None,
+        field: str | None = None,
+        job_id: str | None = None,
+        request_id: str | None = None,
+    ) -> None:
+        super().__init__(message, code=code)
+        self.field = field
+        self.job_id = job_id
+        self.request_id = request_id
+
+
+class ConflictError(InferdError):
+    """Another live or completed job stands for the same picture and task type.
+
+    Raised by intake for HTTP (409); MQTT answers `rejected` with `existing_job_id`.
+    """
+
+    default_code = "conflict"
+
+    def __init__(self, message: str, *, existing_job_id: str) -> None:
+        super().__init__(message)
+        self.existing_job_id = existing_job_id
+
+
+class QueueFullError(InferdError):
+    """As many jobs wait as the configuration allows; HTTP 503 with Retry-After."""
+
+    default_code = "queue_full"
+
+    def __init__(self, message: str, *, retry_after_ms: int) -> None:
+        super().__init__(message)
+        self.retry_after_ms = retry_after_ms
+
+
+class JobNotFoundError(InferdError):
+    """No job has this id; HTTP 404."""
+
+    default_code = "job_not_found"
+
+
+class LeaseLostError(InferdError):
+    """Somebody else owns the job by now: drop the result, log, carry on."""
+
+    default_code = "lease_lost"
+
+
+class StorageError(InferdError):
+    """The queue's database could not store or read: nothing was acknowledged."""
+
+    default_code = "storage"
+
+
+class PublishError(InferdError):
+    """An event was not confirmed by the broker; its outbox row stays.
+
+    Attributes:
+        reason_code: the PUBACK's reason code when the broker refused, else None.
+    """
+
+    default_code = "publish"
+
+    def __init__(self, message: str, *, reason_code: int | None = None) -> None:
+        super().__init__(message)
+        self.reason_code = reason_code
+
+
+class HandlerError(InferdError):
+    """What a handler says about one picture; the worker turns it into the job's fate."""
+
+    default_code = "internal"
+
+
+class RetryableError(HandlerError):
+    """It may work later: the job goes back with a delay and its attempt counted."""
+
+    default_code = "internal"
+
+    def __init__(
+        self, message: str, *, code: str | None = None, retry_after_seconds: float | None = None
+    ) -> None:
+        super().__init__(message, code=code)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class DependencyDownError(RetryableError):
+    """Something every job needs is away (media store, Qdrant); no picture is at fault.
+
+    The attempt is given back and the worker leases nothing for a while.
+    """
+
+    default_code = "dependency_down"
+
+
+class PermanentError(HandlerError):
+    """It can never work: the job is buried at once with this code."""
+
+    default_code = "internal"

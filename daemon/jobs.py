@@ -1,0 +1,126 @@
+"""What a job and a lease are: plain types without I/O that everybody may import."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, TypeAlias
+
+JsonObject: TypeAlias = dict[str, Any]
+
+Clock: TypeAlias = Callable[[], int]
+"""Epoch milliseconds; injected, so that tests turn time by hand."""
+
+MAX_MEDIA_STORE_ID = 2**63 - 1
+"""Largest id that SQLite's INTEGER and Qdrant's u64 both hold."""
+
+
+class TaskType(StrEnum):
+    """Which handler a job needs; the words are part of topics, paths and rows."""
+
+    IMAGE_EMBEDDING = "image_embedding"
+    FACE_DETECTION = "face_detection"
+    FACE_EMBEDDING = "face_embedding"
+
+
+class JobState(StrEnum):
+    """Where a job stands. Every arrow out of `processing` is guarded by the lease's fence."""
+
+    PENDING = "pending"
+    """Waits for a worker; `lease` moves it on, `cancel` ends it."""
+    PROCESSING = "processing"
+    """A worker holds the lease; it completes, retries, buries or releases it, or `reclaim` does."""
+    COMPLETED = "completed"
+    """Terminal: `result` is set."""
+    ERROR = "error"
+    """Terminal: `error_message` is set; `requeue` starts it again."""
+    SYNC_FAILED = "sync_failed"
+    """Terminal so far: `result` is set but the media store did not take it; heals to completed."""
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether no worker will lease the job again by itself."""
+        return self in (JobState.COMPLETED, JobState.ERROR, JobState.SYNC_FAILED)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """One row of the queue. Times are epoch milliseconds."""
+
+    job_id: str
+    """UUID text, made by the client or by intake; kept letter by letter, since topics carry it."""
+    task_type: TaskType
+    """Which handler runs it."""
+    media_store_id: int
+    """The picture, as the media store knows it: 0 .. 2**63-1."""
+    priority: int
+    """0 (last) to 10 (first); never changed by a retry."""
+    status: JobState
+    """Moved by the queue's verbs only."""
+    created_at: int
+    """When intake committed it; compared (with priority) to order the queue."""
+    started_at: int | None = None
+    """When the latest lease began; empty before the first one."""
+    completed_at: int | None = None
+    """When it became terminal; empty until then."""
+    error_code: str | None = None
+    """Stable code of the last error; empty while none happened."""
+    error_message: str | None = None
+    """`code: sentence` of the error that ended it; empty unless status is error or sync_failed."""
+    result: JsonObject | None = None
+    """What the handler made of the picture; stored as soon as inference is over."""
+    request_id: str | None = None
+    """The client's own word for the request; echoed in every event."""
+    expires_at: int | None = None
+    """The client no longer wants it after this moment; compared at intake and at each lease."""
+    attempt: int = 0
+    """Counted when leased; shutdown and a dependency that is away give it back."""
+    lost: int = 0
+    """Leases lost to a dead process; above 0 the job is leased alone."""
+    sync_attempt: int = 0
+    """How often the media store refused or missed the result."""
+    waiting_since: int | None = None
+    """When a dependency first kept it waiting; bounds the wait."""
+    seq: int = 0
+    """Number of the job's latest event; rises by one an event."""
+    reply_to: str | None = None
+    """MQTT 5 response topic under inference/reply/; events are repeated there."""
+    correlation_data: bytes | None = None
+    """MQTT 5 correlation data of the request, returned on `reply_to`."""
+
+    def to_wire(self) -> JsonObject:
+        """Return the body of GET /job/{job_id}: exactly the documented keys.
+
+        The result is shown once the job is terminal; a result that still waits for the media
+        store is the daemon's own business.
+        """
+        return {
+            "job_id": self.job_id,
+            "task_type": self.task_type.value,
+            "media_store_id": self.media_store_id,
+            "status": self.status.value,
+            "priority": self.priority,
+            "created_at": self.created_at,
+            "started_at": self.started_at,
+            "completed_at": self.completed_at,
+            "error_message": self.error_message,
+            "result": self.result if self.status.is_terminal else None,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """Proof of temporary ownership: whoever settles a job shows it."""
+
+    job: Job
+    fence: int
+    """Rises with every lease of the job; a settle with an older fence changes nothing."""
+
+
+def dump_json(value: Any) -> str:
+    """Return compact JSON text; refuses NaN and infinity, which are not JSON.
+
+    Raises:
+        ValueError: the value holds NaN or infinity.
+    """
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False)

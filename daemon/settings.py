@@ -1,0 +1,346 @@
+"""Configuration: INFERD_* variables over an optional TOML file, checked whole before anything opens.
+
+Nested groups are spelt with two underscores (INFERD_MQTT__URL). Unknown names and wrong values
+are all reported at once. README's table is held to these fields by a test.
+"""
+
+import socket
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
+
+from daemon.errors import ConfigError
+
+PREFIX = "INFERD_"
+TEST_PREFIX = "INFERD_TEST_"
+"""Names under it belong to the test suite and are ignored here."""
+
+BUILT_IN_DOCUMENTED_NAMES = ("AUTH_DISABLED", "TEST_MODE", "PUBLIC_KEY_PATH")
+"""Names without prefix that the product's documents promise."""
+
+
+def _http_url(value: str) -> str:
+    parts = urlsplit(value)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("must be http://host[:port] or https://host[:port]")
+    return value.rstrip("/")
+
+
+def _optional_http_url(value: str) -> str:
+    return _http_url(value) if value else ""
+
+
+def _mqtt_url(value: SecretStr) -> SecretStr:
+    parts = urlsplit(value.get_secret_value())
+    if parts.scheme not in ("mqtt", "mqtts") or not parts.hostname:
+        raise ValueError("must be mqtt[s]://[user:password@]host[:port]")
+    _ = parts.port  # raises ValueError when out of range
+    return value
+
+
+def _queue_url(value: str) -> str:
+    if not value.startswith("sqlite:///") or value == "sqlite:///":
+        raise ValueError("must be sqlite:///path/to/queue.db")
+    return value
+
+
+def _path_template(value: str) -> str:
+    if not value.startswith("/") or value.count("{id}") != 1:
+        raise ValueError("must start with / and contain {id} once")
+    return value
+
+
+HttpUrl = Annotated[str, AfterValidator(_http_url)]
+PathTemplate = Annotated[str, AfterValidator(_path_template)]
+
+
+class _Group(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class MqttSettings(_Group):
+    """Where the broker is and who we are there."""
+
+    url: Annotated[SecretStr, AfterValidator(_mqtt_url)] = Field(
+        SecretStr("mqtt://localhost:1883"), description="broker: mqtt[s]://user:pw@host:port"
+    )
+    client_id: str = Field(
+        default_factory=lambda: f"inferd-{socket.gethostname()}",
+        pattern=r"^[A-Za-z0-9_.-]{1,64}$",
+        description="stable name of this daemon's session and worker_id; one daemon each",
+    )
+    version: Literal["5", "3.1.1"] = Field("5", description="protocol spoken to the broker")
+    ca_file: Path | None = Field(None, description="CA certificate for mqtts (else the system's)")
+    keepalive_seconds: int = Field(30, ge=3, le=3600, description="silence after which we ping")
+    receive_maximum: int = Field(
+        200, ge=1, le=65535, description="requests the broker may send before we confirm"
+    )
+    connect_timeout_seconds: float = Field(5, gt=0, description="for CONNACK and SUBACK")
+    publish_timeout_seconds: float = Field(10, gt=0, description="for the PUBACK of an event")
+    max_request_bytes: int = Field(1_048_576, ge=1024, description="larger requests are rejected")
+
+
+class MediaStoreSettings(_Group):
+    """Where pictures come from and face results go to."""
+
+    url: HttpUrl = Field("http://localhost:8000", description="base URL of the media store")
+    file_path: PathTemplate = Field("/entity/{id}/file", description="path of a picture's bytes")
+    results_path: PathTemplate = Field(
+        "/entity/{id}/face-detection-results", description="path that takes face results"
+    )
+    token: SecretStr | None = Field(None, description="bearer token sent to the media store")
+    connect_timeout_seconds: float = Field(5, gt=0, description="for the connection")
+    read_timeout_seconds: float = Field(15, gt=0, description="longest silence of the media store")
+    total_timeout_seconds: float = Field(60, gt=0, description="for one whole transfer")
+    max_bytes: int = Field(64 * 1024 * 1024, ge=1024, description="largest picture file fetched")
+    concurrency: int = Field(8, ge=1, le=256, description="fetches at a time")
+
+
+class QueueSettings(_Group):
+    """The SQLite queue."""
+
+    url: Annotated[str, AfterValidator(_queue_url)] = Field(
+        "", validate_default=False, description="sqlite:///path; empty: queue.db in the data folder"
+    )
+    aging_seconds: float = Field(
+        60, ge=0, description="waiting time worth one priority level; 0 = strict priority"
+    )
+    max_pending: int = Field(1_000_000, ge=0, description="more are refused; 0 = no limit")
+    lease_seconds: float = Field(30, ge=1, description="silence after which a job is reclaimed")
+    max_attempts: int = Field(4, ge=1, le=100, description="first try and its retries")
+    backoff_seconds: float = Field(
+        2, gt=0, description="first retry's delay; it grows fourfold, with jitter"
+    )
+    backoff_max_seconds: float = Field(300, gt=0, description="longest delay of a retry")
+    dependency_wait_seconds: float = Field(
+        3600, ge=0, description="how long a job outwaits a media store or Qdrant that is away"
+    )
+    sync_backoff_max_seconds: float = Field(
+        900, gt=0, description="longest delay between tries to deliver face results"
+    )
+    prune_after_days: float = Field(0, ge=0, description="finished jobs older go; 0 = keep")
+
+
+class QdrantSettings(_Group):
+    """Where vectors are stored."""
+
+    url: Annotated[str, AfterValidator(_optional_http_url)] = Field(
+        "", description="Qdrant server; empty: embedded under the data folder"
+    )
+    api_key: SecretStr | None = Field(None, description="of the Qdrant server")
+    grpc_port: int = Field(6334, ge=0, le=65535, description="0 = speak HTTP only")
+    engine: Literal["auto", "edge", "local"] = Field(
+        "auto", description="embedded engine; auto: edge where it has a wheel"
+    )
+    timeout_seconds: float = Field(10, gt=0, description="for one call to the server")
+
+
+class HttpSettings(_Group):
+    """The REST shim."""
+
+    enabled: bool = Field(True, description="serve REST at all")
+    host: str = Field("127.0.0.1", description="address to listen on")
+    port: int = Field(8001, ge=0, le=65535, description="port; 0 picks a free one")
+    max_body_bytes: int = Field(1_048_576, ge=1024, description="larger bodies get 413")
+
+
+class ClipSettings(_Group):
+    """The image embedding model."""
+
+    model: str = Field("ViT-B-32-quickgelu", description="open_clip architecture")
+    weights: str = Field(
+        "openai",
+        min_length=1,
+        description="openai, a path, or untrained (random; demos and tests only)",
+    )
+    batch_size: int = Field(8, ge=1, le=1024, description="most pictures in one forward pass")
+
+
+class FacesSettings(_Group):
+    """Face detection and recognition."""
+
+    pack: str = Field(
+        "buffalo_l",
+        pattern=r"^[A-Za-z0-9_.-]+$",
+        description="InsightFace pack, or cascade (no weights needed)",
+    )
+    detector: Path | None = Field(None, description="an ONNX detector instead of the pack's")
+    recogniser: str = Field(
+        "", description="an ONNX recogniser instead of the pack's, or untrained"
+    )
+    threshold: float = Field(0.5, ge=0, le=1, description="lowest confidence of a face")
+
+
+class ImageSettings(_Group):
+    """Limits on what is decoded."""
+
+    max_pixels: int = Field(100_000_000, ge=1, description="larger pictures are refused")
+    background: str = Field(
+        "#ffffff", pattern=r"^#[0-9a-fA-F]{6}$", description="behind transparent pixels"
+    )
+    decode_threads: int = Field(2, ge=1, le=256, description="pictures decoded at a time")
+
+
+class WorkerSettings(_Group):
+    """How many jobs run and how they end."""
+
+    task_types: str = Field(
+        "image_embedding,face_detection,face_embedding",
+        description="comma-separated task types this daemon works on",
+    )
+    max_in_flight: int = Field(32, ge=1, le=4096, description="leased jobs per task type")
+    poll_seconds: float = Field(1, gt=0, description="safety net behind wake-ups")
+    job_timeout_seconds: float = Field(300, gt=0, description="longest run of one attempt")
+    shutdown_grace_seconds: float = Field(
+        10, ge=0, description="time for running jobs at SIGTERM before they are given back"
+    )
+
+
+class LogSettings(_Group):
+    """What is written to standard error."""
+
+    format: Literal["auto", "json", "text"] = Field(
+        "auto", description="auto: text on a terminal, else one JSON object a line"
+    )
+    level: Literal["debug", "info", "warning", "error"] = Field("info", description="lowest level")
+
+
+class AuthSettings(_Group):
+    """Who may use the REST shim; also set by PUBLIC_KEY_PATH, AUTH_DISABLED and TEST_MODE."""
+
+    public_key_path: Path | None = Field(None, description="ES256 public key (PEM) of the issuer")
+    disabled: bool = Field(False, description="no token is asked for")
+
+
+class Settings(_Group):
+    """Everything inferd can be told; groups are passed to those who need them, not the whole."""
+
+    data_dir: Path = Field(Path("./data"), description="queue, vectors and downloads live here")
+    models_dir: Path = Field(Path("~/.cache/inferd"), description="model files are looked for here")
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="where models run")
+    require_gpu: bool = Field(False, description="refuse to start without a working GPU")
+    offline: bool = Field(False, description="never download a model")
+    mqtt: MqttSettings = Field(default_factory=MqttSettings)
+    media_store: MediaStoreSettings = Field(default_factory=MediaStoreSettings)
+    queue: QueueSettings = Field(default_factory=QueueSettings)
+    qdrant: QdrantSettings = Field(default_factory=QdrantSettings)
+    http: HttpSettings = Field(default_factory=HttpSettings)
+    clip: ClipSettings = Field(default_factory=ClipSettings)
+    faces: FacesSettings = Field(default_factory=FacesSettings)
+    images: ImageSettings = Field(default_factory=ImageSettings)
+    worker: WorkerSettings = Field(default_factory=WorkerSettings)
+    auth: AuthSettings = Field(default_factory=AuthSettings)
+    log: LogSettings = Field(default_factory=LogSettings)
+
+    @model_validator(mode="after")
+    def _check_across_groups(self) -> "Settings":
+        if self.require_gpu and self.device == "cpu":
+            raise ValueError("require_gpu contradicts device=cpu")
+        return self
+
+    @property
+    def queue_path(self) -> Path:
+        """The SQLite file."""
+        if self.queue.url:
+            return Path(self.queue.url.removeprefix("sqlite:///"))
+        return self.data_dir / "queue.db"
+
+    @property
+    def models_path(self) -> Path:
+        """The models directory with ~ expanded."""
+        return self.models_dir.expanduser()
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str]) -> "Settings":
+        """Read the TOML file named by INFERD_CONFIG, then the variables over it.
+
+        Raises:
+            ConfigError: names every unknown name and every wrong value at once.
+        """
+        problems: list[str] = []
+        values = _read_file(environ.get(f"{PREFIX}CONFIG", ""))
+        for name, text in sorted(environ.items()):
+            if not name.startswith(PREFIX) or name.startswith(TEST_PREFIX):
+                continue
+            if name == f"{PREFIX}CONFIG":
+                continue
+            path = name.removeprefix(PREFIX).lower().split("__")
+            if path[-1].endswith("_file") and not _is_field(path):
+                secret_path = [*path[:-1], path[-1].removesuffix("_file")]
+                if not _is_field(secret_path):
+                    problems.append(f"{name}: unknown name")
+                    continue
+                try:
+                    text = Path(text).read_text(encoding="utf-8").strip()  # noqa: PLW2901
+                except (OSError, UnicodeDecodeError) as error:
+                    problems.append(f"{name}: cannot read the file: {error}")
+                    continue
+                path = secret_path
+            if not _is_field(path):
+                problems.append(f"{name}: unknown name")
+                continue
+            _put(values, path, text)
+        for name, path in (
+            ("PUBLIC_KEY_PATH", ["auth", "public_key_path"]),
+            ("AUTH_DISABLED", ["auth", "disabled"]),
+            ("TEST_MODE", ["auth", "disabled"]),
+        ):
+            if environ.get(name):
+                # Either switch turns authentication off; "false" in one never undoes the other.
+                if path[-1] == "disabled" and environ[name].lower() in ("0", "false", "no", "off"):
+                    continue
+                _put(values, path, environ[name])
+        try:
+            settings = cls.model_validate(values)
+        except ValidationError as error:
+            for found in error.errors(include_url=False, include_input=False):
+                where = "__".join(str(part) for part in found["loc"]).upper()
+                problems.append(f"{PREFIX}{where}: {found['msg']}" if where else found["msg"])
+            settings = None
+        if problems or settings is None:
+            raise ConfigError("wrong configuration:\n  " + "\n  ".join(problems))
+        return settings
+
+
+def _read_file(name: str) -> dict[str, Any]:
+    if not name:
+        return {}
+    try:
+        return tomllib.loads(Path(name).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{PREFIX}CONFIG={name}: {error}") from error
+
+
+def _is_field(path: list[str]) -> bool:
+    model: type[BaseModel] = Settings
+    for depth, part in enumerate(path):
+        if part not in model.model_fields:
+            return False
+        kind = model.model_fields[part].annotation
+        is_group = isinstance(kind, type) and issubclass(kind, _Group)
+        if depth == len(path) - 1:
+            return not is_group
+        if not is_group:
+            return False
+        model = kind  # type: ignore[assignment]  # narrowed by is_group
+    return False
+
+
+def _put(values: dict[str, Any], path: list[str], value: str) -> None:
+    for part in path[:-1]:
+        values = values.setdefault(part, {})
+        if not isinstance(values, dict):
+            raise ConfigError(f"{PREFIX}CONFIG: [{part}] must be a table")
+    values[path[-1]] = value

@@ -1,0 +1,125 @@
+"""A step of the pipeline: a bounded queue, and a few workers that take what waits as one batch.
+
+Used wherever things are done together because that is cheaper (commits, forward passes, upserts)
+or at most a few at a time (fetches, decoders). A batch is whatever waits when a worker becomes
+free: an idle system runs a single item at once, a busy one fills its batches by itself.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from types import TracebackType
+from typing import Generic, Self, TypeVar
+
+In = TypeVar("In")
+Out = TypeVar("Out")
+
+
+class StageClosedError(RuntimeError):
+    """Something was submitted to, or still waited in, a stage that is closed."""
+
+
+class Stage(Generic[In, Out]):
+    """Runs items in batches of at most `max_batch`, by at most `workers` batches at once.
+
+    `run_batch` gets the items of a batch and returns one outcome for each, in their order; an
+    outcome that is an exception is raised to the one caller it belongs to. If `run_batch` itself
+    raises, every caller of the batch gets that exception.
+
+    `submit` waits while `queue_size` items are waiting already: that is the back-pressure.
+    A caller that is cancelled leaves the queue; its batch, if it began, runs on without it.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        run_batch: Callable[[Sequence[In]], Awaitable[Sequence[Out | Exception]]],
+        *,
+        max_batch: int = 1,
+        workers: int = 1,
+        queue_size: int = 64,
+    ) -> None:
+        self.name = name
+        self._run_batch = run_batch
+        self._max_batch = max_batch
+        self._workers = workers
+        self._waiting: asyncio.Queue[tuple[In, asyncio.Future[Out]]] = asyncio.Queue(queue_size)
+        self._tasks: list[asyncio.Task[None]] = []
+        self._closed = False
+
+    async def __aenter__(self) -> Self:
+        for number in range(self._workers):
+            self._tasks.append(asyncio.create_task(self._work(), name=f"{self.name}-{number}"))
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Stop the workers; whoever still waits gets StageClosedError. Safe twice."""
+        self._closed = True
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks.clear()
+        while not self._waiting.empty():
+            _, outcome = self._waiting.get_nowait()
+            if not outcome.done():
+                outcome.set_exception(StageClosedError(self.name))
+
+    @property
+    def depth(self) -> int:
+        """How many items wait."""
+        return self._waiting.qsize()
+
+    async def submit(self, item: In) -> Out:
+        """Return the outcome of one item.
+
+        Raises:
+            StageClosedError: the stage is closed.
+            Exception: whatever `run_batch` gave for this item.
+        """
+        if self._closed:
+            raise StageClosedError(self.name)
+        outcome: asyncio.Future[Out] = asyncio.get_running_loop().create_future()
+        await self._waiting.put((item, outcome))
+        if self._closed and not outcome.done():
+            # `close` may have emptied the queue while `put` waited for room.
+            raise StageClosedError(self.name)
+        return await outcome
+
+    async def _work(self) -> None:
+        while True:
+            batch = [await self._waiting.get()]
+            while len(batch) < self._max_batch and not self._waiting.empty():
+                batch.append(self._waiting.get_nowait())
+            batch = [(item, outcome) for item, outcome in batch if not outcome.done()]
+            if batch:
+                await self._settle(batch)
+
+    async def _settle(self, batch: list[tuple[In, asyncio.Future[Out]]]) -> None:
+        outcomes: Sequence[Out | Exception]
+        try:
+            outcomes = await self._run_batch([item for item, _ in batch])
+            if len(outcomes) != len(batch):
+                raise RuntimeError(
+                    f"stage {self.name}: {len(outcomes)} outcomes for {len(batch)} items"
+                )
+        except asyncio.CancelledError:
+            for _, future in batch:
+                if not future.done():
+                    future.set_exception(StageClosedError(self.name))
+            raise
+        except Exception as error:  # noqa: BLE001 - carried to every caller of the batch
+            outcomes = [error] * len(batch)
+        for (_, future), outcome in zip(batch, outcomes, strict=True):
+            if future.done():
+                continue
+            if isinstance(outcome, Exception):
+                future.set_exception(outcome)
+            else:
+                future.set_result(outcome)
