@@ -1,7 +1,7 @@
 """The process: intake, queue, worker, outbox. This docstring is the map.
 
     layer 3   __main__ -> app, settings, logs
-              app      -> everything below, handlers/ and http_shim/: the one file that sees both sides
+              app      -> everything below, handlers/ and http_shim/; it alone sees both sides
     layer 2   worker   -> job_queue, retry, stage      (knows handlers only as a Protocol)
               intake   -> job_queue, requests, topics
               outbox   -> job_queue                     (publishes through a Protocol)

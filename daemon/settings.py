@@ -1,4 +1,4 @@
-"""Configuration: INFERD_* variables over an optional TOML file, checked whole before anything opens.
+"""Configuration: INFERD_* variables over an optional TOML file, checked before anything opens.
 
 Nested groups are spelt with two underscores (INFERD_MQTT__URL). Unknown names and wrong values
 are all reported at once. README's table is held to these fields by a test.
@@ -26,9 +26,6 @@ from daemon.errors import ConfigError
 PREFIX = "INFERD_"
 TEST_PREFIX = "INFERD_TEST_"
 """Names under it belong to the test suite and are ignored here."""
-
-BUILT_IN_DOCUMENTED_NAMES = ("AUTH_DISABLED", "TEST_MODE", "PUBLIC_KEY_PATH")
-"""Names without prefix that the product's documents promise."""
 
 
 def _http_url(value: str) -> str:
@@ -272,36 +269,18 @@ class Settings(_Group):
         problems: list[str] = []
         values = _read_file(environ.get(f"{PREFIX}CONFIG", ""))
         for name, text in sorted(environ.items()):
-            if not name.startswith(PREFIX) or name.startswith(TEST_PREFIX):
-                continue
-            if name == f"{PREFIX}CONFIG":
-                continue
-            path = name.removeprefix(PREFIX).lower().split("__")
-            if path[-1].endswith("_file") and not _is_field(path):
-                secret_path = [*path[:-1], path[-1].removesuffix("_file")]
-                if not _is_field(secret_path):
-                    problems.append(f"{name}: unknown name")
-                    continue
+            is_ours = name.startswith(PREFIX) and not name.startswith(TEST_PREFIX)
+            if is_ours and name != f"{PREFIX}CONFIG":
                 try:
-                    text = Path(text).read_text(encoding="utf-8").strip()  # noqa: PLW2901
-                except (OSError, UnicodeDecodeError) as error:
-                    problems.append(f"{name}: cannot read the file: {error}")
-                    continue
-                path = secret_path
-            if not _is_field(path):
-                problems.append(f"{name}: unknown name")
-                continue
-            _put(values, path, text)
-        for name, path in (
-            ("PUBLIC_KEY_PATH", ["auth", "public_key_path"]),
-            ("AUTH_DISABLED", ["auth", "disabled"]),
-            ("TEST_MODE", ["auth", "disabled"]),
-        ):
-            if environ.get(name):
-                # Either switch turns authentication off; "false" in one never undoes the other.
-                if path[-1] == "disabled" and environ[name].lower() in ("0", "false", "no", "off"):
-                    continue
-                _put(values, path, environ[name])
+                    _put(values, *_locate(name, text))
+                except ValueError as error:
+                    problems.append(f"{name}: {error}")
+        if environ.get("PUBLIC_KEY_PATH"):
+            _put(values, ["auth", "public_key_path"], environ["PUBLIC_KEY_PATH"])
+        for switch in ("AUTH_DISABLED", "TEST_MODE"):
+            # Either turns authentication off; "false" in one never undoes the other.
+            if environ.get(switch, "").lower() not in ("", "0", "false", "no", "off"):
+                _put(values, ["auth", "disabled"], environ[switch])
         try:
             settings = cls.model_validate(values)
         except ValidationError as error:
@@ -321,6 +300,20 @@ def _read_file(name: str) -> dict[str, Any]:
         return tomllib.loads(Path(name).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"{PREFIX}CONFIG={name}: {error}") from error
+
+
+def _locate(name: str, text: str) -> tuple[list[str], str]:
+    """Return the field's path and its value, read from a file where the name ends in _FILE."""
+    path = name.removeprefix(PREFIX).lower().split("__")
+    if _is_field(path):
+        return path, text
+    secret = [*path[:-1], path[-1].removesuffix("_file")]
+    if not path[-1].endswith("_file") or not _is_field(secret):
+        raise ValueError("unknown name")
+    try:
+        return secret, Path(text).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"cannot read the file: {error}") from error
 
 
 def _is_field(path: list[str]) -> bool:

@@ -87,8 +87,8 @@ class Stage(Generic[In, Out]):
             raise StageClosedError(self.name)
         outcome: asyncio.Future[Out] = asyncio.get_running_loop().create_future()
         await self._waiting.put((item, outcome))
-        if self._closed and not outcome.done():
-            # `close` may have emptied the queue while `put` waited for room.
+        if not self._tasks:
+            # `close` emptied the queue while `put` waited for room: nobody will take the item.
             raise StageClosedError(self.name)
         return await outcome
 

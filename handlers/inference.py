@@ -1,0 +1,115 @@
+"""MLInference: what every model is to us, and Provenance: what it says about itself."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeAlias, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from daemon.jobs import JsonObject
+
+Result = TypeVar("Result")
+Pixels: TypeAlias = NDArray[np.uint8]
+"""Upright RGB picture, uint8 [height, width, 3]."""
+Vector: TypeAlias = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Provenance:
+    """Which model, weights, device and precision really ran; goes into every result."""
+
+    model: str
+    """Architecture or file name, such as ViT-B-32-quickgelu."""
+    weights: str
+    """Where they came from: openai, a file name, or UNTRAINED."""
+    device: str
+    """The device that ran, such as cpu or cuda:0; never the one that was merely asked for."""
+    precision: str
+    """Arithmetic of the forward pass, such as fp32."""
+    notes: tuple[str, ...] = ()
+    """What a person must know of the result, such as estimated landmarks."""
+
+    def to_wire(self) -> JsonObject:
+        """Return the `inference` object of a result, still without its timings."""
+        wire: JsonObject = {
+            "model": self.model,
+            "weights": self.weights,
+            "device": self.device,
+            "precision": self.precision,
+        }
+        if self.notes:
+            wire["notes"] = list(self.notes)
+        return wire
+
+
+class MLInference(ABC, Generic[Result]):
+    """One model: found, loaded, run, unloaded.
+
+    Every method may block and none is safe to call from two threads at once: in the daemon they
+    run on the device lane only.
+    """
+
+    @abstractmethod
+    def resolve(self) -> None:
+        """Find the weights without loading them; does nothing the second time.
+
+        Raises:
+            ConfigError: they are absent or not what they should be; the message names the file
+                that was looked for and the mend.
+        """
+
+    @property
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """What two models must share for their vectors to be comparable; known after `resolve`."""
+
+    @property
+    @abstractmethod
+    def provenance(self) -> Provenance:
+        """What really runs; known after `load`."""
+
+    @abstractmethod
+    def load(self) -> None:
+        """Load the model and run it once; does nothing while it is loaded.
+
+        Raises:
+            ConfigError: the weights are absent, or not what they claim to be.
+        """
+
+    @abstractmethod
+    def unload(self) -> None:
+        """Give the memory back; the next inference loads again."""
+
+    @property
+    @abstractmethod
+    def is_loaded(self) -> bool:
+        """Whether the next inference needs no loading."""
+
+    @abstractmethod
+    def infer_batch(self, buffers: Sequence[NDArray[Any]]) -> list[Result]:
+        """Return one result for each buffer, in order, as `infer` would give it.
+
+        Raises:
+            PermanentError: a buffer has the wrong shape or type.
+        """
+
+    def infer(self, buffer: NDArray[Any], label: str = "") -> Result:
+        """Return the model's result for one buffer.
+
+        Args:
+            buffer: the concrete class says which shape, type and units.
+            label: names the picture in logs and errors; changes nothing else.
+
+        Raises:
+            PermanentError: the buffer has the wrong shape or type; the message carries the label.
+            ConfigError: the model had to be loaded and could not be.
+        """
+        self.load()
+        try:
+            return self.infer_batch([buffer])[0]
+        except Exception as error:
+            if label:
+                error.add_note(f"while inferring {label}")
+            raise
