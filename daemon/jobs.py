@@ -66,7 +66,7 @@ class Job:
     error_code: str | None = None
     """Stable code of the last error; empty while none happened."""
     error_message: str | None = None
-    """`code: sentence` of the error that ended it; empty unless status is error or sync_failed."""
+    """`code: sentence` of the last error; shown once status is error or sync_failed."""
     result: JsonObject | None = None
     """What the handler made of the picture; stored as soon as inference is over."""
     request_id: str | None = None
@@ -85,8 +85,8 @@ class Job:
     """Number of the job's latest event; rises by one an event."""
     reply_to: str | None = None
     """MQTT 5 response topic under inference/reply/; events are repeated there."""
-    correlation_data: bytes | None = None
-    """MQTT 5 correlation data of the request, returned on `reply_to`."""
+    correlation_data: str | None = None
+    """MQTT 5 correlation data of the request in base64, returned on `reply_to`."""
 
     def to_wire(self) -> JsonObject:
         """Return the body of GET /job/{job_id}: exactly the documented keys.
@@ -94,6 +94,7 @@ class Job:
         The result is shown once the job is terminal; a result that still waits for the media
         store is the daemon's own business.
         """
+        has_failed = self.status in (JobState.ERROR, JobState.SYNC_FAILED)
         return {
             "job_id": self.job_id,
             "task_type": self.task_type.value,
@@ -103,7 +104,7 @@ class Job:
             "created_at": self.created_at,
             "started_at": self.started_at,
             "completed_at": self.completed_at,
-            "error_message": self.error_message,
+            "error_message": self.error_message if has_failed else None,
             "result": self.result if self.status.is_terminal else None,
         }
 
@@ -124,3 +125,9 @@ def dump_json(value: Any) -> str:
         ValueError: the value holds NaN or infinity.
     """
     return json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def load_json(text: str) -> JsonObject:
+    """Return the JSON object in a text that this program wrote itself."""
+    value: JsonObject = json.loads(text)
+    return value

@@ -1,0 +1,244 @@
+"""The SQLite file: one writing connection with one door to it, one reading connection.
+
+Everything that changes the file goes through `Database.write`, which runs whole transactions one
+after the other. A second writing or checkpointing connection in this process is not allowed:
+SQLite before 3.51.3 can corrupt a WAL that two connections reset at once.
+"""
+
+import asyncio
+import hashlib
+import logging
+import sqlite3
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import aiosqlite
+
+from daemon.errors import ConfigError, StorageError
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+Row = aiosqlite.Row
+Connection = aiosqlite.Connection
+
+# UPDATE FROM 3.33, RETURNING 3.35, STRICT 3.37, ->> 3.38.
+OLDEST_SQLITE = (3, 38, 0)
+BUSY_TIMEOUT_MS = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Migration:
+    """One numbered step of the schema."""
+
+    version: int
+    name: str
+    sql: str
+
+    @property
+    def sha256(self) -> str:
+        """Digest of the text: a released step that was edited is refused."""
+        return hashlib.sha256(self.sql.encode()).hexdigest()
+
+
+def released_migrations() -> list[Migration]:
+    """Return the steps that this version brings, in order."""
+    folder = resources.files("daemon") / "migrations"
+    steps = []
+    for entry in sorted(folder.iterdir(), key=lambda found: found.name):
+        if entry.name.endswith(".sql"):
+            number, _, rest = entry.name.partition("_")
+            sql = entry.read_text(encoding="utf-8")
+            steps.append(Migration(int(number), rest.removesuffix(".sql"), sql))
+    return steps
+
+
+class Database:
+    """The open file; a context manager."""
+
+    def __init__(self, path: Path, migrations: Iterable[Migration] | None = None) -> None:
+        self._path = path
+        self._migrations = list(released_migrations() if migrations is None else migrations)
+        self._writer: Connection | None = None
+        self._reader: Connection | None = None
+        self._door = asyncio.Lock()
+        self._is_durable = False
+        self._running: set[asyncio.Task[Any]] = set()
+
+    async def __aenter__(self) -> Self:
+        if sqlite3.sqlite_version_info < OLDEST_SQLITE:
+            wanted = ".".join(map(str, OLDEST_SQLITE))
+            raise ConfigError(f"SQLite {sqlite3.sqlite_version} is too old; {wanted} is needed")
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._writer = await _connect(self._path)
+            await self._writer.execute("PRAGMA journal_mode = WAL")
+            await self._writer.execute("PRAGMA synchronous = NORMAL")
+            await _migrate(self._writer, self._path, self._migrations)
+            self._reader = await _connect(self._path)
+            await self._reader.execute("PRAGMA wal_autocheckpoint = 0")
+            await self._reader.execute("PRAGMA query_only = ON")
+        except (OSError, sqlite3.Error) as error:
+            await self.close()
+            raise ConfigError(f"cannot open the queue {self._path}: {error}") from error
+        except BaseException:
+            await self.close()
+            raise
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Let running transactions end, then close. Safe twice."""
+        if self._running:
+            await asyncio.wait(self._running)
+        for connection in (self._reader, self._writer):
+            if connection is not None:
+                await connection.close()
+        self._reader = self._writer = None
+
+    async def write(
+        self, work: Callable[[Connection], Awaitable[T]], *, durable: bool = False
+    ) -> T:
+        """Run `work` as one transaction and return what it returns.
+
+        The transaction runs to its end even if the caller is cancelled, so that an outcome that
+        exists is never half written. No network and no model call belongs into `work`.
+
+        Args:
+            work: gets the connection, inside BEGIN IMMEDIATE.
+            durable: the commit reaches the disk before this returns; otherwise it survives the
+                death of the process, but the last ones not a power cut.
+
+        Raises:
+            StorageError: nothing was written.
+        """
+        task = asyncio.create_task(self._transact(work, durable=durable), name="database-write")
+        self._running.add(task)
+        task.add_done_callback(self._ended)
+        return await asyncio.shield(task)
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._running.discard(task)
+        if not task.cancelled():
+            # The caller may be gone: an error nobody awaits must not be reported as lost.
+            task.exception()
+
+    async def read(self, sql: str, parameters: Iterable[Any] = ()) -> list[Row]:
+        """Return the rows of one query, as of the latest commit.
+
+        Raises:
+            StorageError: the query failed.
+        """
+        if self._reader is None:
+            raise StorageError("the queue is closed")
+        try:
+            return list(await self._reader.execute_fetchall(sql, parameters))
+        except sqlite3.Error as error:
+            raise StorageError(f"cannot read the queue: {error}") from error
+
+    async def _transact(self, work: Callable[[Connection], Awaitable[T]], *, durable: bool) -> T:
+        async with self._door:
+            if self._writer is None:
+                raise StorageError("the queue is closed")
+            try:
+                if durable is not self._is_durable:
+                    # Legal only outside a transaction. In WAL, FULL also syncs earlier commits.
+                    mode = "FULL" if durable else "NORMAL"
+                    await self._writer.execute(f"PRAGMA synchronous = {mode}")
+                    self._is_durable = durable
+                async with _transaction(self._writer):
+                    return await work(self._writer)
+            except sqlite3.Error as error:
+                raise StorageError(f"cannot write the queue: {error}") from error
+
+
+@asynccontextmanager
+async def _transaction(connection: Connection, mode: str = "IMMEDIATE") -> AsyncIterator[None]:
+    await connection.execute(f"BEGIN {mode}")
+    try:
+        yield
+        await connection.commit()
+    except BaseException:
+        await connection.rollback()
+        raise
+
+
+async def _connect(path: Path) -> Connection:
+    # isolation_level None: no implicit BEGIN; `write` is the only one who begins.
+    connection = await aiosqlite.connect(path, isolation_level=None)
+    connection.row_factory = sqlite3.Row
+    await connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
+    await connection.execute("PRAGMA foreign_keys = ON")
+    return connection
+
+
+async def _migrate(connection: Connection, path: Path, migrations: list[Migration]) -> None:
+    """Bring the schema up to date, each step in a transaction of its own.
+
+    Raises:
+        ConfigError: the file is newer than this version, or a released step was changed.
+    """
+    async with _transaction(connection, "EXCLUSIVE"):
+        await connection.execute(
+            "CREATE TABLE IF NOT EXISTS schema_migrations ("
+            " version INTEGER PRIMARY KEY, name TEXT NOT NULL, sha256 TEXT NOT NULL,"
+            " applied_at INTEGER NOT NULL) STRICT"
+        )
+    rows = await connection.execute_fetchall("SELECT version, sha256 FROM schema_migrations")
+    applied = {row["version"]: row["sha256"] for row in rows}
+    newest = max((step.version for step in migrations), default=0)
+    if applied and max(applied) > newest:
+        raise ConfigError(
+            f"{path} has schema {max(applied)}, this version knows {newest}: use a newer inferd"
+        )
+    for step in migrations:
+        if applied.get(step.version, step.sha256) != step.sha256:
+            raise ConfigError(f"migration {step.version} of {path} differs from this version's")
+    pending = [step for step in migrations if step.version not in applied]
+    if applied and pending:
+        backup = path.with_name(f"{path.name}.before-{pending[0].version:04}")
+        if not await asyncio.to_thread(backup.exists):
+            await connection.execute("VACUUM INTO ?", (str(backup),))
+            log.info("schema changes; the queue was copied to %s first", backup)
+    for step in pending:
+        await _apply(connection, step)
+
+
+async def _apply(connection: Connection, step: Migration) -> None:
+    async with _transaction(connection, "EXCLUSIVE"):
+        # The ledger first: of two daemons that start at once, the second finds the row.
+        cursor = await connection.execute(
+            "INSERT INTO schema_migrations VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",
+            (step.version, step.name, step.sha256, time.time_ns() // 1_000_000),
+        )
+        if cursor.rowcount == 0:
+            return
+        for statement in split_statements(step.sql):
+            await connection.execute(statement)
+        await connection.execute(f"PRAGMA user_version = {step.version}")
+
+
+def split_statements(sql: str) -> list[str]:
+    """Return the statements of a script; executescript would commit behind our back."""
+    statements, current = [], ""
+    for line in sql.splitlines(keepends=True):
+        current += line
+        if sqlite3.complete_statement(current):
+            statements.append(current.strip())
+            current = ""
+    if any(line.strip() and not line.strip().startswith("--") for line in current.splitlines()):
+        raise ValueError("the script ends inside a statement")
+    return statements

@@ -1,0 +1,136 @@
+"""The one event shape of the wire, and which topics an event goes to."""
+
+import hashlib
+import uuid
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+from daemon import topics
+from daemon.errors import InvalidRequestError
+from daemon.jobs import Job, JobState, JsonObject, dump_json
+
+NAMESPACE = uuid.UUID("8d4a1a0e-33f4-5e0c-9a53-6d1d3a1f6d5b")
+"""Namespace of event ids: the same event has the same id however often it is sent."""
+
+
+class Event(StrEnum):
+    """Last level of an event's topic; the event field says `job_` before it."""
+
+    ACCEPTED = "accepted"
+    REJECTED = "rejected"
+    STARTED = "started"
+    PROGRESS = "progress"
+    COMPLETED = "completed"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """What goes to the broker, QoS 1 and not retained."""
+
+    topic: str
+    payload: str
+    correlation_data: str | None = None
+    """MQTT 5 correlation data in base64."""
+
+
+def job_messages(
+    event: Event, job: Job, *, worker_id: str, now: int, **extra: bool
+) -> list[Message]:
+    """Return an event of a job as messages: its own topic, and the client's reply topic if any.
+
+    `extra` stands beside `data` in the envelope. The job's `seq` must be that of this event.
+    """
+    envelope: JsonObject = {
+        "v": 1,
+        "event": f"job_{event}",
+        "event_id": str(uuid.uuid5(NAMESPACE, f"{job.job_id}:{job.seq}:{event}")),
+        "seq": job.seq,
+        "timestamp": now,
+        "job_id": job.job_id,
+        "request_id": job.request_id,
+        "worker_id": worker_id,
+        "status": job.status.value,
+        "data": job.to_wire(),
+        **extra,
+    }
+    return _addressed(topics.job_event(job.job_id, event), envelope, job)
+
+
+def terminal_events(status: JobState) -> int:
+    """Return how many events reaching a state makes, which is how far seq rises."""
+    if not status.is_terminal:
+        return 0
+    return 1 if status is JobState.COMPLETED else 2
+
+
+def terminal_messages(job: Job, *, worker_id: str, now: int) -> list[Message]:
+    """Return what a terminal state says: `completed` always, `failed` too unless all went well.
+
+    A client that knows only the documented topic must never wait for ever. The job's `seq` must
+    be that of the last of these events.
+    """
+    if job.status is JobState.COMPLETED:
+        return job_messages(Event.COMPLETED, job, worker_id=worker_id, now=now)
+    first = replace(job, seq=job.seq - 1)
+    return [
+        *job_messages(Event.COMPLETED, first, worker_id=worker_id, now=now),
+        *job_messages(Event.FAILED, job, worker_id=worker_id, now=now),
+    ]
+
+
+def rejection_message(
+    *,
+    error: InvalidRequestError | None = None,
+    code: str | None = None,
+    message: str | None = None,
+    topic_task: str,
+    body: bytes,
+    job_id: str | None,
+    request_id: str | None,
+    worker_id: str,
+    now: int,
+    existing_job_id: str | None = None,
+    retry_after_ms: int | None = None,
+) -> Message:
+    """Return a `rejected` event; a request without a usable job_id becomes a dead letter.
+
+    Its seq is 0, since no job counts it, and its id follows from what came and why it was
+    refused, so that a redelivered request repeats the event instead of making another.
+    """
+    data: JsonObject = {
+        "code": error.code if error else code,
+        "message": error.message if error else message,
+    }
+    if error and error.field:
+        data["field"] = error.field
+    if existing_job_id:
+        data["existing_job_id"] = existing_job_id
+    if retry_after_ms is not None:
+        data["retry_after_ms"] = retry_after_ms
+    digest = hashlib.sha256(body).hexdigest()
+    if job_id is None:
+        data["sha256"] = digest
+        data["body"] = body[:200].decode("utf-8", "replace")
+    envelope: JsonObject = {
+        "v": 1,
+        "event": f"job_{Event.REJECTED}",
+        "event_id": str(uuid.uuid5(NAMESPACE, f"{topic_task}:{digest}:{data['code']}")),
+        "seq": 0,
+        "timestamp": now,
+        "job_id": job_id,
+        "request_id": request_id,
+        "worker_id": worker_id,
+        "status": "rejected",
+        "data": data,
+    }
+    topic = topics.job_event(job_id, Event.REJECTED) if job_id else topics.dead_letter(topic_task)
+    return Message(topic, dump_json(envelope))
+
+
+def _addressed(topic: str, envelope: JsonObject, job: Job) -> list[Message]:
+    payload = dump_json(envelope)
+    messages = [Message(topic, payload)]
+    if job.reply_to:
+        messages.append(Message(job.reply_to, payload, job.correlation_data))
+    return messages

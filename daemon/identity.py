@@ -1,0 +1,54 @@
+"""Who a process is, so that another one can tell whether it still lives."""
+
+import os
+import socket
+from pathlib import Path
+
+FIELDS = 5
+
+
+def own_identity() -> str:
+    """Return host, boot, pid namespace, pid and start time of this process, joined by '/'.
+
+    A pid alone comes back; with the boot and the start time it does not.
+    """
+    start = _start_time(os.getpid()) or "0"
+    return "/".join([*_here(), str(os.getpid()), start])
+
+
+def is_dead(identity: str) -> bool:
+    """Whether a process is known to be gone; False where that cannot be told from here."""
+    parts = identity.split("/")
+    if len(parts) != FIELDS:
+        return False
+    host, boot, namespace, pid, start = parts
+    own_host, own_boot, own_namespace = _here()
+    if host != own_host:
+        return False
+    if boot != own_boot:
+        return True
+    if namespace != own_namespace:
+        return False
+    return not pid.isdigit() or _start_time(int(pid)) != start
+
+
+def _here() -> tuple[str, str, str]:
+    boot = _read("/proc/sys/kernel/random/boot_id")
+    try:
+        namespace = str(Path("/proc/self/ns/pid").stat().st_ino)
+    except OSError:
+        namespace = ""
+    return socket.gethostname().replace("/", "_"), boot, namespace
+
+
+def _start_time(pid: int) -> str | None:
+    # Field 22 of stat, counted after the command, which may itself hold spaces and brackets.
+    fields = _read(f"/proc/{pid}/stat").rpartition(")")[2].split()
+    return fields[19] if len(fields) > 19 else None  # noqa: PLR2004 - the field's place
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return ""

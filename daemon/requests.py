@@ -1,0 +1,160 @@
+"""What a client may ask: the body of a request, from bytes to a checked JobRequest."""
+
+import json
+import unicodedata
+from typing import Annotated, Any, NoReturn
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from daemon.errors import InvalidRequestError
+from daemon.jobs import MAX_MEDIA_STORE_ID, JsonObject, TaskType
+from daemon.topics import is_job_id, is_reply_topic
+
+MAX_REQUEST_ID = 256
+MAX_TIME_MS = 2**53
+"""Times beyond it are not exact in every client's JSON."""
+
+
+def _media_store_id(value: Any) -> Any:
+    """Accept an int, or its plain decimal text as the origin's clients send it."""
+    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) <= 19:  # noqa: PLR2004 - digits of 2**63
+        return int(value)
+    return value
+
+
+def _job_id(value: Any) -> Any:
+    if isinstance(value, str) and not is_job_id(value):
+        raise ValueError("must be a UUID such as 550e8400-e29b-41d4-a716-446655440000")
+    return value
+
+
+def _reply_topic(value: Any) -> Any:
+    if isinstance(value, str) and not is_reply_topic(value):
+        raise ValueError("must be a topic below inference/reply/, without wildcards")
+    return value
+
+
+def _text(value: Any) -> Any:
+    # Control characters could forge log lines; lone surrogates cannot be written at all.
+    if isinstance(value, str) and not is_plain_text(value):
+        raise ValueError("must be Unicode text without control characters")
+    return value
+
+
+def is_plain_text(text: str) -> bool:
+    """Whether a text can be stored, logged and sent: no control characters, no surrogates."""
+    return not any(unicodedata.category(char) in ("Cc", "Cs") for char in text)
+
+
+class JobRequest(BaseModel):
+    """The body of `inference/request/{task_type}` and of POST /job/{task_type}.
+
+    Unknown fields are refused: a misspelt option must not become a silent default.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    media_store_id: Annotated[int, BeforeValidator(_media_store_id)] = Field(
+        ge=0, le=MAX_MEDIA_STORE_ID
+    )
+    priority: int = Field(5, ge=0, le=10)
+    job_id: Annotated[str, BeforeValidator(_job_id)] | None = None
+    request_id: Annotated[str, BeforeValidator(_text)] | None = Field(
+        None, max_length=MAX_REQUEST_ID
+    )
+    expires_at: int | None = Field(None, ge=0, le=MAX_TIME_MS)
+    force: bool = False
+    reply_to: Annotated[str, BeforeValidator(_text), BeforeValidator(_reply_topic)] | None = None
+    v: int | None = Field(None, ge=1, le=1)
+
+
+def parse_task_type(text: str) -> TaskType:
+    """Return the task type.
+
+    Raises:
+        InvalidRequestError: code unknown_task.
+    """
+    try:
+        return TaskType(text)
+    except ValueError:
+        known = ", ".join(TaskType)
+        raise InvalidRequestError(
+            f"task_type must be one of {known}", code="unknown_task", field="task_type"
+        ) from None
+
+
+def parse_json(body: bytes) -> JsonObject:
+    """Return the JSON object in a body; NaN, infinity and broken UTF-8 are refused.
+
+    Raises:
+        InvalidRequestError: code invalid_json, or invalid_request where it is no object.
+    """
+    try:
+        value = json.loads(body.decode("utf-8"), parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        # ValueError covers broken UTF-8, bad JSON and integers of thousands of digits.
+        raise InvalidRequestError(
+            f"the body is not JSON: {_brief(error)}", code="invalid_json"
+        ) from None
+    if not isinstance(value, dict):
+        raise InvalidRequestError("the body must be a JSON object")
+    return value
+
+
+def parse_request(body: JsonObject) -> JobRequest:
+    """Return the checked request.
+
+    Raises:
+        InvalidRequestError: code invalid_request; names the first field at fault, and carries
+            the job_id and request_id where those are usable.
+    """
+    try:
+        return JobRequest.model_validate(body)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        field = str(first["loc"][0]) if first["loc"] else None
+        job_id, request_id = body.get("job_id"), body.get("request_id")
+        raise InvalidRequestError(
+            _explain(field, first["type"], first["msg"]),
+            field=_printable(field),
+            job_id=job_id if isinstance(job_id, str) and is_job_id(job_id) else None,
+            request_id=request_id if _is_request_id(request_id) else None,
+        ) from None
+
+
+def is_missing_or_mistyped(body: JsonObject, field: str | None) -> bool:
+    """Tell HTTP's 422 from its 400: only a priority that is a number out of range is a 400."""
+    priority = body.get("priority")
+    is_number = isinstance(priority, int) and not isinstance(priority, bool)
+    return not (field == "priority" and is_number)
+
+
+def _is_request_id(value: Any) -> bool:
+    return isinstance(value, str) and len(value) <= MAX_REQUEST_ID and is_plain_text(value)
+
+
+def _explain(field: str | None, kind: str, message: str) -> str:
+    name = _printable(field)
+    if kind == "missing":
+        return f"{name} is missing"
+    if kind == "extra_forbidden":
+        return f"{name} is not a field of a request"
+    return f"{name}: {message.removeprefix('Value error, ')}"
+
+
+def _printable(text: str | None) -> str | None:
+    if text is None:
+        return None
+    return text.encode("ascii", "backslashreplace").decode()[:64]
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _brief(error: Exception) -> str:
+    if isinstance(error, UnicodeDecodeError):
+        return "broken UTF-8"
+    if isinstance(error, RecursionError):
+        return "nested too deeply"
+    return str(error)[:200]

@@ -1,0 +1,125 @@
+"""Every SQL statement of the queue by name; the contract tests hold their plans to the indexes."""
+
+# Statuses are literals: a bound one would keep SQLite from the partial indexes.
+FIND = "SELECT * FROM jobs WHERE job_id = ?"
+FIND_JOBS = "SELECT * FROM jobs WHERE job_id IN (SELECT value FROM json_each(?))"
+FIND_PAIRS = """
+SELECT jobs.* FROM json_each(?) AS pair CROSS JOIN jobs
+WHERE jobs.media_store_id = pair.value ->> 0 AND jobs.task_type = pair.value ->> 1
+  AND jobs.status IN ('pending', 'processing', 'completed')
+"""
+INSERT = """
+INSERT INTO jobs (job_id, task_type, media_store_id, priority, rank, created_at, expires_at,
+                  request_id, reply_to, correlation_data, seq)
+SELECT value ->> 0, value ->> 1, value ->> 2, value ->> 3, value ->> 4, value ->> 5, value ->> 6,
+       value ->> 7, value ->> 8, value ->> 9, 1
+FROM json_each(?)
+"""
+# A newer job of the pair takes over: an older result is no longer delivered.
+SUPERSEDE_SYNC = """
+UPDATE jobs SET run_at = NULL
+WHERE status = 'sync_failed' AND run_at IS NOT NULL
+  AND (media_store_id, task_type) IN (SELECT value ->> 0, value ->> 1 FROM json_each(?))
+"""
+COUNT_EVENTS = """
+UPDATE jobs SET seq = seq + (told.value ->> 1) FROM json_each(?) AS told
+WHERE jobs.job_id = told.value ->> 0
+"""
+ANNOUNCE = """
+INSERT INTO outbox (owner, created_at, topic, payload, correlation_data)
+SELECT ?, ?, value ->> 0, value ->> 1, value ->> 2 FROM json_each(?)
+"""
+PROMOTE = """
+UPDATE jobs SET run_at = NULL WHERE status = 'pending' AND run_at IS NOT NULL AND run_at <= ?
+"""
+LEASE = """
+UPDATE jobs SET status = 'processing', attempt = attempt + 1, fence = fence + 1, seq = seq + 1,
+                worker = ?, started_at = ?, lease_until = ?
+WHERE id IN (SELECT id FROM jobs
+             WHERE status = 'pending' AND run_at IS NULL AND lost = 0 AND task_type = ?
+             ORDER BY rank, id LIMIT ?)
+RETURNING *
+"""
+LEASE_SUSPECT = """
+UPDATE jobs SET status = 'processing', attempt = attempt + 1, fence = fence + 1, seq = seq + 1,
+                worker = ?, started_at = ?, lease_until = ?
+WHERE id = (SELECT id FROM jobs
+            WHERE status = 'pending' AND run_at IS NULL AND lost > 0
+              AND task_type IN (SELECT value FROM json_each(?))
+            ORDER BY rank, id LIMIT 1)
+RETURNING *
+"""
+HAS_SUSPECT = """
+SELECT 1 FROM jobs WHERE status = 'pending' AND run_at IS NULL AND lost > 0
+  AND task_type IN (SELECT value FROM json_each(?)) LIMIT 1
+"""
+RENEW = """
+UPDATE jobs SET lease_until = ? FROM json_each(?) AS held
+WHERE jobs.job_id = held.value ->> 0 AND jobs.status = 'processing'
+  AND jobs.fence = held.value ->> 1
+RETURNING job_id
+"""
+SETTLE = """
+UPDATE jobs SET status = new.value ->> 'status', completed_at = new.value ->> 'completed_at',
+    run_at = new.value ->> 'run_at', attempt = max(0, attempt - (new.value ->> 'given_back')),
+    lost = lost + (new.value ->> 'lost'), worker = NULL, lease_until = NULL,
+    error_code = new.value ->> 'error_code', error_message = new.value ->> 'error_message',
+    result = coalesce(new.value ->> 'result', result),
+    sync_attempt = sync_attempt + (new.value ->> 'sync_attempt'),
+    waiting_since = CASE WHEN new.value ->> 'is_waiting' THEN coalesce(waiting_since, ?1) END,
+    seq = seq + (new.value ->> 'events')
+FROM json_each(?2) AS new
+WHERE jobs.job_id = new.value ->> 'job_id' AND jobs.status = 'processing'
+  AND jobs.fence = new.value ->> 'fence'
+RETURNING *
+"""
+FIND_EXPIRED = "SELECT * FROM jobs WHERE status = 'processing' AND lease_until < ?"
+FIND_WORKERS = "SELECT DISTINCT worker FROM jobs WHERE status = 'processing'"
+FIND_OWNERS = "SELECT DISTINCT owner FROM outbox"
+FIND_HELD_BY = """
+SELECT * FROM jobs WHERE status = 'processing' AND worker IN (SELECT value FROM json_each(?))
+"""
+ADOPT = "UPDATE outbox SET owner = ? WHERE owner IN (SELECT value FROM json_each(?))"
+CANCEL = """
+UPDATE jobs SET status = 'error', completed_at = ?, run_at = NULL, error_code = 'cancelled',
+                error_message = 'cancelled: the job was cancelled before it began', seq = seq + 2
+WHERE job_id = ? AND status = 'pending' RETURNING *
+"""
+REQUEUE = """
+UPDATE jobs SET status = 'pending', completed_at = NULL, run_at = NULL, attempt = 0, lost = 0,
+                sync_attempt = 0, waiting_since = NULL, error_code = NULL, error_message = NULL,
+                seq = seq + 1
+WHERE job_id = ? AND status IN ('error', 'sync_failed') RETURNING *
+"""
+FORGET = "DELETE FROM jobs WHERE job_id = ? AND completed_at IS NOT NULL"
+DROP = "DELETE FROM jobs WHERE job_id = ?"
+DUE_SYNC = """
+SELECT * FROM jobs WHERE status = 'sync_failed' AND run_at IS NOT NULL AND run_at <= ?
+ORDER BY run_at LIMIT ?
+"""
+HEAL = """
+UPDATE jobs SET status = 'completed', run_at = NULL, error_code = NULL, error_message = NULL,
+                completed_at = ?, seq = seq + 1
+WHERE job_id = ? AND status = 'sync_failed' AND run_at IS NOT NULL RETURNING *
+"""
+DELAY_SYNC = """
+UPDATE jobs SET run_at = ?, sync_attempt = sync_attempt + 1, error_code = ?, error_message = ?
+WHERE job_id = ? AND status = 'sync_failed' AND run_at IS NOT NULL
+"""
+COUNT_PENDING = """
+SELECT count(*) FROM (SELECT 1 FROM jobs WHERE status = 'pending' AND run_at IS NULL AND lost = 0
+                      LIMIT ?)
+"""
+COUNT_LIVE = """
+SELECT (SELECT count(*) FROM jobs WHERE status = 'pending' AND run_at IS NULL AND lost = 0),
+       (SELECT count(*) FROM jobs WHERE status = 'pending' AND run_at IS NOT NULL),
+       (SELECT count(*) FROM jobs WHERE status = 'pending' AND run_at IS NULL AND lost > 0),
+       (SELECT count(*) FROM jobs WHERE status = 'processing'),
+       (SELECT count(*) FROM outbox)
+"""
+PRUNE = """
+DELETE FROM jobs WHERE id IN (
+    SELECT id FROM jobs WHERE completed_at IS NOT NULL AND completed_at < ?
+      AND NOT (status = 'sync_failed' AND run_at IS NOT NULL)
+    ORDER BY completed_at LIMIT ?)
+"""

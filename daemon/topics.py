@@ -1,0 +1,47 @@
+"""The topic grammar: builds and parses names, and knows which words are safe in one."""
+
+import re
+
+ROOT = "inference"
+REQUEST_FILTER = f"{ROOT}/request/+"
+
+_UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+_WORD = re.compile(r"[a-z][a-z0-9_]{0,63}")
+_REPLY = re.compile(rf"{ROOT}/reply(/[^/+#$\x00-\x1f\x7f]+)+")
+
+MAX_REPLY_BYTES = 256
+
+
+def is_job_id(text: str) -> bool:
+    """Whether a text may be a job_id: a UUID in its usual spelling, of either case."""
+    return _UUID.fullmatch(text) is not None
+
+
+def is_reply_topic(text: str) -> bool:
+    """Whether events may be sent there: only below inference/reply/, no wildcards, 256 bytes.
+
+    Anything else would let one client make the daemon write into another's topics.
+    """
+    return len(text.encode(errors="replace")) <= MAX_REPLY_BYTES and bool(_REPLY.fullmatch(text))
+
+
+def job_event(job_id: str, event: str) -> str:
+    """Return the topic of a job's event, such as `accepted` or `completed`."""
+    return f"{ROOT}/job/{job_id}/{event}"
+
+
+def dead_letter(task_type: str) -> str:
+    """Return the topic for requests that have no usable job_id to answer to."""
+    return f"{ROOT}/rejected/{task_type if _WORD.fullmatch(task_type) else 'unknown'}"
+
+
+def availability(worker_id: str) -> str:
+    """Return the retained topic that says whether a daemon is online."""
+    return f"{ROOT}/worker/{worker_id}/availability"
+
+
+def requested_task(topic: str) -> str | None:
+    """Return the last level of a request topic, or None for any other topic."""
+    prefix = f"{ROOT}/request/"
+    task = topic.removeprefix(prefix)
+    return task if topic.startswith(prefix) and task and "/" not in task else None
