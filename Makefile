@@ -1,0 +1,74 @@
+# Everything a person or a machine types. `make` alone lists it.
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+# Two installs at a time would fight over apt's lock.
+.NOTPARALLEL:
+
+# Debian puts mosquitto where a user's PATH does not look.
+export PATH := $(PATH):/usr/local/sbin:/usr/sbin
+# The Python that makes .venv; empty: the first that fits.
+export PYTHON ?=
+# An index with PyTorch's CPU wheels; empty: pip's own settings, else the registry's CUDA build.
+export TORCH_INDEX ?=
+# Further words for demo, run and test.
+ARGS ?=
+
+# GPU=1 and GPU=0 choose; without either, what is installed stays.
+ifeq ($(GPU),1)
+flavour := gpu
+else ifeq ($(GPU),0)
+flavour := cpu
+else
+flavour := $(if $(wildcard .venv/.inferd-gpu),gpu,cpu)
+endif
+
+venv := .venv
+python := $(venv)/bin/python
+installed := $(venv)/.inferd-$(flavour)
+installed_dev := $(venv)/.inferd-dev
+
+.PHONY: help setup setup-dev mosquitto demo run test check lock clean
+
+help: ## list these targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(installed) ## install into .venv (GPU=1: the CUDA build; again: nothing to do)
+
+demo: setup mosquitto ## show it: real pictures in, events, vectors and a search out
+	@$(python) -m demos.quickstart $(ARGS)
+
+run: setup mosquitto ## as demo, and stay up until Ctrl-C
+	@$(python) -m demos.quickstart --stay $(ARGS)
+
+test: setup-dev mosquitto ## all tests (ARGS='-k name' for some)
+	@$(python) -m pytest $(ARGS)
+
+check: setup-dev ## formatting, lint, types and the import rule
+	$(venv)/bin/ruff format --check .
+	$(venv)/bin/ruff check .
+	$(venv)/bin/mypy
+	$(python) -m pytest -q tests/unit/test_architecture.py
+
+lock: ## resolve pyproject.toml again and rewrite requirements/*.txt
+	@python=$$(.ci/ensure-python.sh) && requirements/update.sh "$$python"
+
+clean: ## remove .venv and caches (never ./data)
+	rm -rf $(venv) .mypy_cache .pytest_cache .ruff_cache build *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+setup-dev: $(installed) $(installed_dev)
+
+mosquitto:
+	@.ci/ensure-mosquitto.sh
+
+# Made afresh when a list changes or the flavour does: onnxruntime and onnxruntime-gpu own the same
+# folder, so neither can be replaced by the other in place.
+$(installed): requirements/base.txt requirements/torch.txt requirements/torch-cpu.txt requirements/$(flavour).txt
+	@python=$$(.ci/ensure-python.sh) && echo "== making $(venv) with $$python" && rm -rf $(venv) && "$$python" -m venv $(venv)
+	@requirements/install.sh $(venv) $(flavour)
+	@touch $@
+
+$(installed_dev): requirements/dev.txt $(installed)
+	@requirements/install.sh $(venv) dev
+	@touch $@
