@@ -2,6 +2,7 @@
 
 import json
 import unicodedata
+from dataclasses import dataclass
 from typing import Annotated, Any, NoReturn
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -44,6 +45,18 @@ def _text(value: Any) -> Any:
 def is_plain_text(text: str) -> bool:
     """Whether a text can be stored, logged and sent: no control characters, no surrogates."""
     return not any(unicodedata.category(char) in ("Cc", "Cs") for char in text)
+
+
+@dataclass(frozen=True, slots=True)
+class MqttRequest:
+    """A message to a request topic, as it came."""
+
+    topic: str
+    payload: bytes
+    is_retained: bool = False
+    response_topic: str | None = None
+    correlation_data: str | None = None
+    """In base64."""
 
 
 class JobRequest(BaseModel):

@@ -1,0 +1,421 @@
+"""The link to the broker: the only module that knows gmqtt, and hides its sharp edges.
+
+What it promises: a request is acknowledged only after `on_request` returned; `publish` returns
+once the broker confirmed and tells its reason code; a lost connection fails every publish that
+was under way, is noticed even if the peer froze, and is made anew with growing, jittered waits.
+What is not confirmed is the outbox's to send again: gmqtt itself never replays anything.
+
+Written against gmqtt 0.8 (pinned). Every connection gets a client of its own, since gmqtt's
+survives a reconnect with acknowledgements, packet ids and messages of the connection before.
+"""
+
+import asyncio
+import base64
+import contextlib
+import logging
+import random
+import ssl
+import struct
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Protocol
+from urllib.parse import unquote, urlsplit
+
+import gmqtt
+from gmqtt.mqtt.constants import MQTTv50, MQTTv311
+
+from daemon import topics
+from daemon.errors import ConfigError, PublishError
+from daemon.jobs import dump_json
+from daemon.requests import MqttRequest
+from daemon.settings import MqttSettings
+
+log = logging.getLogger(__name__)
+
+FIRST_WAIT_SECONDS = 0.2
+LONGEST_WAIT_SECONDS = 10.0
+DISCONNECT_SECONDS = 1.0
+WILL_DELAY_SECONDS = 5
+NEVER_RECONNECT = -2
+"""gmqtt reconnects once with 0 and for ever with -1."""
+SPARE_IDS = 3
+"""gmqtt runs out of packet ids before the broker's window is full, and SUBSCRIBE shares them."""
+MOST_UNCONFIRMED = 1024
+HEADER_BYTES = 512
+"""Room for topic, properties and headers beside a payload."""
+REFUSED = 0x80
+"""Reason codes from here on are refusals."""
+
+
+OnRequest = Callable[[MqttRequest], Awaitable[None]]
+"""Returns once a request is durable or durably refused; raises only if it could not be stored."""
+
+
+class TooLargeError(PublishError):
+    """The broker said at connect that it takes no packet of this size."""
+
+    default_code = "too_large"
+
+
+class Link(Protocol):
+    """What the daemon needs of a broker connection; the tests hold any implementation to it."""
+
+    async def run(self) -> None:
+        """Connect, subscribe and reconnect until cancelled."""
+
+    @property
+    def is_up(self) -> bool:
+        """Whether the latest connection stands and is subscribed."""
+
+    async def wait_up(self) -> None:
+        """Return once the link is up."""
+
+    async def publish(
+        self,
+        topic: str,
+        payload: bytes,
+        *,
+        retain: bool = False,
+        correlation_data: str | None = None,
+    ) -> int:
+        """Send with QoS 1 and return the PUBACK's reason code, below 0x80.
+
+        Raises:
+            TooLargeError: the broker does not take it.
+            PublishError: not connected, not confirmed in time, or refused (with reason_code).
+        """
+
+
+class MqttLink:
+    """The gmqtt implementation of Link."""
+
+    def __init__(
+        self,
+        settings: MqttSettings,
+        *,
+        subscriptions: Sequence[str],
+        on_request: OnRequest,
+    ) -> None:
+        self._settings = settings
+        self._subscriptions = subscriptions
+        self._on_request = on_request
+        self._up = asyncio.Event()
+        self._state = "online"
+        self._client: Any = None
+        self._unconfirmed: dict[int, asyncio.Future[int]] = {}
+        self._sent = _SentIds()
+        self._window = asyncio.Semaphore(1)
+        self._most_bytes = 0
+        self._parting = asyncio.Event()
+        self.connects = 0
+        self.last_error: str | None = None
+
+    @property
+    def is_up(self) -> bool:
+        """Whether the latest connection stands and is subscribed."""
+        return self._up.is_set()
+
+    async def wait_up(self) -> None:
+        """Return once the link is up."""
+        await self._up.wait()
+
+    async def run(self) -> None:
+        """Connect, subscribe and reconnect until cancelled; then say offline and disconnect."""
+        wait = FIRST_WAIT_SECONDS
+        while True:
+            connects = self.connects
+            try:
+                await self._connect_once()
+            except (OSError, TimeoutError, gmqtt.MQTTConnectError, PublishError) as error:
+                self.last_error = _brief(error)
+                log.warning("the broker is away: %s", self.last_error)
+            if self.connects > connects:
+                wait = FIRST_WAIT_SECONDS
+            await asyncio.sleep(wait * random.uniform(0.5, 1))  # noqa: S311 - spreads load
+            wait = min(wait * 2, LONGEST_WAIT_SECONDS)
+
+    async def drain(self) -> None:
+        """Confirm no further requests and say so; the broker keeps what comes meanwhile."""
+        self._state = "draining"
+        if self.is_up:
+            with contextlib.suppress(PublishError):
+                await self._say_state("draining", "shutdown")
+
+    async def publish(
+        self,
+        topic: str,
+        payload: bytes,
+        *,
+        retain: bool = False,
+        correlation_data: str | None = None,
+    ) -> int:
+        """Send with QoS 1 and return the PUBACK's reason code, below 0x80.
+
+        Raises:
+            TooLargeError: the broker does not take it.
+            PublishError: not connected, not confirmed in time, or refused (with reason_code).
+        """
+        client, window = self._client, self._window
+        if client is None:
+            raise PublishError("not connected to the broker")
+        if len(payload) + len(topic.encode()) + HEADER_BYTES > self._most_bytes:
+            # gmqtt would send it, be disconnected for it, and send it again for ever.
+            raise TooLargeError(f"{len(payload)} bytes are more than the broker takes")
+        properties = {}
+        if correlation_data is not None and self._settings.version == "5":
+            properties["correlation_data"] = base64.b64decode(correlation_data)
+        try:
+            async with asyncio.timeout(self._settings.publish_timeout_seconds), window:
+                if self._client is not client:
+                    raise PublishError("the connection was lost")
+                client.publish(topic, payload, qos=1, retain=retain, **properties)
+                # Nothing awaits between sending and this: the PUBACK cannot be missed.
+                confirmed = asyncio.get_running_loop().create_future()
+                mid = self._sent.latest
+                self._unconfirmed[mid] = confirmed
+                try:
+                    code: int = await confirmed
+                finally:
+                    self._unconfirmed.pop(mid, None)
+        except TimeoutError as error:
+            raise PublishError("the broker did not confirm in time") from error
+        if code >= REFUSED:
+            raise PublishError(f"the broker refused {topic}: 0x{code:02x}", reason_code=code)
+        return code
+
+    async def _connect_once(self) -> None:
+        """Connect, then return or raise when that connection is over."""
+        session_id = str(uuid.uuid4())
+        lost, subscribed = asyncio.Event(), asyncio.Event()
+        granted: list[int] = []
+        sent = _SentIds()
+        client = self._make_client(session_id, sent, lost)
+        client.on_disconnect = lambda *_: lost.set()
+
+        def on_subscribe(_client: Any, _mid: int, codes: Sequence[int], _properties: Any) -> None:
+            granted.extend(codes)
+            subscribed.set()
+
+        client.on_subscribe = on_subscribe
+        url = urlsplit(self._settings.url.get_secret_value())
+        try:
+            async with asyncio.timeout(self._settings.connect_timeout_seconds):
+                # gmqtt waits for CONNACK without an end.
+                await client.connect(
+                    url.hostname,
+                    url.port or (8883 if url.scheme == "mqtts" else 1883),
+                    ssl=self._tls() if url.scheme == "mqtts" else False,
+                    keepalive=self._settings.keepalive_seconds,
+                    version=MQTTv50 if self._settings.version == "5" else MQTTv311,
+                )
+                client.subscribe(
+                    [
+                        # Retained requests are refused: we want to see the flag, and not again
+                        # at every subscribe.
+                        gmqtt.Subscription(
+                            name, qos=1, retain_handling_options=2, retain_as_published=True
+                        )
+                        for name in self._subscriptions
+                    ]
+                )
+                await subscribed.wait()
+            if any(code >= REFUSED for code in granted):
+                raise PublishError(f"the broker refused to subscribe us: {granted}")
+            self._begin(client, sent)
+            if self._state == "online":
+                await self._say_state("online", "started", session_id)
+            log.info("connected to the broker", extra={"broker": url.hostname})
+            await self._watch(client, lost)
+        except asyncio.CancelledError:
+            if self._client is client and not lost.is_set():
+                with contextlib.suppress(PublishError, TimeoutError):
+                    async with asyncio.timeout(DISCONNECT_SECONDS):
+                        await self._say_state("offline", "shutdown", session_id)
+            raise
+        finally:
+            self._end()
+            await _disconnect(client)
+
+    def _make_client(self, session_id: str, sent: "_SentIds", lost: asyncio.Event) -> Any:
+        will = gmqtt.Message(
+            topics.availability(self._settings.client_id),
+            self._describe("offline", "connection_lost", session_id),
+            qos=1,
+            retain=True,
+            **(
+                {"will_delay_interval": WILL_DELAY_SECONDS} if self._settings.version == "5" else {}
+            ),
+        )
+        five = {
+            "session_expiry_interval": 0xFFFFFFFF,
+            "receive_maximum": self._settings.receive_maximum,
+        }
+        client = gmqtt.Client(
+            self._settings.client_id,
+            clean_session=False,
+            # The default acknowledges before on_message begins.
+            optimistic_acknowledgement=False,
+            will_message=will,
+            persistent_storage=sent,
+            logger=logging.getLogger("gmqtt"),
+            **(five if self._settings.version == "5" else {}),
+        )
+        client.set_config({"reconnect_retries": NEVER_RECONNECT})
+        url = urlsplit(self._settings.url.get_secret_value())
+        if url.username:
+            password = unquote(url.password) if url.password else None
+            client.set_auth_credentials(unquote(url.username), password)
+        handler = client._package_handler  # noqa: SLF001 - no public way to a PUBACK's reason code
+
+        def on_puback(_command: int, packet: bytes) -> None:
+            (mid,) = struct.unpack("!H", packet[:2])
+            handler.id_generator.free_id(mid)
+            confirmed = self._unconfirmed.get(mid) if self._client is client else None
+            if confirmed is not None and not confirmed.done():
+                confirmed.set_result(packet[2] if len(packet) > 2 else 0)  # noqa: PLR2004 - short form
+
+        handler._handle_puback_packet = on_puback  # noqa: SLF001 - as above
+
+        # Must be `async def`: gmqtt never acknowledges for any other callable. It must not raise
+        # and must return a reason code, or the slot in the broker's window leaks.
+        async def on_message(
+            _client: Any, topic: str | bytes, payload: bytes, _qos: int, properties: dict[str, Any]
+        ) -> int:
+            if self._state != "online":
+                # Unconfirmed: the broker keeps it for the next start.
+                await lost.wait()
+                return 0
+            try:
+                await self._on_request(_request(topic, payload, properties))
+            except Exception:
+                # Not stored. Only a new connection makes the broker send it again; what is
+                # acknowledged after the abort goes nowhere.
+                log.exception("a request could not be stored, dropping the connection")
+                _abort(client)
+            return 0
+
+        client.on_message = on_message
+        return client
+
+    def _begin(self, client: Any, sent: "_SentIds") -> None:
+        told = client._package_handler._connack_properties  # noqa: SLF001 - no public way
+        window = told.get("receive_maximum", [65535])[0]
+        self._window = asyncio.Semaphore(max(1, min(window, MOST_UNCONFIRMED) - SPARE_IDS))
+        self._most_bytes = told.get("maximum_packet_size", [268_435_455])[0]
+        self._sent = sent
+        self._client = client
+        self.connects += 1
+        self.last_error = None
+        self._up.set()
+
+    def _end(self) -> None:
+        self._up.clear()
+        self._client = None
+        for confirmed in self._unconfirmed.values():
+            if not confirmed.done():
+                confirmed.set_exception(PublishError("the connection was lost"))
+        self._unconfirmed.clear()
+
+    async def _watch(self, client: Any, lost: asyncio.Event) -> None:
+        """Return when the connection is over, or has been silent for too long.
+
+        gmqtt's own heartbeat waits for a flush that never ends when the peer stopped reading.
+        """
+        connection = client._connection  # noqa: SLF001 - no public way to the last sign of life
+        while not lost.is_set():
+            silence = time.monotonic() - connection._last_data_in  # noqa: SLF001 - as above
+            if silence > 2 * connection.keepalive:
+                log.warning("no sign of life from the broker for %.0f s", silence)
+                _abort(client)
+                return
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(connection.keepalive / 4):
+                    await lost.wait()
+        log.warning("the connection to the broker was lost")
+
+    async def _say_state(self, state: str, reason: str, session_id: str = "") -> None:
+        await self.publish(
+            topics.availability(self._settings.client_id),
+            self._describe(state, reason, session_id),
+            retain=True,
+        )
+
+    def _describe(self, state: str, reason: str, session_id: str) -> bytes:
+        return dump_json(
+            {
+                "v": 1,
+                "worker_id": self._settings.client_id,
+                "state": state,
+                "reason": reason,
+                "session_id": session_id,
+                "timestamp": time.time_ns() // 1_000_000,
+            }
+        ).encode()
+
+    def _tls(self) -> ssl.SSLContext:
+        try:
+            return ssl.create_default_context(cafile=self._settings.ca_file)
+        except (OSError, ssl.SSLError) as error:
+            raise ConfigError(f"INFERD_MQTT__CA_FILE: {error}") from error
+
+
+class _SentIds:
+    """gmqtt's `persistent_storage`: tells the id of what was just sent and never replays.
+
+    It is truthy on purpose: gmqtt replaces a falsy one by its own.
+    """
+
+    is_empty = True
+
+    def __init__(self) -> None:
+        self.latest = 0
+
+    def push_message(self, mid: int, _package: bytes) -> None:
+        self.latest = mid
+
+    def remove_message_by_mid(self, mid: int) -> None:
+        """PUBACKs are handled by the link."""
+
+    def clear(self) -> None:
+        """A session that was not resumed: the outbox sends again."""
+
+    def get_all(self) -> list[tuple[int, bytes]]:
+        return []
+
+    async def wait_empty(self) -> None:
+        """Nothing is ever waited for."""
+
+
+def _request(topic: str | bytes, payload: bytes, properties: dict[str, Any]) -> MqttRequest:
+    correlation = properties.get("correlation_data", [None])[0]
+    return MqttRequest(
+        topic=topic if isinstance(topic, str) else topic.decode("utf-8", "replace"),
+        payload=bytes(payload),
+        is_retained=bool(properties.get("retain")),
+        response_topic=properties.get("response_topic", [None])[0],
+        correlation_data=None
+        if correlation is None
+        else base64.b64encode(bytes(correlation)).decode(),
+    )
+
+
+def _abort(client: Any) -> None:
+    connection = client._connection  # noqa: SLF001 - close() would flush, which may never end
+    if connection is not None:
+        connection._transport.abort()  # noqa: SLF001 - as above
+
+
+async def _disconnect(client: Any) -> None:
+    """Say goodbye if the peer listens; after a clean DISCONNECT the broker keeps our will back."""
+    try:
+        async with asyncio.timeout(DISCONNECT_SECONDS):
+            await client.disconnect()
+    except (OSError, TimeoutError):
+        pass
+    finally:
+        _abort(client)
+
+
+def _brief(error: Exception) -> str:
+    return str(error) or type(error).__name__

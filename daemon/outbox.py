@@ -1,0 +1,162 @@
+"""The relay: takes events from the outbox, publishes them, and ticks off what was confirmed."""
+
+import asyncio
+import json
+import logging
+from typing import Protocol
+
+from daemon.bell import Bell
+from daemon.database import Connection, Database, Row
+from daemon.errors import PublishError, StorageError
+from daemon.jobs import Clock, dump_json
+from daemon.retry import backoff_ms
+
+log = logging.getLogger(__name__)
+
+BATCH = 256
+POLL_SECONDS = 1.0
+REFUSED_MAX_SECONDS = 300
+
+NEXT = "SELECT * FROM outbox WHERE owner = ? AND run_at IS NULL AND id > ? ORDER BY id LIMIT ?"
+CONFIRM = "DELETE FROM outbox WHERE id IN (SELECT value FROM json_each(?))"
+PROMOTE = "UPDATE outbox SET run_at = NULL WHERE run_at IS NOT NULL AND run_at <= ?"
+DELAY = """
+UPDATE outbox SET run_at = delayed.value ->> 1, attempt = attempt + 1 FROM json_each(?) AS delayed
+WHERE outbox.id = delayed.value ->> 0
+"""
+
+
+class Publisher(Protocol):
+    """What the relay needs of the link."""
+
+    @property
+    def is_up(self) -> bool:
+        """Whether publishing may work now."""
+
+    async def wait_up(self) -> None:
+        """Return once it may."""
+
+    async def publish(
+        self,
+        topic: str,
+        payload: bytes,
+        *,
+        retain: bool = False,
+        correlation_data: str | None = None,
+    ) -> int:
+        """Return after the PUBACK.
+
+        Raises:
+            PublishError: it was not confirmed.
+        """
+
+
+class Outbox:
+    """Publishes this daemon's events in their order, at least once each.
+
+    A refused event waits for its next try and holds up no other.
+    """
+
+    def __init__(
+        self, database: Database, publisher: Publisher, ready: Bell, *, owner: str, clock: Clock
+    ) -> None:
+        self._database = database
+        self._publisher = publisher
+        self._ready = ready
+        self._owner = owner
+        self._clock = clock
+
+    async def run(self) -> None:
+        """Relay until cancelled."""
+        while True:
+            await self._publisher.wait_up()
+            heard = self._ready.rings
+            try:
+                if not await self.relay():
+                    await self._ready.wait(heard, timeout_seconds=POLL_SECONDS)
+            except StorageError as error:
+                log.warning("the outbox cannot be read or ticked off: %s", error)
+                await asyncio.sleep(POLL_SECONDS)
+
+    async def flush(self, *, timeout_seconds: float) -> None:
+        """Relay what is there while the link is up; for the end, so it gives up in time."""
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                while self._publisher.is_up and await self.relay():
+                    pass
+        except (TimeoutError, StorageError) as error:
+            log.warning("events are left for the next start: %s", error or "no time left")
+
+    async def relay(self) -> int:
+        """Publish one batch; return how many events were confirmed.
+
+        Raises:
+            StorageError: the outbox cannot be read, or what was confirmed not be ticked off.
+        """
+        await self._promote()
+        rows = await self._database.read(NEXT, (self._owner, 0, BATCH))
+        if not rows:
+            return 0
+        # Sent in order over one connection; only the confirmations are waited for together.
+        outcomes = await asyncio.gather(*(self._publish(row) for row in rows))
+        confirmed = [row["id"] for row, code in zip(rows, outcomes, strict=True) if code == 0]
+        refused = [
+            [row["id"], self._clock() + _delay_ms(row["attempt"])]
+            for row, code in zip(rows, outcomes, strict=True)
+            if code > 0
+        ]
+
+        async def settle(connection: Connection) -> None:
+            await connection.execute(CONFIRM, (dump_json(confirmed),))
+            await connection.execute(DELAY, (dump_json(refused),))
+
+        if confirmed or refused:
+            await self._database.write(settle)
+        return len(confirmed)
+
+    async def _promote(self) -> None:
+        now = self._clock()
+        due = await self._database.read(
+            "SELECT 1 FROM outbox WHERE run_at IS NOT NULL AND run_at <= ? LIMIT 1", (now,)
+        )
+        if due:
+
+            async def promote(connection: Connection) -> None:
+                await connection.execute(PROMOTE, (now,))
+
+            await self._database.write(promote)
+
+    async def _publish(self, row: Row) -> int:
+        """Return 0 for confirmed, 1 for refused, -1 for not sent."""
+        payload = row["payload"]
+        try:
+            try:
+                await self._send(row, payload)
+            except PublishError as error:
+                if error.code != "too_large":
+                    raise
+                await self._send(row, _without_result(payload))
+        except PublishError as error:
+            if error.reason_code is None and error.code != "too_large":
+                return -1
+            log.error("an event was not taken: %s", error.message, extra={"topic": row["topic"]})  # noqa: TRY400 - the broker's word says it all
+            return 1
+        return 0
+
+    async def _send(self, row: Row, payload: str) -> None:
+        await self._publisher.publish(
+            row["topic"], payload.encode(), correlation_data=row["correlation_data"]
+        )
+
+
+def _delay_ms(attempt: int) -> int:
+    return backoff_ms(attempt + 1, first_seconds=5, most_seconds=REFUSED_MAX_SECONDS)
+
+
+def _without_result(payload: str) -> str:
+    """Return an event whose result the client must ask for, since the broker takes no more."""
+    event = json.loads(payload)
+    if isinstance(event.get("data"), dict) and event["data"].get("result") is not None:
+        event["data"]["result"] = None
+        event["result_truncated"] = True
+    return dump_json(event)

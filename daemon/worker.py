@@ -1,0 +1,372 @@
+"""Leases jobs, runs their handlers, and settles them; gives back what it cannot finish.
+
+Task types run side by side. A job whose process died while it held it is run alone, with
+nothing else in flight, so that a picture which kills the process takes nobody with it.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from typing import Any, Protocol
+
+from daemon import retry
+from daemon.bell import Bell
+from daemon.errors import (
+    DependencyDownError,
+    HandlerError,
+    LeaseLostError,
+    PermanentError,
+    StorageError,
+)
+from daemon.job_queue import JobQueue
+from daemon.jobs import Clock, Job, JsonObject, Lease, TaskType
+from daemon.settings import QueueSettings, WorkerSettings
+
+log = logging.getLogger(__name__)
+
+Report = Callable[[str], None]
+"""Told the name of each step as it begins: fetch, decode, infer, store, deliver."""
+
+SYNC_BATCH = 8
+RECLAIMS_PER_LEASE = 3
+"""How often, within one lease time, leases that ran out are looked for and ours are renewed."""
+LEASES_PER_FILL = 4
+"""Leases are taken when this part of the room is free: few statements, big batches."""
+HOLD_SECONDS = 2.0
+"""Wait before a dependency that was found away is tried again."""
+PRUNE_SECONDS = 60.0
+
+
+class Handler(Protocol):
+    """What the worker needs of a task type."""
+
+    @property
+    def task_type(self) -> TaskType:
+        """Which jobs it takes."""
+
+    @property
+    def delivers(self) -> bool:
+        """Whether its results go to the media store as well."""
+
+    async def handle(self, job: Job, report: Report) -> JsonObject:
+        """Return the job's result; everything it stores is stored when this returns.
+
+        Raises:
+            PermanentError: this picture can never work.
+            RetryableError: it may work later.
+        """
+
+    async def deliver(self, job: Job, result: JsonObject) -> None:
+        """Give the result to the media store; safe to repeat.
+
+        Raises:
+            HandlerError: it was not taken.
+        """
+
+
+class Worker:
+    """Runs the handlers over the queue."""
+
+    def __init__(
+        self,
+        queue: JobQueue,
+        handlers: Sequence[Handler],
+        *,
+        settings: WorkerSettings,
+        queue_settings: QueueSettings,
+        clock: Clock,
+        report: Callable[[Job, str], None] = lambda _job, _step: None,
+    ) -> None:
+        self._queue = queue
+        self._handlers: Mapping[TaskType, Handler] = {each.task_type: each for each in handlers}
+        self._settings = settings
+        self._policy = queue_settings
+        self._clock = clock
+        self._report = report
+        self._running: dict[str, tuple[Lease, asyncio.Task[None]]] = {}
+        self._jobs = _Nursery()
+        self._gate = asyncio.Lock()
+        self._room = Bell()
+        self._away: set[TaskType] = set()
+        self._stopping = asyncio.Event()
+
+    @property
+    def in_flight(self) -> int:
+        """How many jobs are leased and running."""
+        return len(self._running)
+
+    async def run(self) -> None:
+        """Work until `drain`; the caller cancels what is left."""
+        async with asyncio.TaskGroup() as group:
+            for task_type in self._handlers:
+                group.create_task(self._lease_loop(task_type), name=f"lease-{task_type}")
+            group.create_task(self._suspect_loop(), name="lease-suspects")
+            group.create_task(self._keep_leases(), name="lease-renewer")
+            group.create_task(self._sync_loop(), name="sync")
+            if self._policy.prune_after_days:
+                group.create_task(self._prune_loop(), name="prune")
+
+    async def drain(self) -> None:
+        """Lease nothing more, wait for what runs, then give back what did not finish in time."""
+        self._stopping.set()
+        self._queue.job_ready.ring()
+        self._room.ring()
+        running = [task for _, task in self._running.values()]
+        if running:
+            log.info("waiting for %d running jobs", len(running))
+            await asyncio.wait(running, timeout=self._settings.shutdown_grace_seconds)
+        await self._jobs.cancel()
+
+    # -- leasing -------------------------------------------------------------------------------
+
+    async def _lease_loop(self, task_type: TaskType) -> None:
+        most = self._settings.max_in_flight
+        enough = max(1, most // LEASES_PER_FILL)
+        while not self._stopping.is_set():
+            heard, room = self._queue.job_ready.rings, self._room.rings
+            free = most - self._count(task_type)
+            if free < enough:
+                await self._room.wait(room, timeout_seconds=self._settings.poll_seconds)
+                continue
+            if task_type in self._away:
+                # One job tries whether the dependency is back; the others keep their place.
+                await self._pause(HOLD_SECONDS)
+                free = 1
+            async with self._gate:
+                # Started within the gate: a suspect sees them as in flight.
+                leases = [] if self._stopping.is_set() else await self._take(task_type, free)
+                for lease in leases:
+                    self._start(lease)
+            if task_type in self._away and leases:
+                await asyncio.wait([self._running[lease.job.job_id][1] for lease in leases])
+            if not leases:
+                await self._queue.job_ready.wait(heard, timeout_seconds=self._settings.poll_seconds)
+
+    async def _take(self, task_type: TaskType, limit: int) -> list[Lease]:
+        try:
+            return await self._queue.lease(task_type, limit, seconds=self._policy.lease_seconds)
+        except StorageError as error:
+            log.warning("cannot lease: %s", error)
+            return []
+
+    async def _suspect_loop(self) -> None:
+        task_types = list(self._handlers)
+        while not self._stopping.is_set():
+            heard = self._queue.job_ready.rings
+            try:
+                if await self._queue.has_suspect(task_types):
+                    await self._run_suspect(task_types)
+                    continue
+            except StorageError as error:
+                log.warning("cannot look for jobs that lost their lease: %s", error)
+            await self._queue.job_ready.wait(heard, timeout_seconds=self._settings.poll_seconds)
+
+    async def _run_suspect(self, task_types: Sequence[TaskType]) -> None:
+        async with self._gate:
+            running = [task for _, task in self._running.values()]
+            if running:
+                await asyncio.wait(running)
+            if self._stopping.is_set():
+                return
+            lease = await self._queue.lease_suspect(task_types, seconds=self._policy.lease_seconds)
+            if lease is not None:
+                log.info(
+                    "running a job alone that lost its lease %d times",
+                    lease.job.lost,
+                    extra={"job_id": lease.job.job_id},
+                )
+                await asyncio.wait([self._start(lease)])
+
+    def _count(self, task_type: TaskType) -> int:
+        return sum(lease.job.task_type is task_type for lease, _ in self._running.values())
+
+    def _start(self, lease: Lease) -> asyncio.Task[None]:
+        job_id = lease.job.job_id
+        task = self._jobs.start(self._work(lease), name=f"job-{job_id}")
+        self._running[job_id] = lease, task
+        task.add_done_callback(lambda _task: self._ended(job_id))
+        return task
+
+    def _ended(self, job_id: str) -> None:
+        self._running.pop(job_id, None)
+        self._room.ring()
+
+    # -- one job -------------------------------------------------------------------------------
+
+    async def _work(self, lease: Lease) -> None:
+        try:
+            await self._attempt(lease)
+        except asyncio.CancelledError:
+            # Shutting down is not the job's fault. The release itself must not be cancelled.
+            with contextlib.suppress(LeaseLostError, StorageError):
+                await asyncio.shield(self._queue.release(lease))
+        except LeaseLostError as error:
+            log.warning("%s: its result is dropped", error, extra={"job_id": lease.job.job_id})
+        except StorageError as error:
+            # The lease runs out and the job comes back: nothing is lost.
+            log.error("cannot settle: %s", error, extra={"job_id": lease.job.job_id})  # noqa: TRY400 - the sentence has it all
+
+    async def _attempt(self, lease: Lease) -> None:
+        job = lease.job
+        handler = self._handlers[job.task_type]
+        result = job.result
+        try:
+            if result is None:
+                result = await self._infer(job, handler)
+        except Exception as error:  # noqa: BLE001 - anything a handler raises becomes a fate
+            if isinstance(error, DependencyDownError):
+                self._away.add(job.task_type)
+            await self._settle_failure(lease, error)
+            return
+        self._away.discard(job.task_type)
+        if handler.delivers:
+            try:
+                self._report(job, "deliver")
+                await handler.deliver(job, result)
+            except HandlerError as error:
+                await self._settle_undelivered(lease, result, error)
+                return
+        # Shielded: an outcome that exists is written even while we are being cancelled.
+        await asyncio.shield(self._queue.complete(lease, result))
+
+    async def _infer(self, job: Job, handler: Handler) -> JsonObject:
+        if job.expires_at is not None and job.expires_at <= self._clock():
+            raise PermanentError("the request expired before its turn came", code="expired")
+        try:
+            async with asyncio.timeout(self._settings.job_timeout_seconds):
+                return await handler.handle(job, lambda step: self._report(job, step))
+        except TimeoutError as error:
+            limit = self._settings.job_timeout_seconds
+            raise HandlerError(f"the job took longer than {limit:g} s", code="timeout") from error
+
+    async def _settle_failure(self, lease: Lease, error: Exception) -> None:
+        job = lease.job
+        fate = retry.decide(job, error, settings=self._policy, now=self._clock())
+        is_bug = not isinstance(error, HandlerError)
+        log.log(
+            logging.ERROR if is_bug else logging.WARNING,
+            "attempt %d ended with %s: %s",
+            job.attempt,
+            fate.code,
+            fate.message,
+            exc_info=error if is_bug else None,
+            extra={"job_id": job.job_id},
+        )
+        if isinstance(fate, retry.Bury):
+            await self._queue.bury(lease, code=fate.code, message=fate.message)
+            return
+        await self._queue.retry(
+            lease,
+            run_at=fate.run_at,
+            code=fate.code,
+            message=fate.message,
+            gives_back=fate.gives_back,
+        )
+
+    # -- face results --------------------------------------------------------------------------
+
+    async def _settle_undelivered(
+        self, lease: Lease, result: JsonObject, error: HandlerError
+    ) -> None:
+        """Keep the result; after as many tries as attempts the job is sync_failed, and goes on."""
+        job = lease.job
+        code, message = retry.explain(error)
+        run_at = self._next_sync(job, error)
+        log.warning("face results were not taken: %s", message, extra={"job_id": job.job_id})
+        if run_at is not None and job.sync_attempt + 1 < self._policy.max_attempts:
+            await self._queue.keep(lease, result, run_at=run_at, code=code, message=message)
+        else:
+            await self._queue.give_up_sync(lease, result, run_at=run_at, code=code, message=message)
+
+    def _next_sync(self, job: Job, error: HandlerError) -> int | None:
+        if isinstance(error, PermanentError):
+            return None
+        return self._clock() + retry.backoff_ms(
+            job.sync_attempt + 1,
+            first_seconds=self._policy.backoff_seconds,
+            most_seconds=self._policy.sync_backoff_max_seconds,
+        )
+
+    async def _sync_loop(self) -> None:
+        delivering = {each.task_type: each for each in self._handlers.values() if each.delivers}
+        while delivering and not self._stopping.is_set():
+            try:
+                for job in await self._queue.due_syncs(SYNC_BATCH):
+                    if job.task_type in delivering:
+                        await self._sync(job, delivering[job.task_type])
+            except StorageError as error:
+                log.warning("cannot look for undelivered results: %s", error)
+            await self._pause(self._settings.poll_seconds)
+
+    async def _sync(self, job: Job, handler: Handler) -> None:
+        try:
+            await handler.deliver(job, job.result or {})
+        except HandlerError as error:
+            code, message = retry.explain(error)
+            run_at = self._next_sync(job, error)
+            await self._queue.delay_sync(job, run_at=run_at, code=code, message=message)
+        else:
+            await self._queue.heal(job)
+            log.info("face results were delivered at last", extra={"job_id": job.job_id})
+
+    # -- housekeeping --------------------------------------------------------------------------
+
+    async def _keep_leases(self) -> None:
+        """Renew what we hold, cancel what we lost, take back what others let run out."""
+        seconds = self._policy.lease_seconds
+        while True:
+            # Runs on while draining: jobs that still run must not be taken from us.
+            await asyncio.sleep(seconds / RECLAIMS_PER_LEASE)
+            try:
+                held = {job_id: lease for job_id, (lease, _) in self._running.items()}
+                if held:
+                    still = await self._queue.renew(held.values(), seconds=seconds)
+                    self._drop_lost(held, still)
+                for job in await self._queue.reclaim():
+                    log.warning("its lease ran out", extra={"job_id": job.job_id})
+            except StorageError as error:
+                log.warning("cannot renew leases: %s", error)
+
+    def _drop_lost(self, held: Mapping[str, Lease], still: set[str]) -> None:
+        for job_id in held.keys() - still:
+            lease, task = self._running.get(job_id, (None, None))
+            # A job that settled while we renewed is not lost.
+            if task is not None and lease is held[job_id]:
+                task.cancel()
+
+    async def _prune_loop(self) -> None:
+        age_ms = int(self._policy.prune_after_days * 86_400_000)
+        while not self._stopping.is_set():
+            try:
+                more = True
+                while more and not self._stopping.is_set():
+                    more = await self._queue.prune(before=self._clock() - age_ms) > 0
+            except StorageError as error:
+                log.warning("cannot prune: %s", error)
+            await self._pause(PRUNE_SECONDS)
+
+    async def _pause(self, seconds: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._stopping.wait()
+
+
+class _Nursery:
+    """Running jobs: one that fails does not end the others, and all can be cancelled."""
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def start(self, work: Coroutine[Any, Any, None], *, name: str) -> asyncio.Task[None]:
+        task = asyncio.create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def cancel(self) -> None:
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
