@@ -1,0 +1,338 @@
+"""Where model files come from: found in known places, or downloaded once and checked.
+
+Nothing here knows what is inside a file. Every call blocks, a download for minutes: call it on
+the device lane. A file appears under its name only when it is whole and its digest was right.
+
+A models directory may hold, each optional:
+
+    ViT-B-32.pt or clip/ViT-B-32.pt         CLIP weights (more names: handlers/clip.py)
+    buffalo_l/*.onnx                        an InsightFace pack; also under insightface/ or models/
+    buffalo_l.zip                           a pack as it is published; unpacked when it is asked for
+"""
+
+import contextlib
+import hashlib
+import http.client
+import logging
+import os
+import shlex
+import stat
+import tempfile
+import time
+import urllib.error
+import urllib.request
+import zipfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePosixPath
+from typing import IO
+
+from daemon.errors import ConfigError
+
+log = logging.getLogger(__name__)
+
+SILENCE_SECONDS = 30.0
+"""Longest wait for the connection, and then for each piece of the answer."""
+PROGRESS_SECONDS = 5.0
+CHUNK_BYTES = 1 << 20
+ABANDONED_SECONDS = 24 * 3600
+"""A part file untouched for so long belongs to a download that died."""
+
+PACK_URL = "https://github.com/deepinsight/insightface/releases/download/v0.7/{pack}.zip"
+PACK_SHA256 = {
+    "antelopev2": "8e182f14fc6e80b3bfa375b33eb6cff7ee05d8ef7633e738d1c89021dcf0c5c5",
+    "buffalo_l": "80ffe37d8a5940d59a7384c201a2a38d4741f2f3c51eef46ebb28218a7b0ca2f",
+    "buffalo_m": "d98264bd8f2dc75cbc2ddce2a14e636e02bb857b3051c234b737bf3b614edca9",
+    "buffalo_s": "d85a87f503f691807cd8bb97128bdf7a0660326cd9cd02657127fa978bab8b5e",
+    "buffalo_sc": "57d31b56b6ffa911c8a73cfc1707c73cab76efe7f13b675a05223bf42de47c72",
+}
+"""Digests of the published archives, the same in every public list that names them."""
+MAX_PACK_BYTES = 2 << 30
+"""Unpacked; the largest published pack has 0.4 GB."""
+
+_digests: dict[tuple[str, int, int], str] = {}
+
+
+def find(models_dir: Path, names: Sequence[str]) -> Path | None:
+    """Return the first of `names` (paths inside the directory) that is a file."""
+    for name in names:
+        path = models_dir / name
+        if path.is_file():
+            return path
+    return None
+
+
+def sha256(path: Path) -> str:
+    """Return the file's digest; read once per process while its size and time stay the same.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            status = os.fstat(file.fileno())
+            key = (str(path.absolute()), status.st_size, status.st_mtime_ns)
+            if key not in _digests:
+                _digests[key] = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror or error}") from error
+    return _digests[key]
+
+
+def download(
+    url: str,
+    expected: str | None,
+    target: Path,
+    *,
+    offline: bool = False,
+    looked_in: Sequence[Path] = (),
+) -> Path:
+    """Return `target`, fetched from `url` unless a file with the right digest is there already.
+
+    Args:
+        url: http or https.
+        expected: the SHA-256 it must have; None takes whatever comes, and the caller checks it.
+        target: gets the file in one step, so that no reader ever sees half of it.
+        offline: fail instead of asking the network.
+        looked_in: places that were searched before; named in the error.
+
+    Raises:
+        ConfigError: not allowed, not reachable, cut short, or not the file it should be.
+    """
+    if target.is_file():
+        if expected is None or sha256(target) == expected:
+            return target
+        log.warning("%s is not the published file: its checksum differs", target)
+    if offline:
+        raise _absent("downloads are turned off", url, target, looked_in)
+    log.info("downloading %s to %s", url, target)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(target)
+        with _part_file(target) as part:
+            got = _fetch(url, part)
+            if expected is not None and got != expected:
+                raise ConfigError(
+                    f"what {url} gave is not the published file: sha256 is {got}, "
+                    f"should be {expected}; it was deleted"
+                )
+            _publish(part, target)
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        raise _absent(_reason(error), url, target, looked_in) from error
+    log.info("downloaded %s", target)
+    return target
+
+
+def pack_places(models_dir: Path, pack: str) -> list[Path]:
+    """Return the folders in which an InsightFace pack is looked for, best first.
+
+    Raises:
+        ConfigError: the name is not the name of a folder.
+    """
+    if pack in ("", ".", "..") or "/" in pack or "\\" in pack:
+        raise ConfigError(f"{pack!r} is no name of an InsightFace pack")
+    roots = (
+        models_dir,
+        models_dir / "insightface",
+        models_dir / "models",
+        Path.home() / ".insightface" / "models",
+    )
+    # The published antelopev2 archive wraps its files in a folder of its own name once more.
+    return [place for root in roots for place in (root / pack, root / pack / pack)]
+
+
+def find_pack(models_dir: Path, pack: str) -> Path | None:
+    """Return the folder that holds the pack's ONNX files, or None."""
+    for place in pack_places(models_dir, pack):
+        if any(path.is_file() for path in place.glob("*.onnx")):
+            return place
+    return None
+
+
+def download_pack(
+    pack: str,
+    models_dir: Path,
+    offline: bool = False,  # noqa: FBT002 - part of the agreed signature
+    *,
+    url: str | None = None,
+) -> Path:
+    """Return `models_dir/pack`, unpacked from the published archive.
+
+    Only regular `.onnx` files are taken out of it, by their last name, so that no archive can
+    write elsewhere. An archive that somebody put at `models_dir/pack.zip` is used as it is. The
+    digest of a pack for which none is published is recorded beside it the first time
+    (`pack.zip.sha256`), and demanded from then on.
+
+    Raises:
+        ConfigError: as `download`, or the archive is not what it should be.
+    """
+    places = pack_places(models_dir, pack)
+    folder = places[0]
+    archive = models_dir / f"{pack}.zip"
+    record = models_dir / f"{pack}.zip.sha256"
+    expected = PACK_SHA256.get(pack) or _recorded(record)
+    is_ours = not archive.is_file()
+    download(
+        url or PACK_URL.format(pack=pack), expected, archive, offline=offline, looked_in=places
+    )
+    digest = sha256(archive)
+    if expected is None:
+        log.warning("no checksum of %s is published: trusting %s from now on", pack, digest)
+    _unpack(archive, folder)
+    try:
+        if expected is None:
+            record.write_text(f"{digest}  {archive.name}\n", encoding="ascii")
+        if is_ours:
+            archive.unlink()
+    except OSError as error:
+        raise ConfigError(f"cannot write in {models_dir}: {error.strerror or error}") from error
+    return folder
+
+
+def _absent(why: str, url: str, target: Path, looked_in: Sequence[Path]) -> ConfigError:
+    lines = [f"{target.name} is absent ({why})"]
+    if looked_in:
+        lines.append("looked in: " + ", ".join(str(place) for place in looked_in))
+    lines.append(f"URL: {url}")
+    command = f"curl -fL --create-dirs -o {shlex.quote(str(target))} {shlex.quote(url)}"
+    lines.append(f"get it with: {command}")
+    return ConfigError("\n  ".join(lines))
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, urllib.error.HTTPError):
+        return f"the server answered {error.code} {error.reason}"
+    if isinstance(error, urllib.error.URLError):
+        return f"not reachable: {error.reason}"
+    if isinstance(error, TimeoutError):
+        return f"the server was silent for {SILENCE_SECONDS:.0f} s"
+    return f"{error}" or type(error).__name__
+
+
+def _sweep(target: Path) -> None:
+    """Remove what downloads of this file left behind when their process was killed."""
+    for part in target.parent.glob(f".{target.name}.*.part"):
+        with contextlib.suppress(OSError):
+            if time.time() - part.stat().st_mtime > ABANDONED_SECONDS:
+                part.unlink()
+
+
+@contextlib.contextmanager
+def _part_file(target: Path) -> Iterator[IO[bytes]]:
+    """Give a file beside the target, gone afterwards unless it was published."""
+    descriptor, name = tempfile.mkstemp(
+        prefix=f".{target.name}.", suffix=".part", dir=target.parent
+    )
+    try:
+        with os.fdopen(descriptor, "wb") as part:
+            yield part
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            Path(name).unlink()
+
+
+def _publish(part: IO[bytes], target: Path) -> None:
+    part.flush()
+    os.fsync(part.fileno())
+    # mkstemp makes it readable by its owner only; a models directory is there to be shared.
+    os.fchmod(part.fileno(), 0o644)
+    Path(part.name).replace(target)
+    _sync_folder(target.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _fetch(url: str, part: IO[bytes]) -> str:
+    """Write what the URL gives into the file and return its digest."""
+    if not url.startswith(("https://", "http://")):
+        raise ValueError(f"not an http address: {url}")
+    digest = hashlib.sha256()
+    # S310 fears file:// and the like; the line above left only http.
+    request = urllib.request.Request(url, headers={"User-Agent": "inferd"})  # noqa: S310
+    with urllib.request.urlopen(request, timeout=SILENCE_SECONDS) as answer:  # noqa: S310
+        length = answer.headers.get("Content-Length")
+        total = int(length) if length else None
+        received = 0
+        told_at = time.monotonic()
+        while chunk := answer.read1(CHUNK_BYTES):
+            part.write(chunk)
+            digest.update(chunk)
+            received += len(chunk)
+            if time.monotonic() - told_at >= PROGRESS_SECONDS:
+                told_at = time.monotonic()
+                log.info("%s: %s", url, _progress(received, total))
+    # http.client gives a body that was cut short as if it were whole.
+    if total is not None and received != total:
+        raise OSError(f"the connection ended after {received} of {total} bytes")
+    return digest.hexdigest()
+
+
+def _progress(received: int, total: int | None) -> str:
+    if not total:
+        return f"{received / 1e6:.1f} MB"
+    return f"{received / 1e6:.1f} of {total / 1e6:.1f} MB ({100 * received // total} %)"
+
+
+def _recorded(record: Path) -> str | None:
+    try:
+        text = record.read_text(encoding="ascii").split()
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read {record}: {error}") from error
+    if not text:
+        raise ConfigError(f"{record} is empty: delete it to trust the next download")
+    return text[0]
+
+
+def _unpack(archive: Path, folder: Path) -> None:
+    """Make `folder` of the archive's ONNX files, whole or not at all."""
+    try:
+        with (
+            zipfile.ZipFile(archive) as source,
+            tempfile.TemporaryDirectory(
+                prefix=f".{folder.name}.", dir=folder.parent, ignore_cleanup_errors=True
+            ) as scratch,
+        ):
+            # A folder of its own: the scratch folder is private to its owner, a pack is not.
+            made = Path(scratch) / folder.name
+            made.mkdir()
+            for name, member in _onnx_members(source).items():
+                with source.open(member) as packed, (made / name).open("wb") as file:
+                    while chunk := packed.read(CHUNK_BYTES):
+                        file.write(chunk)
+                    file.flush()
+                    os.fsync(file.fileno())
+            # Takes the place of an empty folder; fails on one that holds something else.
+            made.replace(folder)
+            _sync_folder(folder.parent)
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:
+        raise ConfigError(f"{archive} is no usable zip archive: {error}") from error
+    except OSError as error:
+        raise ConfigError(
+            f"cannot unpack {archive} into {folder}: {error.strerror or error}"
+        ) from error
+
+
+def _onnx_members(source: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
+    members: dict[str, zipfile.ZipInfo] = {}
+    for member in source.infolist():
+        name = PurePosixPath(member.filename.replace("\\", "/")).name
+        mode = member.external_attr >> 16
+        is_plain = not member.is_dir() and (stat.S_IFMT(mode) in (0, stat.S_IFREG))
+        if not is_plain or not name.endswith(".onnx") or name == ".onnx":
+            continue
+        if name in members:
+            raise ConfigError(f"{source.filename} holds {name} twice")
+        members[name] = member
+    if not members:
+        raise ConfigError(f"{source.filename} holds no .onnx file")
+    # zipfile never gives more than the size that the archive states.
+    if sum(member.file_size for member in members.values()) > MAX_PACK_BYTES:
+        raise ConfigError(f"{source.filename} unpacks to more than {MAX_PACK_BYTES >> 30} GiB")
+    return members
