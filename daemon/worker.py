@@ -136,11 +136,10 @@ class Worker:
             async with self._gate:
                 # Started within the gate: a suspect sees them as in flight.
                 leases = [] if self._stopping.is_set() else await self._take(task_type, free)
-                for lease in leases:
-                    self._start(lease)
-            if task_type in self._away and leases:
-                await asyncio.wait([self._running[lease.job.job_id][1] for lease in leases])
-            if not leases:
+                started = [self._start(lease) for lease in leases]
+            if task_type in self._away and started:
+                await asyncio.wait(started)
+            if not started:
                 await self._queue.job_ready.wait(heard, timeout_seconds=self._settings.poll_seconds)
 
     async def _take(self, task_type: TaskType, limit: int) -> list[Lease]:
