@@ -1,0 +1,86 @@
+"""Our points and filters as qdrant_client's models, and back, for qdrant_local and qdrant_server."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from qdrant_client import models
+
+from handlers.vector_engine import (
+    AtLeast,
+    CollectionSpec,
+    Condition,
+    Equals,
+    Filter,
+    Match,
+    Point,
+    PointId,
+)
+
+INDEXES: Mapping[str, models.PayloadSchemaType] = {
+    "integer": models.PayloadSchemaType.INTEGER,
+    "keyword": models.PayloadSchemaType.KEYWORD,
+}
+
+
+def to_vectors_config(spec: CollectionSpec) -> models.VectorParams:
+    """Return how a new collection keeps its vectors."""
+    return models.VectorParams(size=spec.dimension, distance=models.Distance.COSINE)
+
+
+def difference(info: models.CollectionInfo, spec: CollectionSpec) -> str | None:
+    """Return how an existing collection differs from what it must be, or nothing."""
+    found = info.config.params.vectors
+    if not isinstance(found, models.VectorParams):
+        return "has no plain vectors, or several a point"
+    if found.size != spec.dimension:
+        return f"holds vectors of {found.size} numbers, not of {spec.dimension}"
+    if found.distance != models.Distance.COSINE:
+        return f"compares by {found.distance.value}, not by Cosine"
+    return None
+
+
+def to_filter(where: Filter) -> models.Filter:
+    """Return a filter in the vendor's words."""
+    return models.Filter(must=[_to_condition(condition) for condition in where.conditions])
+
+
+def to_selector(where: Filter) -> models.FilterSelector:
+    """Return what to delete, in the vendor's words."""
+    return models.FilterSelector(filter=to_filter(where))
+
+
+def to_struct(point: Point) -> models.PointStruct:
+    """Return a point in the vendor's words."""
+    return models.PointStruct(
+        id=point.point_id, vector=point.vector.tolist(), payload=point.payload
+    )
+
+
+def to_point(record: models.Record) -> Point:
+    """Return a stored point."""
+    return Point(
+        _to_id(record.id), np.asarray(record.vector, dtype=np.float32), record.payload or {}
+    )
+
+
+def to_match(found: models.ScoredPoint) -> Match:
+    """Return a point that was found."""
+    return Match(_to_id(found.id), float(found.score), found.payload or {})
+
+
+def to_next_id(offset: Any) -> PointId | None:
+    """Return where the next page of a scroll begins."""
+    return None if offset is None else _to_id(offset)
+
+
+def _to_condition(condition: Condition) -> models.FieldCondition:
+    match condition:
+        case Equals(field, value):
+            return models.FieldCondition(key=field, match=models.MatchValue(value=value))
+        case AtLeast(field, value):
+            return models.FieldCondition(key=field, range=models.Range(gte=value))
+
+
+def _to_id(point_id: Any) -> PointId:
+    return point_id if isinstance(point_id, int) else str(point_id)

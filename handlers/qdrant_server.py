@@ -1,0 +1,273 @@
+"""A Qdrant server by URL: gRPC where there is a port for it, else HTTP.
+
+httpx and grpc are named here only because qdrant_client lets their errors through.
+"""
+
+import asyncio
+import logging
+import math
+from collections.abc import Awaitable, Sequence
+from typing import TypeVar
+from urllib.parse import urlsplit
+
+import httpx
+from grpc.aio import AioRpcError  # type: ignore[import-untyped] # ships no types
+from qdrant_client import AsyncQdrantClient, models
+from qdrant_client.common.client_exceptions import ResourceExhaustedResponse
+from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
+
+from daemon.errors import ConfigError, DependencyDownError, InferdError, RetryableError
+from handlers import qdrant_models
+from handlers.inference import Vector
+from handlers.vector_engine import CollectionSpec, Filter, Match, Page, Point, PointId
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_AWAY = frozenset({502, 503, 504})
+"""What a proxy answers for a server that is away."""
+
+
+class ServerEngine:
+    """Collections of a Qdrant server, which other daemons may use at the same time."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        api_key: str | None = None,
+        grpc_port: int = 0,
+        timeout_seconds: float = 10.0,
+        client: AsyncQdrantClient | None = None,
+    ) -> None:
+        self._url = url
+        self._api_key = api_key
+        self._grpc_port = grpc_port
+        # The library counts whole seconds; it tells a dead host from a slow answer, so our own
+        # limit, which bounds the call as a whole, comes a moment later.
+        self._timeout = max(1, math.ceil(timeout_seconds))
+        self._opened = client
+        grpc = f" (gRPC port {grpc_port})" if grpc_port else ""
+        self._where = f"the Qdrant server at {url}{grpc}"
+
+    async def open(self) -> None:
+        """Make the client; speaks to nobody yet."""
+        if self._opened is not None:
+            return
+        # As a header, because the library warns on stderr of a key given by its own name.
+        headers = {"api-key": self._api_key} if self._api_key else None
+        if headers and urlsplit(self._url).scheme == "http":
+            log.warning("the API key goes unencrypted to %s", self._url)
+        self._opened = AsyncQdrantClient(
+            url=self._url,
+            grpc_port=self._grpc_port,
+            prefer_grpc=self._grpc_port > 0,
+            headers=headers,
+            timeout=self._timeout,
+            check_compatibility=False,
+        )
+
+    async def close(self) -> None:
+        """Close the connections."""
+        if self._opened is not None:
+            client, self._opened = self._opened, None
+            await client.close()
+
+    async def ensure_collection(self, spec: CollectionSpec) -> None:
+        """Check a collection and its indexes, or create them.
+
+        Raises:
+            ConfigError: it exists and differs, or the API key is refused.
+        """
+        try:
+            await self._ensure(spec)
+        except DependencyDownError as error:
+            if error.code == "vector_store_unauthorized":
+                raise ConfigError(error.message, code=error.code) from error
+            raise
+
+    async def upsert(self, collection: str, points: Sequence[Point]) -> None:
+        """Store points; the server has applied them when this returns."""
+        structs = [qdrant_models.to_struct(point) for point in points]
+        await self._call(self._client.upsert(collection, structs, wait=True))
+
+    async def retrieve(self, collection: str, point_ids: Sequence[PointId]) -> list[Point]:
+        """Return those of the points that exist."""
+        records = await self._call(
+            self._client.retrieve(collection, list(point_ids), with_payload=True, with_vectors=True)
+        )
+        return [qdrant_models.to_point(record) for record in records]
+
+    async def search(
+        self,
+        collection: str,
+        vector: Vector,
+        *,
+        limit: int,
+        min_score: float | None = None,
+        where: Filter | None = None,
+    ) -> list[Match]:
+        """Return the most similar points, best first."""
+        response = await self._call(
+            self._client.query_points(
+                collection,
+                query=vector.tolist(),
+                limit=limit,
+                score_threshold=min_score,
+                query_filter=qdrant_models.to_filter(where) if where else None,
+            )
+        )
+        return [qdrant_models.to_match(found) for found in response.points]
+
+    async def delete(self, collection: str, point_ids: Sequence[PointId]) -> None:
+        """Delete those of the points that exist."""
+        ids = models.PointIdsList(points=list(point_ids))
+        await self._call(self._client.delete(collection, ids, wait=True))
+
+    async def delete_where(self, collection: str, where: Filter) -> None:
+        """Delete every point the filter holds for."""
+        selector = qdrant_models.to_selector(where)
+        await self._call(self._client.delete(collection, selector, wait=True))
+
+    async def scroll(
+        self,
+        collection: str,
+        *,
+        where: Filter | None = None,
+        limit: int = 256,
+        from_id: PointId | None = None,
+    ) -> Page:
+        """Return the next points by id."""
+        records, next_id = await self._call(
+            self._client.scroll(
+                collection,
+                scroll_filter=qdrant_models.to_filter(where) if where else None,
+                limit=limit,
+                offset=from_id,
+                with_payload=True,
+                with_vectors=True,
+            )
+        )
+        points = [qdrant_models.to_point(record) for record in records]
+        return Page(points, qdrant_models.to_next_id(next_id))
+
+    async def count(self, collection: str, where: Filter | None = None) -> int:
+        """Return how many points there are."""
+        result = await self._call(
+            self._client.count(
+                collection,
+                count_filter=qdrant_models.to_filter(where) if where else None,
+                exact=True,
+            )
+        )
+        return result.count
+
+    @property
+    def _client(self) -> AsyncQdrantClient:
+        if self._opened is None:
+            raise RuntimeError("the engine is not open")
+        return self._opened
+
+    async def _ensure(self, spec: CollectionSpec) -> None:
+        if not await self._call(self._client.collection_exists(spec.name)):
+            try:
+                await self._call(
+                    self._client.create_collection(
+                        spec.name, vectors_config=qdrant_models.to_vectors_config(spec)
+                    )
+                )
+            except RetryableError:
+                # Another daemon may have been quicker; if not, this was a failure.
+                if not await self._call(self._client.collection_exists(spec.name)):
+                    raise
+        info = await self._call(self._client.get_collection(spec.name))
+        difference = qdrant_models.difference(info, spec)
+        if difference:
+            raise ConfigError(
+                f"the collection {spec.name} of {self._where} {difference}; rename or delete it",
+                code="collection_mismatch",
+            )
+        for name, kind in spec.indexes.items():
+            if name not in info.payload_schema:
+                await self._call(
+                    self._client.create_payload_index(
+                        spec.name, name, field_schema=qdrant_models.INDEXES[kind], wait=True
+                    )
+                )
+
+    async def _call(self, call: Awaitable[T]) -> T:
+        try:
+            async with asyncio.timeout(self._timeout + 1):
+                return await call
+        except InferdError:
+            raise
+        except Exception as error:
+            raise self._translated(error) from error
+
+    def _translated(self, error: Exception) -> RetryableError:
+        match error:
+            case UnexpectedResponse():
+                return self._refused(error)
+            case AioRpcError():
+                return self._rpc_failed(error)
+            case ResponseHandlingException():
+                return self._unanswered(error.source)
+            case ResourceExhaustedResponse():
+                return RetryableError(
+                    f"{self._where} is overloaded: {error}",
+                    code="vector_store_error",
+                    retry_after_seconds=float(error.retry_after_s),
+                )
+            case TimeoutError():
+                return self._failed(f"did not answer within {self._timeout} s")
+            case _:
+                return self._failed(f"gave no usable answer: {error}")
+
+    def _refused(self, error: UnexpectedResponse) -> RetryableError:
+        status = error.status_code
+        if status in {401, 403}:
+            return self._unauthorized()
+        if status in _AWAY:
+            return self._unreachable(f"HTTP {status}")
+        said = error.content[:300].decode(errors="replace")
+        return self._failed(f"answered HTTP {status}: {said}")
+
+    def _unanswered(self, source: Exception) -> RetryableError:
+        match source:
+            case httpx.ConnectTimeout():
+                return self._unreachable(f"no connection within {self._timeout} s")
+            case httpx.TimeoutException():
+                return self._failed(f"did not answer within {self._timeout} s")
+            case httpx.TransportError():
+                return self._unreachable(str(source) or type(source).__name__)
+            case _:
+                return self._failed("gave an answer that is not Qdrant's; is the URL right?")
+
+    def _rpc_failed(self, error: AioRpcError) -> RetryableError:
+        details = error.details() or ""
+        match error.code().name:
+            case "UNAUTHENTICATED" | "PERMISSION_DENIED":
+                return self._unauthorized()
+            case "UNAVAILABLE":
+                return self._unreachable(
+                    f"{details}; if only its HTTP port is open, INFERD_QDRANT__GRPC_PORT=0"
+                )
+            case "DEADLINE_EXCEEDED":
+                return self._failed(f"did not answer within {self._timeout} s")
+            case name:
+                return self._failed(f"answered {name}: {details}")
+
+    def _unauthorized(self) -> DependencyDownError:
+        return DependencyDownError(
+            f"{self._where} refuses the API key: check INFERD_QDRANT__API_KEY",
+            code="vector_store_unauthorized",
+        )
+
+    def _unreachable(self, why: str) -> DependencyDownError:
+        return DependencyDownError(
+            f"{self._where} can't be reached: {why}", code="vector_store_unreachable"
+        )
+
+    def _failed(self, what: str) -> RetryableError:
+        return RetryableError(f"{self._where} {what}", code="vector_store_error")
