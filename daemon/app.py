@@ -1,0 +1,159 @@
+"""The composition root: opens everything, runs it, and stops it in order.
+
+The only module that sees the queue and the handlers. Reading `run` tells how inferd is wired.
+"""
+
+import asyncio
+import contextlib
+import logging
+import signal
+import time
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from importlib.metadata import PackageNotFoundError, version
+
+from handlers.assembly import HandlerSet, open_handlers
+from http_shim.app import create_app, serve
+from http_shim.auth import Authenticator
+
+from daemon import topics
+from daemon.database import Database
+from daemon.errors import InferdError
+from daemon.health import Health
+from daemon.identity import is_dead, own_identity
+from daemon.intake import Intake
+from daemon.job_queue import JobQueue
+from daemon.jobs import JsonObject
+from daemon.mqtt import MqttLink
+from daemon.outbox import Outbox
+from daemon.settings import Settings
+from daemon.worker import Worker
+
+log = logging.getLogger(__name__)
+
+LAST_EVENTS_SECONDS = 5.0
+
+
+async def run(settings: Settings, *, started: Callable[[int | None], None] | None = None) -> None:
+    """Serve until SIGTERM or SIGINT, then stop in order.
+
+    Args:
+        settings: everything that was configured.
+        started: called with the REST port (None without REST) once requests are taken.
+
+    Raises:
+        ConfigError: the configuration or the machine does not allow a start.
+    """
+    worker_id = settings.mqtt.client_id
+    health = Health(version=_version(), worker_id=worker_id)
+    async with AsyncExitStack() as stack:
+        stop = stack.enter_context(_stop_signals())
+        database = await stack.enter_async_context(Database(settings.queue_path))
+        identity = own_identity()
+        queue = await stack.enter_async_context(
+            JobQueue(database, settings.queue, clock=epoch_ms, worker=identity, worker_id=worker_id)
+        )
+        handlers = await stack.enter_async_context(open_handlers(settings))
+        for job in await queue.reclaim_dead(is_dead):
+            log.warning("taken back from a process that died", extra={"job_id": job.job_id})
+        intake = Intake(
+            queue,
+            clock=epoch_ms,
+            worker_id=worker_id,
+            max_request_bytes=settings.mqtt.max_request_bytes,
+        )
+        link = MqttLink(
+            settings.mqtt, subscriptions=[topics.REQUEST_FILTER], on_request=intake.on_request
+        )
+        outbox = Outbox(database, link, queue.message_ready, owner=identity, clock=epoch_ms)
+        worker = Worker(
+            queue,
+            handlers.handlers,
+            settings=settings.worker,
+            queue_settings=settings.queue,
+            clock=epoch_ms,
+        )
+        _add_checks(health, queue, link, worker, handlers)
+        port = None
+        if settings.http.enabled:
+            app = create_app(
+                intake=intake,
+                queue=queue,
+                health=health,
+                forget_vectors=handlers.forget_vectors,
+                authenticate=Authenticator(settings.auth),
+                max_body_bytes=settings.http.max_body_bytes,
+            )
+            port = await stack.enter_async_context(
+                serve(app, settings.http.host, settings.http.port)
+            )
+        async with asyncio.TaskGroup() as group:
+            linking = group.create_task(link.run(), name="mqtt-link")
+            relaying = group.create_task(outbox.run(), name="outbox-relay")
+            working = group.create_task(worker.run(), name="worker")
+            loading = group.create_task(handlers.preload(), name="preload")
+            log.info("inferd is running", extra={"worker_id": worker_id, "port": port})
+            if started is not None:
+                started(port)
+            await stop.wait()
+            log.info("stopping")
+            health.is_draining = True
+            await link.drain()
+            await worker.drain()
+            for task in (working, loading):
+                task.cancel()
+            await outbox.flush(timeout_seconds=LAST_EVENTS_SECONDS)
+            relaying.cancel()
+            linking.cancel()
+    log.info("stopped")
+
+
+def epoch_ms() -> int:
+    """Return the wall clock in epoch milliseconds."""
+    return time.time_ns() // 1_000_000
+
+
+def _add_checks(
+    health: Health, queue: JobQueue, link: MqttLink, worker: Worker, handlers: HandlerSet
+) -> None:
+    async def broker() -> JsonObject:
+        if not link.is_up:
+            raise InferdError(link.last_error or "not connected yet", code="broker_unreachable")
+        return {"connects": link.connects}
+
+    async def database() -> JsonObject:
+        return {**await queue.depth(), "in_flight": worker.in_flight}
+
+    health.add("broker", broker)
+    health.add("database", database)
+    for name, (check, is_required) in handlers.checks.items():
+        health.add(name, check, is_required=is_required)
+
+
+@contextlib.contextmanager
+def _stop_signals() -> "contextlib.Iterator[asyncio.Event]":
+    """Set an event at the first SIGTERM or SIGINT; a second one kills as usual."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    signals = (signal.SIGTERM, signal.SIGINT)
+
+    def request_stop() -> None:
+        stop.set()
+        for number in signals:
+            loop.remove_signal_handler(number)
+
+    for number in signals:
+        loop.add_signal_handler(number, request_stop)
+    try:
+        yield stop
+    finally:
+        for number in signals:
+            loop.remove_signal_handler(number)
+
+
+def _version() -> str:
+    try:
+        return version("inferd")
+    except PackageNotFoundError:
+        # Run from a checkout, which is never installed.
+        return "0.1.0"

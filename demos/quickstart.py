@@ -1,0 +1,338 @@
+"""The body of `make demo`: real pictures through all three tasks, told as it happens."""
+
+import argparse
+import asyncio
+import json
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import paho.mqtt.client as paho
+
+from daemon.errors import ConfigError
+from daemon.jobs import JsonObject, TaskType
+from demos.annotate import draw_faces
+from demos.choose_models import Choice, choose_models
+from demos.stack import Stack, StackError
+from handlers.vectors import QdrantFaceStore, QdrantImageStore
+
+DEADLINE_SECONDS = 170
+OUTPUT = Path("demo-output")
+PICTURES = (
+    ("skimage", "data/astronaut.png"),
+    ("skimage", "data/chelsea.png"),
+    ("skimage", "data/coffee.png"),
+    ("skimage", "data/rocket.jpg"),
+    ("skimage", "data/hubble_deep_field.jpg"),
+    ("insightface", "data/images/t1.jpg"),
+    ("insightface", "data/images/Tom_Hanks_54745.png"),
+)
+"""Sample pictures that come with libraries inferd needs anyway."""
+GROUP = "t1.jpg"
+"""The picture with the most faces: it is the one that is drawn into."""
+QUERY = "astronaut.png"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A job that was asked for."""
+
+    job_id: str
+    task_type: TaskType
+    picture: str
+
+
+class Listener:
+    """A paho client whose events arrive in an asyncio queue."""
+
+    def __init__(self, port: int) -> None:
+        self.events: asyncio.Queue[JsonObject] = asyncio.Queue()
+        self._loop = asyncio.get_running_loop()
+        self._port = port
+        self._subscribed = asyncio.Event()
+        self._client = paho.Client(
+            paho.CallbackAPIVersion.VERSION2, f"demo-{uuid.uuid4().hex[:8]}", protocol=paho.MQTTv5
+        )
+        self._client.on_message = self._on_message
+        self._client.on_subscribe = lambda *_: self._loop.call_soon_threadsafe(self._subscribed.set)
+
+    async def open(self) -> None:
+        """Connect and subscribe to every job's events; return after SUBACK."""
+        await asyncio.to_thread(self._client.connect, "127.0.0.1", self._port)
+        self._client.loop_start()
+        self._client.subscribe("inference/job/+/+", qos=1)
+        async with asyncio.timeout(10):
+            await self._subscribed.wait()
+
+    def ask(self, task_type: TaskType, body: JsonObject) -> None:
+        """Publish a request."""
+        self._client.publish(f"inference/request/{task_type}", json.dumps(body), qos=1)
+
+    def close(self) -> None:
+        """Disconnect."""
+        self._client.disconnect()
+        self._client.loop_stop()
+
+    def _on_message(self, _client: Any, _data: Any, message: paho.MQTTMessage) -> None:
+        event = json.loads(message.payload)
+        event["topic"] = message.topic
+        self._loop.call_soon_threadsafe(self.events.put_nowait, event)
+
+
+@asynccontextmanager
+async def _listening(port: int) -> AsyncIterator[Listener]:
+    listener = Listener(port)
+    await listener.open()
+    try:
+        yield listener
+    finally:
+        listener.close()
+
+
+def find_pictures() -> dict[str, Path]:
+    """Return the sample pictures that are installed here, by name."""
+    from importlib.util import find_spec  # noqa: PLC0415 - the packages themselves load slowly
+
+    found = {}
+    for package, name in PICTURES:
+        spec = find_spec(package)
+        if spec and spec.origin and (path := Path(spec.origin).parent / name).is_file():
+            found[path.name] = path
+    return found
+
+
+async def upload(session: aiohttp.ClientSession, url: str, path: Path) -> int:
+    """Put a picture into the media store and return its id."""
+    form = aiohttp.FormData({"is_collection": "false", "label": path.name})
+    form.add_field("file", path.read_bytes(), filename=path.name)
+    async with session.post(f"{url}/entity/", data=form) as response:
+        response.raise_for_status()
+        return int((await response.json())["id"])
+
+
+class Show:
+    """One run of the demo over a stack."""
+
+    def __init__(self, stack: Stack) -> None:
+        self._stack = stack
+        self._began = time.monotonic()
+        self._asked: dict[str, Asked] = {}
+        self._finished: dict[str, JsonObject] = {}
+        self.ids: dict[str, int] = {}
+
+    async def run(self, pictures: dict[str, Path]) -> None:
+        """Upload, ask over MQTT and REST, follow the events, show the results."""
+        async with (
+            aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=30)) as session,
+            _listening(self._stack.broker_port) as listener,
+        ):
+            _title("1. Pictures go to the media store")
+            for name, path in pictures.items():
+                self.ids[name] = await upload(session, self._stack.media_store_url, path)
+                print(f"   {name:24} -> id {self.ids[name]}")
+            _title("2. Ask over MQTT, hear the events")
+            self._ask_over_mqtt(listener)
+            await self._follow(listener)
+            _title("3. Ask over REST")
+            await self._ask_over_rest(session, pictures, listener)
+            self._show_results()
+            self._draw(pictures)
+
+    def _ask_over_mqtt(self, listener: Listener) -> None:
+        for name, media_store_id in self.ids.items():
+            for task_type in TaskType:
+                job_id = str(uuid.uuid4())
+                self._asked[job_id] = Asked(job_id, task_type, name)
+                body = {"media_store_id": media_store_id, "job_id": job_id, "priority": 5}
+                listener.ask(task_type, body)
+        first = next(iter(self._asked.values()))
+        print(f"   inference/request/{first.task_type}  media_store_id {self.ids[first.picture]}")
+        print(f"   ... {len(self._asked)} requests, 3 tasks for each picture\n")
+
+    async def _follow(self, listener: Listener) -> None:
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            while self._asked.keys() - self._finished.keys():
+                event = await listener.events.get()
+                kind = event["topic"].rpartition("/")[2]
+                asked = self._asked.get(event["job_id"])
+                if asked is None:
+                    continue
+                self._tell(kind, asked, event)
+                if kind == "completed":
+                    self._finished[asked.job_id] = event["data"]
+                if kind == "rejected":
+                    raise StackError(f"a request was rejected: {event['data']}")
+
+    def _tell(self, kind: str, asked: Asked, event: JsonObject) -> None:
+        seconds = time.monotonic() - self._began
+        about = f"{asked.task_type:16} {asked.picture}"
+        says = summary(event["data"]) if kind == "completed" else ""
+        print(f"   {seconds:6.2f} s  {kind:10} {about:42} {says}")
+
+    async def _ask_over_rest(
+        self, session: aiohttp.ClientSession, pictures: dict[str, Path], listener: Listener
+    ) -> None:
+        media_store_id = await upload(
+            session,
+            self._stack.media_store_url,
+            pictures.get(GROUP) or next(iter(pictures.values())),
+        )
+        url = f"{self._stack.inferd_url}/job/{TaskType.FACE_DETECTION}"
+        body = {"media_store_id": media_store_id, "priority": 8}
+        async with session.post(url, json=body) as response:
+            job = await response.json()
+            print(f"   POST /job/face_detection {body} -> {response.status} {job['status']}")
+        asked = Asked(job["job_id"], TaskType.FACE_DETECTION, "the same, again")
+        self._asked[asked.job_id] = asked
+        await self._follow(listener)
+        async with session.post(url, json=body) as response:
+            print(f"   the same again -> {response.status} {(await response.json())['detail']}")
+        async with session.get(f"{self._stack.inferd_url}/job/{asked.job_id}") as response:
+            job = await response.json()
+            print(f"   GET /job/{asked.job_id} -> {response.status} {job['status']}")
+
+    def _show_results(self) -> None:
+        _title("4. Results and where the time went (ms)")
+        for job_id, asked in self._asked.items():
+            job = self._finished[job_id]
+            spent = (job["result"] or {}).get("inference", {}).get("timings_ms", {})
+            parts = "  ".join(f"{name} {ms:.0f}" for name, ms in spent.items())
+            print(f"   {asked.task_type:16} {asked.picture:24} {parts}")
+        ran: dict[str, JsonObject] = {}
+        for job_id, asked in self._asked.items():
+            result = self._finished[job_id]["result"]
+            if result:
+                ran[asked.task_type] = result["inference"]
+        print()
+        for task_type, inference in ran.items():
+            told = ", ".join(
+                str(inference[key]) for key in ("model", "weights", "device", "precision")
+            )
+            print(f"   {task_type:16} {told}")
+            for note in inference.get("notes", []):
+                print(f"   {'':16} note: {note}")
+
+    def _draw(self, pictures: dict[str, Path]) -> None:
+        for asked in self._asked.values():
+            result = self._finished[asked.job_id]["result"]
+            if asked.picture == GROUP and asked.task_type is TaskType.FACE_DETECTION and result:
+                OUTPUT.mkdir(exist_ok=True)
+                target = OUTPUT / "faces.png"
+                target.write_bytes(draw_faces(pictures[GROUP].read_bytes(), result))
+                _title("5. An annotated picture")
+                print(f"   {target}: {result['face_count']} faces with boxes and landmarks")
+
+    @property
+    def failures(self) -> list[str]:
+        """What did not end well."""
+        return [
+            f"{self._asked[job_id].task_type} {self._asked[job_id].picture}: {job['error_message']}"
+            for job_id, job in self._finished.items()
+            if job["status"] != "completed"
+        ]
+
+
+def summary(job: JsonObject) -> str:
+    """Return a finished job in a few words."""
+    result = job["result"]
+    if result is None:
+        return f"{job['status']}: {job['error_message']}"
+    if "face_count" in result:
+        stored = ", vectors stored" if result.get("stored_in_vector_db") else ""
+        return f"{result['face_count']} faces{stored}"
+    return f"{result['embedding_dimension']} numbers in {result['collection']}"
+
+
+def search(folder: Path, ids: dict[str, int]) -> None:
+    """Search the vectors the daemon stored, through the documented Python API."""
+    _title("6. Search the vectors (the daemon has stopped; its store is opened from Python)")
+    names = {number: name for name, number in ids.items()}
+    with QdrantImageStore(path=folder / "data" / "vectors") as images:
+        query = images.get_vector(ids[QUERY])
+        print(f"   pictures most like {QUERY}:")
+        for match in images.search(query.vector, limit=4):
+            print(f"   {match.score:7.4f}  {names.get(int(match.point_id), match.point_id)}")
+    with QdrantFaceStore(path=folder / "data" / "vectors") as faces:
+        known = faces.search_by_media_store_id(ids[QUERY])
+        if not known:
+            print(f"   no face was stored for {QUERY}")
+            return
+        print(f"\n   faces most like the one in {QUERY}:")
+        for match in faces.search(known[0].vector, limit=4):
+            picture = names.get(match.payload["media_store_id"], "the same, again")
+            print(f"   {match.score:7.4f}  face {match.payload['face_index']} of {picture}")
+
+
+def _title(text: str) -> None:
+    print(f"\n{text}\n{'-' * len(text)}")
+
+
+def _print_models(choice: Choice) -> None:
+    for line in choice.told:
+        print(f"   {line}")
+    for line in choice.warnings:
+        print(f"   *** {line} ***")
+
+
+def _show(stack: Stack, *, stay: bool) -> int:
+    show = Show(stack)
+    asyncio.run(show.run(find_pictures()))
+    code = stack.stop_daemon()
+    search(stack.folder, show.ids)
+    if code != 0:
+        raise StackError(f"the daemon ended with {code}:\n{stack.last_words('daemon')}")
+    for failure in show.failures:
+        print(f"   FAILED {failure}")
+    if show.failures:
+        return 1
+    if stay:
+        stack.start_daemon()
+        stack.wait_for_daemon()
+        _stay(stack, show.ids)
+    return 0
+
+
+def _stay(stack: Stack, ids: Iterable[str]) -> None:
+    _title("7. Up until Ctrl-C")
+    print(f"   broker       mqtt://127.0.0.1:{stack.broker_port}   (inference/request/+)")
+    print(f"   REST         {stack.inferd_url}   (POST /job/image_embedding, GET /health)")
+    print(f"   media store  {stack.media_store_url}   ({len(list(ids))} pictures in it)")
+    print(f"   files        {stack.folder}")
+    while True:
+        time.sleep(3600)
+
+
+def main() -> int:
+    """Run the demo; return its exit code."""
+    parser = argparse.ArgumentParser(description="Show inferd at work on real pictures.")
+    parser.add_argument("--stay", action="store_true", help="stay up afterwards, until Ctrl-C")
+    arguments = parser.parse_args()
+    try:
+        choice = choose_models()
+    except ConfigError as error:
+        print(f"inferd: {error}", file=sys.stderr)
+        return 78
+    _title("inferd: pictures in, vectors and faces out")
+    _print_models(choice)
+    with tempfile.TemporaryDirectory(prefix="inferd-demo-") as folder:
+        try:
+            with Stack(Path(folder), choice.environ) as stack:
+                print(f"   up: broker :{stack.broker_port}, REST :{stack.http_port}")
+                return _show(stack, stay=arguments.stay)
+        except KeyboardInterrupt:
+            print("\nstopped")
+            return 0
+        except (StackError, TimeoutError) as error:
+            print(f"\nthe demo failed: {error or 'no answer in time'}", file=sys.stderr)
+            return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,178 @@
+"""Everything a demo needs as child processes: broker, media store and daemon on free ports."""
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import string
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+TEMPLATE = Path(__file__).parent.parent / "mosquitto" / "demo.conf.template"
+SYSTEM_FOLDERS = ("/usr/sbin", "/usr/local/sbin")
+"""Where mosquitto lies on Debian, outside a user's PATH."""
+STOP_SECONDS = 20
+
+
+class StackError(RuntimeError):
+    """A part did not come up; the message holds its last words."""
+
+
+class Stack:
+    """Broker, media store and daemon over one folder; a context manager that leaves nothing."""
+
+    def __init__(self, folder: Path, environ: Mapping[str, str]) -> None:
+        self.folder = folder
+        self.broker_port, self.media_store_port, self.http_port = _free_ports(3)
+        self._environ = {
+            **os.environ,
+            **environ,
+            "INFERD_DATA_DIR": str(folder / "data"),
+            "INFERD_MQTT__URL": f"mqtt://127.0.0.1:{self.broker_port}",
+            "INFERD_MEDIA_STORE__URL": self.media_store_url,
+            "INFERD_HTTP__PORT": str(self.http_port),
+            "AUTH_DISABLED": "true",
+        }
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+
+    @property
+    def media_store_url(self) -> str:
+        """Where pictures are uploaded."""
+        return f"http://127.0.0.1:{self.media_store_port}"
+
+    @property
+    def inferd_url(self) -> str:
+        """Where the REST shim answers."""
+        return f"http://127.0.0.1:{self.http_port}"
+
+    def __enter__(self) -> Self:
+        try:
+            self._start_broker()
+            self._start(
+                "media store",
+                [sys.executable, "-m", "demos.media_store", "--port", str(self.media_store_port)]
+                + ["--folder", str(self.folder / "media")],
+            )
+            self.start_daemon()
+            self._wait_for_http("media store", f"{self.media_store_url}/", seconds=30)
+            self._wait_for_http("daemon", f"{self.inferd_url}/health/ready", seconds=120)
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def start_daemon(self) -> None:
+        """Start the daemon, without waiting for it."""
+        self._start("daemon", [sys.executable, "-m", "daemon", "serve"])
+
+    def wait_for_daemon(self, *, seconds: float = 120) -> None:
+        """Return once the daemon is ready.
+
+        Raises:
+            StackError: it is not, in that time.
+        """
+        self._wait_for_http("daemon", f"{self.inferd_url}/health/ready", seconds=seconds)
+
+    def stop_daemon(self) -> int:
+        """Ask the daemon to stop (SIGTERM) and return its exit code."""
+        process = self._processes.pop("daemon")
+        process.send_signal(signal.SIGTERM)
+        return process.wait(STOP_SECONDS)
+
+    def close(self) -> None:
+        """Stop all parts, the daemon first. Safe twice."""
+        for name in ("daemon", "media store", "broker"):
+            process = self._processes.pop(name, None)
+            if process is None:
+                continue
+            process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(STOP_SECONDS)
+            process.kill()
+            process.wait()
+
+    def last_words(self, name: str, lines: int = 15) -> str:
+        """Return the end of a part's log."""
+        try:
+            text = self._log(name).read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            return ""
+        return "\n".join(text.splitlines()[-lines:])
+
+    def _start_broker(self) -> None:
+        path = os.pathsep.join([os.environ.get("PATH", ""), *SYSTEM_FOLDERS])
+        program = shutil.which("mosquitto", path=path)
+        if program is None:
+            raise StackError("mosquitto is not installed: sudo apt-get install mosquitto")
+        folder = self.folder / "broker"
+        folder.mkdir(parents=True, exist_ok=True)
+        config = folder / "mosquitto.conf"
+        template = string.Template(TEMPLATE.read_text(encoding="utf-8"))
+        config.write_text(
+            template.substitute(port=self.broker_port, folder=folder), encoding="utf-8"
+        )
+        self._start("broker", [program, "-c", str(config)])
+        deadline = time.monotonic() + 20
+        while not _accepts(self.broker_port):
+            self._check("broker", deadline)
+
+    def _start(self, name: str, command: list[str]) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with self._log(name).open("ab") as log:
+            self._processes[name] = subprocess.Popen(
+                command, env=self._environ, stdout=log, stderr=log, stdin=subprocess.DEVNULL
+            )
+
+    def _wait_for_http(self, name: str, url: str, *, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while True:
+            try:
+                with urllib.request.urlopen(url, timeout=5):
+                    return
+            except (urllib.error.URLError, OSError):
+                self._check(name, deadline)
+
+    def _check(self, name: str, deadline: float) -> None:
+        code = self._processes[name].poll()
+        if code is not None:
+            raise StackError(f"the {name} ended with {code}:\n{self.last_words(name)}")
+        if time.monotonic() > deadline:
+            raise StackError(f"the {name} is not up in time:\n{self.last_words(name)}")
+        time.sleep(0.1)
+
+    def _log(self, name: str) -> Path:
+        return self.folder / f"{name.replace(' ', '-')}.log"
+
+
+def _free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        ports = []
+        for _ in range(count):
+            listener = stack.enter_context(socket.socket())
+            listener.bind(("127.0.0.1", 0))
+            ports.append(int(listener.getsockname()[1]))
+        return ports
+
+
+def _accepts(port: int) -> bool:
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=1):
+            return True
+    except OSError:
+        return False
