@@ -222,8 +222,9 @@ def _part_file(target: Path) -> Iterator[IO[bytes]]:
     descriptor, name = tempfile.mkstemp(
         prefix=f".{target.name}.", suffix=".part", dir=target.parent
     )
+    os.close(descriptor)
     try:
-        with os.fdopen(descriptor, "wb") as part:
+        with Path(name).open("wb") as part:
             yield part
     finally:
         with contextlib.suppress(FileNotFoundError):
