@@ -1,0 +1,180 @@
+"""The tree is as daemon/__init__.py says: imports go downward, and a vendor has one home."""
+
+import ast
+import importlib
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+PACKAGES = ("daemon", "handlers", "http_shim", "demos")
+
+LAYERS = (
+    {"daemon.__main__"},
+    {"daemon.app"},
+    {"http_shim"},
+    {"daemon.worker", "daemon.intake", "daemon.outbox", "daemon.health"},
+    {"daemon.job_queue"},
+    {"daemon.database", "daemon.mqtt", "daemon.statements", "daemon.logs", "daemon.identity"},
+    {"daemon.events", "daemon.retry", "daemon.requests"},
+    {"daemon.jobs", "daemon.topics", "daemon.settings", "daemon.stage", "daemon.bell"},
+    {"daemon.errors"},
+)
+"""From the top down; a module imports from layers below its own only."""
+
+SEEN_BY_HANDLERS = {"daemon.errors", "daemon.jobs", "daemon.settings", "daemon.stage"}
+
+VENDORS = {
+    "gmqtt": {"daemon.mqtt"},
+    "aiosqlite": {"daemon.database"},
+    "torch": {"handlers.clip", "handlers.clip_checkpoint"},
+    "torchvision": {"handlers.clip", "handlers.clip_checkpoint"},
+    "open_clip": {"handlers.clip", "handlers.clip_checkpoint"},
+    "insightface": {"handlers.faces"},
+    "onnxruntime": {"handlers.faces"},
+    "onnx": {"handlers.faces"},
+    "cv2": {"handlers.faces"},
+    "skimage": {"handlers.cascade"},
+    "qdrant_edge": {"handlers.qdrant_edge"},
+    "qdrant_client": {
+        "handlers.qdrant_local",
+        "handlers.qdrant_server",
+        "handlers.qdrant_models",
+    },
+    "PIL": {"handlers.images", "demos.annotate"},
+    "pillow_heif": {"handlers.images"},
+    "jwt": {"http_shim.auth"},
+    "paho": {"demos.quickstart"},
+    "sqlite3": {"daemon.database", "daemon.job_queue"},
+}
+"""Who may import what; aiohttp is server in http_shim, client in handlers.media_store."""
+
+
+def _modules() -> dict[str, Path]:
+    return {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+        for package in PACKAGES
+        for path in sorted((ROOT / package).rglob("*.py"))
+    }
+
+
+@cache
+def _imports(module: str) -> frozenset[str]:
+    tree = ast.parse(_modules()[module].read_text(encoding="utf-8"))
+    return frozenset(_imported(tree))
+
+
+def _imported(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            # `from daemon import topics` imports a module, `from daemon.jobs import Job` a name.
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def _layer(module: str) -> int | None:
+    for number, layer in enumerate(LAYERS):
+        if module in layer or module.partition(".")[0] in layer:
+            return number
+    return None
+
+
+def _ours(module: str) -> set[str]:
+    return {name for name in _imports(module) if name in _modules()}
+
+
+def test_every_module_of_the_daemon_has_a_layer() -> None:
+    unplaced = {name for name in _modules() if name.startswith("daemon.") and _layer(name) is None}
+
+    assert unplaced == set()
+
+
+@pytest.mark.parametrize(
+    "module", [name for name in _modules() if name.partition(".")[0] in ("daemon", "http_shim")]
+)
+def test_imports_go_downward(module: str) -> None:
+    layer = _layer(module)
+    upward = {
+        name
+        for name in _ours(module)
+        if (found := _layer(name)) is not None
+        and layer is not None
+        and (found < layer or (found == layer and name.partition(".")[0] == "daemon"))
+    }
+
+    assert upward == set()
+
+
+def test_only_the_composition_root_sees_both_sides() -> None:
+    seeing = {
+        name
+        for name in _modules()
+        if name.startswith(("daemon.", "http_shim."))
+        and any(seen.startswith("handlers") for seen in _ours(name))
+    }
+
+    assert seeing == {"daemon.app"}
+
+
+@pytest.mark.parametrize("module", [name for name in _modules() if name.startswith("handlers.")])
+def test_handlers_see_plain_types_and_their_siblings(module: str) -> None:
+    seen = {name for name in _ours(module) if not name.startswith("handlers")}
+
+    assert seen <= SEEN_BY_HANDLERS | {"daemon"}
+
+
+@pytest.mark.parametrize("vendor", sorted(VENDORS))
+def test_a_vendor_has_one_home(vendor: str) -> None:
+    users = {
+        name
+        for name in _modules()
+        if any(found == vendor or found.startswith(f"{vendor}.") for found in _imports(name))
+    }
+
+    assert users <= VENDORS[vendor]
+
+
+def test_the_http_client_has_one_home() -> None:
+    users = {
+        name
+        for name in _modules()
+        if name.startswith("handlers.")
+        and any(found.partition(".")[0] == "aiohttp" for found in _imports(name))
+    }
+
+    assert users == {"handlers.media_store"}
+
+
+def test_no_relative_imports_and_no_bare_create_task_result_lost() -> None:
+    for name, path in _modules().items():
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            assert not (isinstance(node, ast.ImportFrom) and node.level), name
+            is_lost = isinstance(node, ast.Expr) and isinstance(node.value, ast.Call)
+            if is_lost and isinstance(node.value.func, ast.Attribute):  # type: ignore[attr-defined]
+                owner = node.value.func.value  # type: ignore[attr-defined]
+                is_asyncio = isinstance(owner, ast.Name) and owner.id == "asyncio"
+                assert not (is_asyncio and node.value.func.attr == "create_task"), name  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("package", [*PACKAGES, "tests"])
+def test_packages_are_this_repository(package: str) -> None:
+    # gmqtt's wheel brings a top-level `tests`, python-daemon one named `daemon`.
+    module = importlib.import_module(package)
+
+    assert module.__file__ is not None
+    assert Path(module.__file__).is_relative_to(ROOT)
+    assert sys.modules[package] is module
+
+
+@pytest.mark.parametrize("module", sorted(_modules()))
+def test_every_file_says_what_it_owns(module: str) -> None:
+    docstring = ast.get_docstring(ast.parse(_modules()[module].read_text(encoding="utf-8")))
+
+    assert docstring
+    assert "." in docstring.partition("\n")[0] or len(docstring.splitlines()) > 1
