@@ -28,7 +28,7 @@ python := $(venv)/bin/python
 installed := $(venv)/.inferd-$(flavour)
 installed_dev := $(venv)/.inferd-dev
 
-.PHONY: help setup setup-dev mosquitto demo run test check lock clean
+.PHONY: help setup setup-dev mosquitto demo run test check lint types imports lock clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -44,10 +44,16 @@ run: setup mosquitto ## as demo, and stay up until Ctrl-C
 test: setup-dev mosquitto ## all tests (ARGS='-k name' for some)
 	@$(python) -m pytest $(ARGS)
 
-check: setup-dev ## formatting, lint, types and the import rule
+check: lint types imports ## formatting, lint, types and the import rule
+
+lint: setup-dev
 	$(venv)/bin/ruff format --check .
 	$(venv)/bin/ruff check .
+
+types: setup-dev
 	$(venv)/bin/mypy
+
+imports: setup-dev
 	$(python) -m pytest -q tests/unit/test_architecture.py
 
 lock: ## resolve pyproject.toml again and rewrite requirements/*.txt
