@@ -1,0 +1,322 @@
+"""Pictures in, face results out: the only file with an HTTP client.
+
+Only a number goes from a request into the URL, so no client can make the daemon fetch from
+anywhere but the configured media store. Every wait ends, and every failure is one of ours.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from types import TracebackType
+from typing import Self
+
+import aiohttp
+from aiohttp.http_exceptions import HttpProcessingError
+from yarl import URL
+
+from daemon.errors import (
+    ConfigError,
+    DependencyDownError,
+    HandlerError,
+    PermanentError,
+    RetryableError,
+)
+from daemon.jobs import JsonObject, dump_json
+from daemon.settings import MediaStoreSettings
+
+_MAX_REDIRECTS = 3
+_REDIRECTS = frozenset((301, 302, 303, 307, 308))
+_SAME_METHOD_REDIRECTS = frozenset((307, 308))
+_MISSING = frozenset((404, 410))
+_FORBIDDEN = frozenset((401, 403))
+_WORTH_ANOTHER_TRY = frozenset((408, 425, 429))
+_RETRY_AFTER_MAX_SECONDS = 300.0
+_CHUNK_BYTES = 256 * 1024
+_EXCERPT_BYTES = 300
+
+
+@dataclass(frozen=True, slots=True)
+class Media:
+    """One file as the media store gave it."""
+
+    data: bytes
+    """Never empty, never more than `max_bytes`."""
+    content_type: str | None
+    """What the media store calls it, such as image/jpeg; a claim, not a fact."""
+
+
+class MediaStoreClient:
+    """Speaks to one media store; at most `concurrency` transfers at a time, others wait.
+
+    Use it as an async context manager; it holds its connections for as long as it is open.
+
+    Raises:
+        ConfigError: on construction, where both the URL and the token name a user.
+    """
+
+    def __init__(self, settings: MediaStoreSettings) -> None:
+        self._settings = settings
+        self._base = URL(settings.url)
+        if settings.token is not None and self._base.user is not None:
+            raise ConfigError(
+                "INFERD_MEDIA_STORE__URL holds a user name and INFERD_MEDIA_STORE__TOKEN is set:"
+                " only one of the two can be sent"
+            )
+        self._slots = asyncio.Semaphore(settings.concurrency)
+        self._open_session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> Self:
+        # An answer is neither unpacked nor asked for packed: a small body cannot become a huge one.
+        headers = {"Accept-Encoding": "identity", "User-Agent": "inferd"}
+        if self._settings.token is not None:
+            headers["Authorization"] = f"Bearer {self._settings.token.get_secret_value()}"
+        self._open_session = aiohttp.ClientSession(
+            auto_decompress=False,
+            # The semaphore limits transfers; a limit here would count waiting as connecting.
+            connector=aiohttp.TCPConnector(limit=0),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            headers=headers,
+            timeout=aiohttp.ClientTimeout(
+                total=None,
+                connect=self._settings.connect_timeout_seconds,
+                sock_read=self._settings.read_timeout_seconds,
+            ),
+            trust_env=False,
+        )
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connections. Safe twice and before opening."""
+        session, self._open_session = self._open_session, None
+        if session is not None:
+            await session.close()
+
+    async def fetch(self, media_store_id: int) -> Media:
+        """Return the bytes of one picture file.
+
+        Raises:
+            PermanentError: code `media_not_found`, `media_store_refused`,
+                `media_store_redirected`, `too_large` or `empty`.
+            DependencyDownError: code `media_store_unreachable`.
+            RetryableError: code `media_store_error` (with the store's Retry-After, at most
+                300 s) or `media_store_timeout`.
+        """
+        url = self._url(self._settings.file_path, media_store_id)
+        async with self._slots, self._answer("GET", url) as response:
+            if response.status != 200:  # noqa: PLR2004 - OK
+                await self._raise_for_status(response, f"picture {media_store_id}")
+            data = await self._read(response, media_store_id)
+            said = response.headers.get("Content-Type", "")
+        if not data:
+            raise PermanentError(f"the media store's file {media_store_id} is empty", code="empty")
+        return Media(data, said.partition(";")[0].strip().lower()[:100] or None)
+
+    async def post_face_results(
+        self, media_store_id: int, job_id: str, results: JsonObject
+    ) -> None:
+        """Deliver the face results of one job; the job_id makes a repeat harmless.
+
+        Raises:
+            PermanentError: code `media_not_found`, `media_store_refused` or
+                `media_store_redirected`.
+            DependencyDownError: code `media_store_unreachable`.
+            RetryableError: code `media_store_error` or `media_store_timeout`.
+        """
+        url = self._url(self._settings.results_path, media_store_id)
+        body = dump_json({"job_id": job_id, **results}).encode()
+        headers = {"Content-Type": "application/json", "Idempotency-Key": job_id}
+        async with self._slots, self._answer("POST", url, body, headers) as response:
+            if not 200 <= response.status < 300:  # noqa: PLR2004 - any success
+                await self._raise_for_status(response, f"face results of {media_store_id}")
+
+    async def check(self) -> None:
+        """Return if the media store answers at all, whatever it says; for health.
+
+        Raises:
+            DependencyDownError: code `media_store_unreachable`.
+            RetryableError: code `media_store_timeout` or `media_store_error`; it is there, but
+                does not speak HTTP within twice the connect timeout.
+        """
+        limit = 2 * self._settings.connect_timeout_seconds
+        async with (
+            self._errors_translated(limit),
+            self._session.get(self._base, allow_redirects=False),
+        ):
+            pass
+
+    @property
+    def _session(self) -> aiohttp.ClientSession:
+        if self._open_session is None:
+            raise RuntimeError("the media store client is not open")
+        return self._open_session
+
+    def _url(self, template: str, media_store_id: int) -> URL:
+        return URL(self._settings.url + template.replace("{id}", f"{media_store_id:d}"))
+
+    @asynccontextmanager
+    async def _answer(
+        self,
+        method: str,
+        url: URL,
+        body: bytes | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """Give the first answer that is no redirect; the body of the `async with` is timed too."""
+        async with self._errors_translated(self._settings.total_timeout_seconds):
+            for _ in range(_MAX_REDIRECTS + 1):
+                async with self._session.request(
+                    method, url, data=body, headers=headers, allow_redirects=False
+                ) as response:
+                    if response.status not in _REDIRECTS:
+                        yield response
+                        return
+                    url = self._redirected(response, url)
+            raise PermanentError(
+                f"the media store redirects more than {_MAX_REDIRECTS} times",
+                code="media_store_redirected",
+            )
+
+    def _redirected(self, response: aiohttp.ClientResponse, url: URL) -> URL:
+        """Return where to ask instead; never another host, where the token would go along."""
+        said = response.headers.get("Location", "")
+        try:
+            target = url.join(URL(said))
+            is_ours = bool(said) and target.origin() == self._base.origin()
+        except ValueError:
+            is_ours = False
+        if not is_ours:
+            raise PermanentError(
+                f"the media store redirects to {said[:200]!r}, which is not {self._base.origin()};"
+                " check INFERD_MEDIA_STORE__URL",
+                code="media_store_redirected",
+            )
+        if response.method != "GET" and response.status not in _SAME_METHOD_REDIRECTS:
+            raise PermanentError(
+                f"the media store answers {response.status} to a {response.method}: following it"
+                " would not deliver the results; check INFERD_MEDIA_STORE__RESULTS_PATH",
+                code="media_store_redirected",
+            )
+        return target.with_user(self._base.user).with_password(self._base.password)
+
+    async def _read(self, response: aiohttp.ClientResponse, media_store_id: int) -> bytes:
+        limit = self._settings.max_bytes
+        encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
+        if encoding not in ("", "identity"):
+            raise RetryableError(
+                f"the media store compressed file {media_store_id} ({encoding[:40]}) although"
+                " identity was asked for",
+                code="media_store_error",
+            )
+        length = response.content_length or 0
+        chunks: list[bytes] = []
+        received = 0
+        if length <= limit:
+            async for chunk in response.content.iter_chunked(_CHUNK_BYTES):
+                received += len(chunk)
+                if received > limit:
+                    break
+                chunks.append(chunk)
+        if max(length, received) > limit:
+            raise PermanentError(
+                f"the media store's file {media_store_id} has more than {limit} bytes"
+                " (INFERD_MEDIA_STORE__MAX_BYTES)",
+                code="too_large",
+            )
+        return b"".join(chunks)
+
+    async def _raise_for_status(self, response: aiohttp.ClientResponse, what: str) -> None:
+        status = response.status
+        if status == 204:  # noqa: PLR2004 - No Content
+            raise PermanentError(f"the media store has no bytes of {what}", code="empty")
+        if status in _MISSING:
+            raise PermanentError(
+                f"the media store does not know {what} ({status}: {response.url.path})",
+                code="media_not_found",
+            )
+        if status in _FORBIDDEN:
+            raise PermanentError(
+                f"the media store refuses {what} ({status}); check INFERD_MEDIA_STORE__TOKEN",
+                code="media_store_refused",
+            )
+        if 400 <= status < 500 and status not in _WORTH_ANOTHER_TRY:  # noqa: PLR2004 - our fault
+            raise PermanentError(
+                f"the media store refuses {what} ({status}){await _excerpt(response)}",
+                code="media_store_refused",
+            )
+        raise RetryableError(
+            f"the media store answers {status} to {what}",
+            code="media_store_error",
+            retry_after_seconds=_retry_after(response.headers.get("Retry-After")),
+        )
+
+    @asynccontextmanager
+    async def _errors_translated(self, limit_seconds: float) -> AsyncIterator[None]:
+        where = f"{self._base.origin()}"
+        try:
+            async with asyncio.timeout(limit_seconds):
+                yield
+        except HandlerError:
+            raise
+        except (aiohttp.ClientSSLError, aiohttp.ServerFingerprintMismatch) as error:
+            raise DependencyDownError(
+                f"no trusted connection to the media store at {where}: {_reason(error)};"
+                " check INFERD_MEDIA_STORE__URL, and that this machine trusts the store's"
+                " certificate (SSL_CERT_FILE)",
+                code="media_store_unreachable",
+            ) from error
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
+            raise DependencyDownError(
+                f"cannot reach the media store at {where}: {_reason(error)};"
+                " check that it runs, and INFERD_MEDIA_STORE__URL",
+                code="media_store_unreachable",
+            ) from error
+        except TimeoutError as error:
+            raise RetryableError(
+                f"the media store at {where} did not finish its answer in time",
+                code="media_store_timeout",
+            ) from error
+        except (aiohttp.ClientError, HttpProcessingError, OSError, ValueError) as error:
+            raise RetryableError(
+                f"the media store at {where} broke off or broke HTTP: {_reason(error)}",
+                code="media_store_error",
+            ) from error
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"[:300]
+
+
+def _retry_after(value: str | None) -> float | None:
+    """Return the seconds that a Retry-After header asks for, in either form; None if unusable."""
+    if not value:
+        return None
+    try:
+        seconds = float(int(value)) if value.strip().isdecimal() else _seconds_until(value)
+    except (ValueError, TypeError, OverflowError):
+        return None
+    return min(max(seconds, 0.0), _RETRY_AFTER_MAX_SECONDS)
+
+
+def _seconds_until(date: str) -> float:
+    return parsedate_to_datetime(date).timestamp() - time.time()
+
+
+async def _excerpt(response: aiohttp.ClientResponse) -> str:
+    """Return what the store said of its refusal, printable and short; for a person to act on."""
+    try:
+        body = await response.content.read(_EXCERPT_BYTES)
+    except (aiohttp.ClientError, HttpProcessingError, TimeoutError):
+        return ""
+    text = "".join(c if c.isprintable() else " " for c in body.decode(errors="replace")).strip()
+    return f": {text}" if text else ""
