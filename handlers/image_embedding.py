@@ -1,0 +1,164 @@
+"""ImageEmbeddingInference: one picture of 224x224 in, one CLIP vector of length 1 out."""
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from daemon.errors import ConfigError, InferdError, PermanentError
+from daemon.settings import Settings
+from handlers.clip import ClipModel, normalise, normalise_floats
+from handlers.images import Limits, decode, square_crop
+from handlers.inference import MLInference, Provenance, Vector
+
+FARTHEST_NORMALISED = 50.0
+"""No normalised picture leaves [-1.8, 2.2]; bytes turned to floats without normalising do."""
+
+
+class ImageEmbeddingInference(MLInference[Vector]):
+    """CLIP's image tower behind the documented interface.
+
+    A buffer is either uint8 RGB [224, 224, 3], which is normalised here, or float32 of the same
+    shape that is normalised already: (x / 255 - mean) / std. A batch may hold both.
+    """
+
+    def __init__(
+        self,
+        embedding_dim: int = 512,
+        input_size: tuple[int, int] = (224, 224),
+        *,
+        weights: str | None = None,
+        settings: Settings | None = None,
+    ) -> None:
+        """Take the model from `settings`, or from the environment where none are given.
+
+        Args:
+            embedding_dim: length of the vectors that is expected.
+            input_size: height and width of the pictures that is expected.
+            weights: openai, a path, or untrained, instead of what the settings say.
+            settings: which model, where its file is and on what device it runs.
+
+        Raises:
+            ConfigError: the configuration is wrong, or its model has another vector length or
+                picture size than was asked for.
+        """
+        settings = settings or Settings.from_env(os.environ)
+        self.embedding_dim = embedding_dim
+        self.input_size = input_size
+        self._model = ClipModel(
+            model=settings.clip.model,
+            weights=weights or settings.clip.weights,
+            models_dir=settings.models_path,
+            device=settings.device,
+            require_gpu=settings.require_gpu,
+            offline=settings.offline,
+        )
+        actual = (self._model.embedding_dim, self._model.input_size)
+        if actual != (embedding_dim, tuple(input_size)):
+            raise ConfigError(
+                f"{self._model.model} makes {actual[0]} numbers of {actual[1]} pixels; "
+                f"asked for {embedding_dim} of {tuple(input_size)}"
+            )
+
+    def resolve(self) -> None:  # noqa: D102 - as MLInference says
+        self._model.resolve()
+
+    @property
+    def fingerprint(self) -> str:  # noqa: D102 - as MLInference says
+        return self._model.fingerprint
+
+    @property
+    def provenance(self) -> Provenance:  # noqa: D102 - as MLInference says
+        return self._model.provenance
+
+    def load(self) -> None:  # noqa: D102 - as MLInference says
+        self._model.load()
+
+    def unload(self) -> None:  # noqa: D102 - as MLInference says
+        self._model.unload()
+
+    @property
+    def is_loaded(self) -> bool:  # noqa: D102 - as MLInference says
+        return self._model.is_loaded
+
+    def infer(self, buffer: NDArray[Any], label: str = "") -> Vector:
+        """Return float32 [512] of length 1.
+
+        Args:
+            buffer: uint8 RGB or normalised float32, [224, 224, 3].
+            label: names the picture in errors.
+
+        Raises:
+            PermanentError: code bad_buffer; the buffer is neither.
+            ConfigError: the model had to be loaded and could not be.
+        """
+        self._check(buffer, label)
+        return super().infer(buffer, label)
+
+    def infer_batch(self, buffers: Sequence[NDArray[Any]]) -> list[Vector]:
+        """Return one float32 [512] of length 1 for each buffer, in order.
+
+        Raises:
+            PermanentError: code bad_buffer; a buffer is neither kind.
+        """
+        if not buffers:
+            return []
+        for number, buffer in enumerate(buffers):
+            self._check(buffer, f"number {number} of {len(buffers)}" if len(buffers) > 1 else "")
+        self.load()
+        pixels = np.empty((len(buffers), 3, *self.input_size), np.float32)
+        for row, buffer in zip(pixels, buffers, strict=True):
+            to_pixels = normalise if buffer.dtype == np.uint8 else normalise_floats
+            row[...] = to_pixels(buffer[np.newaxis])[0]
+        return list(self._model.encode_images(pixels))
+
+    def _check(self, buffer: NDArray[Any], label: str) -> None:
+        what = f"buffer {label}" if label else "the buffer"
+        shape = (*self.input_size, 3)
+        # The documented interface is open to untyped callers: a list or None must not get by.
+        if not isinstance(buffer, np.ndarray) or buffer.dtype not in (np.uint8, np.float32):
+            kind = getattr(buffer, "dtype", type(buffer).__name__)
+            raise PermanentError(f"{what} is {kind}, not uint8 or float32", code="bad_buffer")
+        if buffer.shape != shape:
+            raise PermanentError(f"{what} is {buffer.shape}, not {shape}", code="bad_buffer")
+        if buffer.dtype == np.float32:
+            farthest = np.abs(buffer).max()
+            if not np.isfinite(farthest):
+                raise PermanentError(f"{what} holds NaN or infinity", code="bad_buffer")
+            if farthest > FARTHEST_NORMALISED:
+                raise PermanentError(
+                    f"{what} is float32 but not normalised: it reaches {farthest:.0f}; "
+                    "give uint8, or (x / 255 - mean) / std",
+                    code="bad_buffer",
+                )
+
+
+def demo(arguments: Sequence[str]) -> int:
+    """Embed the picture named on the command line, or a grey one, and say what ran."""
+    try:
+        inference = ImageEmbeddingInference()
+        buffer = np.full((*inference.input_size, 3), 128, np.uint8)
+        label = arguments[0] if arguments else "an even grey"
+        if arguments:
+            limits = Limits.from_settings(Settings.from_env(os.environ).images)
+            picture = decode(Path(label).read_bytes(), limits)
+            buffer = square_crop(picture, side=inference.input_size[0])
+        vector = inference.infer(buffer, label=label)
+    except (InferdError, OSError) as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    ran = inference.provenance
+    sys.stdout.write(
+        f"{ran.model}, weights {ran.weights}, on {ran.device} in {ran.precision}\n"
+        f"{label}: {vector.size} numbers, norm {np.linalg.norm(vector):.6f}\n"
+        f"{np.array2string(vector[:8], precision=4)} ...\n"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(demo(sys.argv[1:]))

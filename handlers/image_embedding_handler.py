@@ -1,0 +1,123 @@
+"""The image_embedding task: fetch a picture, decode it, embed it, store its vector."""
+
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Self
+
+from daemon.errors import ConfigError, DependencyDownError, PermanentError
+from daemon.jobs import Job, JsonObject, TaskType
+from daemon.stage import Stage
+from handlers.decoders import Decoders
+from handlers.device import ModelRunner
+from handlers.images import Limits, decode, square_crop
+from handlers.inference import Pixels, Vector
+from handlers.media_store import MediaStoreClient
+from handlers.timings import Timings
+from handlers.vector_engine import Point
+from handlers.vector_store import VectorStore
+
+MAX_UPSERT = 64
+"""Points in one write; whatever waits when the last write ends goes together."""
+
+
+class ImageEmbeddingHandler:
+    """Turns a job into a point of the store, under the picture's own id.
+
+    The collaborators are opened and closed by whoever made them.
+    """
+
+    task_type = TaskType.IMAGE_EMBEDDING
+    delivers = False
+
+    def __init__(
+        self,
+        *,
+        media_store: MediaStoreClient,
+        decoders: Decoders,
+        runner: ModelRunner[Vector],
+        store: VectorStore,
+        limits: Limits,
+    ) -> None:
+        self._media_store = media_store
+        self._decoders = decoders
+        self._runner = runner
+        self._store = store
+        self._limits = limits
+        self._is_claimed = False
+        self._upserts: Stage[Point, None] = Stage(
+            "upsert-images", self._upsert, max_batch=MAX_UPSERT, queue_size=MAX_UPSERT
+        )
+
+    async def __aenter__(self) -> Self:
+        await self._upserts.__aenter__()
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self._upserts.close()
+
+    async def handle(self, job: Job, report: Callable[[str], None]) -> JsonObject:
+        """Return the job's result; its vector is stored when this returns.
+
+        Raises:
+            PermanentError: this picture can never work.
+            RetryableError: it may work later.
+        """
+        timings = Timings(report)
+        media_id = job.media_store_id
+        with timings.stage("fetch"):
+            media = await self._media_store.fetch(media_id)
+        with timings.stage("decode"):
+            width, height, crop = await self._decoders.run(
+                _prepare, media.data, self._limits, media.content_type
+            )
+        del media
+        with timings.stage("infer"):
+            vector = await self._runner.infer(crop)
+        ran = self._runner.provenance
+        payload = {"job_id": job.job_id, "media_store_id": media_id, "model": ran.model}
+        with timings.stage("store"):
+            await self._upserts.submit(Point(media_id, vector, payload))
+        return {
+            "embedding_dimension": int(vector.size),
+            "stored_in_vector_db": True,
+            "collection": self._store.collection,
+            "point_id": media_id,
+            "image": {"width": width, "height": height},
+            "inference": {**ran.to_wire(), "timings_ms": timings.to_wire()},
+        }
+
+    async def deliver(self, job: Job, result: JsonObject) -> None:
+        """Do nothing: image embeddings do not go to the media store."""
+
+    async def _upsert(self, points: Sequence[Point]) -> Sequence[Exception | None]:
+        await self._claim()
+        try:
+            await self._store.upsert(points)
+        except PermanentError as error:
+            if len(points) == 1:
+                return [error]
+            # One point cannot be stored: the others must not fail with it.
+            return [(await self._upsert([point]))[0] for point in points]
+        return [None] * len(points)
+
+    async def _claim(self) -> None:
+        """Bind the collection to the model, once; only this handler's one upsert worker asks."""
+        if self._is_claimed:
+            return
+        try:
+            await self._store.claim(self._runner.fingerprint, self._runner.provenance.model)
+        except ConfigError as error:
+            # No picture is at fault: the jobs wait until somebody mends the configuration.
+            raise DependencyDownError(error.message, code=error.code) from error
+        self._is_claimed = True
+
+
+def _prepare(data: bytes, limits: Limits, content_type: str | None) -> tuple[int, int, Pixels]:
+    """Return width, height and CLIP's crop; the whole picture dies here, on the thread."""
+    picture = decode(data, limits, content_type=content_type)
+    return picture.width, picture.height, square_crop(picture)
