@@ -1,0 +1,201 @@
+"""The face_detection task: fetch a picture, find its faces, tell the media store."""
+
+import asyncio
+import os
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from daemon.errors import PermanentError
+from daemon.jobs import Job, JsonObject, TaskType
+from daemon.settings import Settings
+from handlers.cascade import CascadeDetector
+from handlers.decoders import Decoders
+from handlers.device import ModelRunner
+from handlers.faces import Face, ScrfdDetector
+from handlers.images import Limits, decode
+from handlers.inference import MLInference, Pixels, Provenance
+from handlers.media_store import MediaStoreClient
+from handlers.timings import Timings
+
+DELIVERED = ("faces", "face_count", "image", "inference")
+"""What the media store gets of a result."""
+
+
+class Detector(Protocol):
+    """What finds faces, whatever is behind it. Every method blocks."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Which file it is; known after `resolve`."""
+
+    @property
+    def provenance(self) -> Provenance:
+        """What really runs; known after `load`."""
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether the next `detect` needs no loading."""
+
+    def resolve(self) -> None:
+        """Find the file; ConfigError where it is nowhere."""
+
+    def load(self) -> None:
+        """Load the file; ConfigError where it is not what it should be."""
+
+    def unload(self) -> None:
+        """Give the memory back."""
+
+    def detect(self, pixels: Pixels) -> list[Face]:
+        """Return the faces; a failure is a HandlerError, never an empty list."""
+
+
+class FaceDetectionInference(MLInference[list[Face]]):
+    """The configured detector: any upright uint8 RGB [height, width, 3] in, its faces out."""
+
+    def __init__(self, *, settings: Settings | None = None) -> None:
+        """Take the detector from `settings`, or from the environment where none are given.
+
+        Raises:
+            ConfigError: the configuration is wrong.
+        """
+        settings = settings or Settings.from_env(os.environ)
+        self._detector: Detector
+        if settings.faces.pack == "cascade" and settings.faces.detector is None:
+            self._detector = CascadeDetector()
+        else:
+            self._detector = ScrfdDetector(
+                settings.faces,
+                models_dir=settings.models_path,
+                device=settings.device,
+                require_gpu=settings.require_gpu,
+                offline=settings.offline,
+            )
+
+    def resolve(self) -> None:  # noqa: D102 - as MLInference says
+        self._detector.resolve()
+
+    @property
+    def fingerprint(self) -> str:  # noqa: D102 - as MLInference says
+        return self._detector.fingerprint
+
+    @property
+    def provenance(self) -> Provenance:  # noqa: D102 - as MLInference says
+        return self._detector.provenance
+
+    def load(self) -> None:  # noqa: D102 - as MLInference says
+        self._detector.load()
+
+    def unload(self) -> None:  # noqa: D102 - as MLInference says
+        self._detector.unload()
+
+    @property
+    def is_loaded(self) -> bool:  # noqa: D102 - as MLInference says
+        return self._detector.is_loaded
+
+    def infer(self, buffer: NDArray[Any], label: str = "") -> list[Face]:
+        """Return the faces of a picture; none is an empty list.
+
+        Args:
+            buffer: uint8 RGB [height, width, 3].
+            label: names the picture in errors.
+
+        Raises:
+            PermanentError: code bad_buffer; the buffer is no such picture.
+            ConfigError: the detector had to be loaded and could not be.
+        """
+        _check(buffer, label)
+        return super().infer(buffer, label)
+
+    def infer_batch(self, buffers: Sequence[NDArray[Any]]) -> list[list[Face]]:
+        """Return the faces of each picture, in order.
+
+        Raises:
+            PermanentError: code bad_buffer; a buffer is no picture.
+        """
+        for number, buffer in enumerate(buffers):
+            _check(buffer, f"number {number} of {len(buffers)}" if len(buffers) > 1 else "")
+        self.load()
+        return [self._detector.detect(buffer) for buffer in buffers]
+
+
+class FaceDetectionHandler:
+    """Turns a job into boxes and landmarks, and gives them to the media store.
+
+    The collaborators are opened and closed by whoever made them; `pictures` bounds how many
+    decoded pictures are in memory, here and wherever else it is shared.
+    """
+
+    task_type = TaskType.FACE_DETECTION
+    delivers = True
+
+    def __init__(
+        self,
+        *,
+        media_store: MediaStoreClient,
+        decoders: Decoders,
+        runner: ModelRunner[list[Face]],
+        limits: Limits,
+        pictures: asyncio.Semaphore,
+    ) -> None:
+        self._media_store = media_store
+        self._decoders = decoders
+        self._runner = runner
+        self._limits = limits
+        self._pictures = pictures
+
+    async def handle(self, job: Job, report: Callable[[str], None]) -> JsonObject:
+        """Return the job's result.
+
+        Raises:
+            PermanentError: this picture can never work.
+            RetryableError: it may work later.
+        """
+        timings = Timings(report)
+        with timings.stage("fetch"):
+            media = await self._media_store.fetch(job.media_store_id)
+        async with self._pictures:
+            with timings.stage("decode"):
+                pixels = await self._decoders.run(
+                    upright_pixels, media.data, self._limits, media.content_type
+                )
+            with timings.stage("infer"):
+                faces = await self._runner.infer(pixels)
+            height, width = pixels.shape[:2]
+            del pixels
+        return {
+            "faces": [face.to_wire(index) for index, face in enumerate(faces)],
+            "face_count": len(faces),
+            "image": {"width": width, "height": height},
+            "inference": {**self._runner.provenance.to_wire(), "timings_ms": timings.to_wire()},
+        }
+
+    async def deliver(self, job: Job, result: JsonObject) -> None:
+        """Give the faces to the media store; the job_id makes a repeat harmless.
+
+        Raises:
+            HandlerError: they were not taken.
+        """
+        faces = {key: result[key] for key in DELIVERED}
+        await self._media_store.post_face_results(job.media_store_id, job.job_id, faces)
+
+
+def upright_pixels(data: bytes, limits: Limits, content_type: str | None) -> Pixels:
+    """Return every pixel of a picture file, upright; blocks.
+
+    Raises:
+        PermanentError: it is no picture, or a larger one than is allowed.
+    """
+    return decode(data, limits, content_type=content_type).pixels()
+
+
+def _check(buffer: NDArray[Any], label: str) -> None:
+    what = f"buffer {label}" if label else "the buffer"
+    # The interface is open to untyped callers: a list or None must not get by.
+    if not isinstance(buffer, np.ndarray) or buffer.dtype != np.uint8:
+        kind = getattr(buffer, "dtype", type(buffer).__name__)
+        raise PermanentError(f"{what} is {kind}, not uint8", code="bad_buffer")
+    if buffer.ndim != 3 or buffer.shape[2] != 3 or not buffer.size:  # noqa: PLR2004 - RGB
+        raise PermanentError(f"{what} is {buffer.shape}, not (height, width, 3)", code="bad_buffer")

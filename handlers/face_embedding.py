@@ -1,0 +1,299 @@
+"""The face_embedding task: find the faces of a picture, and store one ArcFace vector for each."""
+
+import asyncio
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from daemon.errors import (
+    ConfigError,
+    DependencyDownError,
+    InferdError,
+    PermanentError,
+    RetryableError,
+)
+from daemon.jobs import Job, JsonObject, TaskType
+from daemon.settings import Settings
+from handlers.decoders import Decoders
+from handlers.device import ModelRunner
+from handlers.face_detection import FaceDetectionInference, upright_pixels
+from handlers.faces import EMBEDDING_DIM, FACE_SIZE, ArcFaceRecogniser, Face, align
+from handlers.images import Limits
+from handlers.inference import MLInference, Pixels, Provenance, Vector
+from handlers.media_store import MediaStoreClient
+from handlers.timings import Timings
+from handlers.vectors import Point, QdrantFaceStore, face_point_id
+
+FARTHEST_NORMALISED = 50.0
+"""No normalised face leaves [-1, 1]; bytes turned to floats without normalising do."""
+
+
+class FaceEmbeddingInference(MLInference[Vector]):
+    """ArcFace behind the documented interface: one aligned face in, one vector of length 1 out.
+
+    A buffer is RGB [112, 112, 3] as `handlers.faces.align` makes it: uint8, or float32 that is
+    normalised already as (x - 127.5) / 127.5.
+    """
+
+    def __init__(
+        self,
+        embedding_dim: int = EMBEDDING_DIM,
+        input_size: tuple[int, int] = (FACE_SIZE, FACE_SIZE),
+        *,
+        settings: Settings | None = None,
+    ) -> None:
+        """Take the recogniser from `settings`, or from the environment where none are given.
+
+        Args:
+            embedding_dim: length of the vectors that is expected; recognisers give 512.
+            input_size: height and width of the faces that is expected; 112, 112.
+            settings: which recogniser, where its file is and on what device it runs.
+
+        Raises:
+            ConfigError: the configuration is wrong, or another length or size was asked for.
+        """
+        settings = settings or Settings.from_env(os.environ)
+        if (embedding_dim, tuple(input_size)) != (EMBEDDING_DIM, (FACE_SIZE, FACE_SIZE)):
+            raise ConfigError(
+                f"ArcFace makes {EMBEDDING_DIM} numbers of {FACE_SIZE}x{FACE_SIZE} pixels; "
+                f"asked for {embedding_dim} of {tuple(input_size)}"
+            )
+        self.embedding_dim = embedding_dim
+        self.input_size = input_size
+        self._recogniser = ArcFaceRecogniser(
+            settings.faces,
+            models_dir=settings.models_path,
+            device=settings.device,
+            require_gpu=settings.require_gpu,
+            offline=settings.offline,
+        )
+
+    def resolve(self) -> None:  # noqa: D102 - as MLInference says
+        self._recogniser.resolve()
+
+    @property
+    def fingerprint(self) -> str:  # noqa: D102 - as MLInference says
+        return self._recogniser.fingerprint
+
+    @property
+    def provenance(self) -> Provenance:  # noqa: D102 - as MLInference says
+        return self._recogniser.provenance
+
+    def load(self) -> None:  # noqa: D102 - as MLInference says
+        self._recogniser.load()
+
+    def unload(self) -> None:  # noqa: D102 - as MLInference says
+        self._recogniser.unload()
+
+    @property
+    def is_loaded(self) -> bool:  # noqa: D102 - as MLInference says
+        return self._recogniser.is_loaded
+
+    def infer(self, buffer: NDArray[Any], label: str = "") -> Vector:
+        """Return float32 [512] of length 1.
+
+        Args:
+            buffer: uint8 RGB or normalised float32, [112, 112, 3].
+            label: names the face in errors.
+
+        Raises:
+            PermanentError: code bad_buffer; the buffer is neither.
+            ConfigError: the recogniser had to be loaded and could not be.
+        """
+        self._check(buffer, label)
+        return super().infer(buffer, label)
+
+    def infer_batch(self, buffers: Sequence[NDArray[Any]]) -> list[Vector]:
+        """Return one float32 [512] of length 1 for each face, in order.
+
+        Raises:
+            PermanentError: code bad_buffer; a buffer is neither kind.
+        """
+        for number, buffer in enumerate(buffers):
+            self._check(buffer, f"number {number} of {len(buffers)}" if len(buffers) > 1 else "")
+        self.load()
+        return [self._recogniser.embed(buffer) for buffer in buffers]
+
+    def _check(self, buffer: NDArray[Any], label: str) -> None:
+        what = f"buffer {label}" if label else "the buffer"
+        shape = (*self.input_size, 3)
+        # The documented interface is open to untyped callers: a list or None must not get by.
+        if not isinstance(buffer, np.ndarray) or buffer.dtype not in (np.uint8, np.float32):
+            kind = getattr(buffer, "dtype", type(buffer).__name__)
+            raise PermanentError(f"{what} is {kind}, not uint8 or float32", code="bad_buffer")
+        if buffer.shape != shape:
+            raise PermanentError(f"{what} is {buffer.shape}, not {shape}", code="bad_buffer")
+        if buffer.dtype == np.float32:
+            farthest = float(np.abs(buffer).max())
+            if not np.isfinite(farthest):
+                raise PermanentError(f"{what} holds NaN or infinity", code="bad_buffer")
+            if farthest > FARTHEST_NORMALISED:
+                raise PermanentError(
+                    f"{what} is float32 but not normalised: it reaches {farthest:.0f}; "
+                    "give uint8, or (x - 127.5) / 127.5",
+                    code="bad_buffer",
+                )
+
+
+class FaceEmbeddingHandler:
+    """Turns a job into the points of its faces in `face_embeddings`.
+
+    A picture's points are replaced as a whole, so a rerun that finds fewer faces leaves none
+    behind. The collaborators are opened and closed by whoever made them; `pictures` bounds how
+    many decoded pictures are in memory, here and wherever else it is shared.
+    """
+
+    task_type = TaskType.FACE_EMBEDDING
+    delivers = False
+
+    def __init__(
+        self,
+        *,
+        media_store: MediaStoreClient,
+        decoders: Decoders,
+        detector: ModelRunner[list[Face]],
+        recogniser: ModelRunner[Vector],
+        store: QdrantFaceStore,
+        limits: Limits,
+        pictures: asyncio.Semaphore,
+    ) -> None:
+        self._media_store = media_store
+        self._decoders = decoders
+        self._detector = detector
+        self._recogniser = recogniser
+        self._store = store
+        self._limits = limits
+        self._pictures = pictures
+        self._is_claimed = False
+
+    async def handle(self, job: Job, report: Callable[[str], None]) -> JsonObject:
+        """Return the job's result; its vectors are stored when this returns.
+
+        Raises:
+            PermanentError: this picture can never work.
+            RetryableError: it may work later.
+        """
+        timings = Timings(report)
+        media_id = job.media_store_id
+        with timings.stage("fetch"):
+            media = await self._media_store.fetch(media_id)
+        async with self._pictures:
+            with timings.stage("decode"):
+                pixels = await self._decoders.run(
+                    upright_pixels, media.data, self._limits, media.content_type
+                )
+            with timings.stage("detect"):
+                faces = await self._detector.infer(pixels)
+                crops = await self._decoders.run(_align_all, pixels, faces)
+            height, width = pixels.shape[:2]
+            del pixels
+        with timings.stage("infer"):
+            vectors = await self._embed(crops)
+        with timings.stage("store"):
+            await self._claim()
+            ran = self._recogniser.provenance
+            points = [
+                _point(job, index, face, vector, ran.model)
+                for index, (face, vector) in enumerate(zip(faces, vectors, strict=True))
+            ]
+            await self._store.replace(media_id, points)
+        return {
+            "faces": [
+                {**face.to_wire(index), "point_id": face_point_id(media_id, index)}
+                for index, face in enumerate(faces)
+            ],
+            "face_count": len(faces),
+            "embedding_dimension": EMBEDDING_DIM,
+            "stored_in_vector_db": True,
+            "collection": self._store.collection,
+            "image": {"width": width, "height": height},
+            "inference": {
+                **ran.to_wire(),
+                "detector": self._detector.provenance.to_wire(),
+                "timings_ms": timings.to_wire(),
+            },
+        }
+
+    async def deliver(self, job: Job, result: JsonObject) -> None:
+        """Do nothing: face vectors do not go to the media store."""
+
+    async def _embed(self, crops: Sequence[Pixels]) -> list[Vector]:
+        if not crops:
+            # Nothing to embed, but the result names the model and the collection is its own.
+            try:
+                await self._recogniser.load()
+            except ConfigError as error:
+                raise RetryableError(error.message, code="model_error") from error
+        return [await self._recogniser.infer(crop) for crop in crops]
+
+    async def _claim(self) -> None:
+        """Bind the collection to the recogniser; two jobs that do it at once do the same."""
+        if self._is_claimed:
+            return
+        try:
+            await self._store.claim(self._recogniser.fingerprint, self._recogniser.provenance.model)
+        except ConfigError as error:
+            # No picture is at fault: the jobs wait until somebody mends the configuration.
+            raise DependencyDownError(error.message, code=error.code) from error
+        self._is_claimed = True
+
+
+def _align_all(pixels: Pixels, faces: Sequence[Face]) -> list[Pixels]:
+    return [align(pixels, face.landmarks) for face in faces]
+
+
+def _point(job: Job, face_index: int, face: Face, vector: Vector, model: str) -> Point:
+    wire = face.to_wire(face_index)
+    payload = {
+        "job_id": job.job_id,
+        "media_store_id": job.media_store_id,
+        "face_index": face_index,
+        "bbox": wire["bbox"],
+        "confidence": wire["confidence"],
+        "model": model,
+    }
+    return Point(face_point_id(job.media_store_id, face_index), vector, payload)
+
+
+def demo(arguments: Sequence[str]) -> int:
+    """Embed the faces of the picture named on the command line, or a grey square; say what ran."""
+    try:
+        settings = Settings.from_env(os.environ)
+        inference = FaceEmbeddingInference(settings=settings)
+        crops = [np.full((*inference.input_size, 3), 128, np.uint8)]
+        label = "an even grey"
+        if arguments:
+            label = arguments[0]
+            limits = Limits.from_settings(settings.images)
+            pixels = upright_pixels(Path(label).read_bytes(), limits, None)
+            faces = FaceDetectionInference(settings=settings).infer(pixels, label=label)
+            crops = _align_all(pixels, faces)
+        vectors = [
+            inference.infer(crop, label=f"face {index} of {label}")
+            for index, crop in enumerate(crops)
+        ]
+    except (InferdError, OSError) as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    if not vectors:
+        sys.stdout.write(f"{label}: no face\n")
+        return 0
+    ran = inference.provenance
+    sys.stdout.write(f"{ran.model}, weights {ran.weights}, on {ran.device} in {ran.precision}\n")
+    for index, vector in enumerate(vectors):
+        first = np.array2string(vector[:4], precision=4)
+        likeness = ", ".join(f"{vector @ other:.3f}" for other in vectors)
+        sys.stdout.write(
+            f"{label}, face {index}: {vector.size} numbers, norm {np.linalg.norm(vector):.6f}, "
+            f"{first} ...; cosine to each: {likeness}\n"
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(demo(sys.argv[1:]))
