@@ -60,6 +60,7 @@ class EdgeEngine:
             "qdrant-edge", on_stop=self._close, on_idle=self._flush, idle_seconds=flush_seconds
         )
         self._shards: dict[str, Any] = {}
+        self._dimensions: dict[str, int] = {}
         self._unflushed: set[str] = set()
         self._flushed_at = time.monotonic()
 
@@ -187,8 +188,18 @@ class EdgeEngine:
             ) from None
 
     def _ensure(self, spec: CollectionSpec) -> None:
-        if spec.name in self._shards:
-            return
+        if spec.name not in self._shards:
+            self._shards[spec.name] = self._load(spec)
+            self._dimensions[spec.name] = spec.dimension
+        if self._dimensions[spec.name] != spec.dimension:
+            raise self._mismatch(spec, f"it holds vectors of {self._dimensions[spec.name]}")
+        shard = self._shards[spec.name]
+        indexed = shard.info().payload_schema
+        for name, kind in spec.indexes.items():
+            if name not in indexed:
+                shard.update(edge.UpdateOperation.create_field_index(name, _INDEXES[kind]))
+
+    def _load(self, spec: CollectionSpec) -> Any:
         folder = self._folder / spec.name
         config = edge.EdgeConfig(
             vectors=edge.EdgeVectorParams(size=spec.dimension, distance=edge.Distance.Cosine)
@@ -200,23 +211,21 @@ class EdgeEngine:
             edge.EdgeShard.create(str(begun), config).close()
             begun.rename(folder)
         try:
-            shard = edge.EdgeShard.load(str(folder), config)
+            return edge.EdgeShard.load(str(folder), config)
         except Exception as error:
             if "ncompatible" in str(error):
-                raise ConfigError(
-                    f"the collection {spec.name} in {self._folder} does not hold vectors of"
-                    f" {spec.dimension} numbers compared by cosine: {error}; move it away",
-                    code="collection_mismatch",
-                ) from error
+                raise self._mismatch(spec, str(error)) from error
             raise ConfigError(
                 f"the collection {spec.name} in {self._folder} can't be opened: {error}",
                 code="vector_store_unusable",
             ) from error
-        indexed = shard.info().payload_schema
-        for name, kind in spec.indexes.items():
-            if name not in indexed:
-                shard.update(edge.UpdateOperation.create_field_index(name, _INDEXES[kind]))
-        self._shards[spec.name] = shard
+
+    def _mismatch(self, spec: CollectionSpec, what: str) -> ConfigError:
+        return ConfigError(
+            f"the collection {spec.name} in {self._folder} does not hold vectors of"
+            f" {spec.dimension} numbers compared by cosine: {what}; move it away",
+            code="collection_mismatch",
+        )
 
     def _flush(self) -> None:
         """Sync what was written to the disk, which also lets the log be cut."""

@@ -1,4 +1,4 @@
-"""Our points and filters as qdrant_client's models, and back, for qdrant_local and qdrant_server."""
+"""Our points and filters as qdrant_client's models, and back: for qdrant_local, qdrant_server."""
 
 from collections.abc import Mapping
 from typing import Any
