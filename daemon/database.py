@@ -8,6 +8,7 @@ SQLite before 3.51.3 can corrupt a WAL that two connections reset at once.
 import asyncio
 import hashlib
 import logging
+import os
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
@@ -167,8 +168,9 @@ class Database:
 
 @asynccontextmanager
 async def _transaction(connection: Connection, mode: str = "IMMEDIATE") -> AsyncIterator[None]:
-    await connection.execute(f"BEGIN {mode}")
     try:
+        # Within the try: a cancelled BEGIN may have begun all the same.
+        await connection.execute(f"BEGIN {mode}")
         yield
         await connection.commit()
     except BaseException:
@@ -209,12 +211,29 @@ async def _migrate(connection: Connection, path: Path, migrations: list[Migratio
             raise ConfigError(f"migration {step.version} of {path} differs from this version's")
     pending = [step for step in migrations if step.version not in applied]
     if applied and pending:
-        backup = path.with_name(f"{path.name}.before-{pending[0].version:04}")
-        if not await asyncio.to_thread(backup.exists):
-            await connection.execute("VACUUM INTO ?", (str(backup),))
-            log.info("schema changes; the queue was copied to %s first", backup)
+        await _back_up(connection, path, pending[0])
     for step in pending:
         await _apply(connection, step)
+
+
+async def _back_up(connection: Connection, path: Path, step: Migration) -> None:
+    """Copy the file before a step changes it; whole or not at all, and never once it is changed."""
+    backup = path.with_name(f"{path.name}.before-{step.version:04}")
+    if await asyncio.to_thread(backup.exists):
+        return
+    # Under a name of our own: another daemon may do the same at the same time.
+    part = path.with_name(f"{backup.name}.{os.getpid()}.part")
+    await asyncio.to_thread(part.unlink, missing_ok=True)
+    await connection.execute("VACUUM INTO ?", (str(part),))
+    rows = await connection.execute_fetchall(
+        "SELECT 1 FROM schema_migrations WHERE version >= ?", (step.version,)
+    )
+    if list(rows):
+        # The other daemon was first: this copy may hold the change already, its own does not.
+        await asyncio.to_thread(part.unlink)
+        return
+    await asyncio.to_thread(part.replace, backup)
+    log.info("schema changes; the queue was copied to %s first", backup)
 
 
 async def _apply(connection: Connection, step: Migration) -> None:

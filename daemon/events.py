@@ -44,7 +44,7 @@ def job_messages(
     envelope: JsonObject = {
         "v": 1,
         "event": f"job_{event}",
-        "event_id": str(uuid.uuid5(NAMESPACE, f"{job.job_id}:{job.seq}:{event}")),
+        "event_id": _event_id(job, event),
         "seq": job.seq,
         "timestamp": now,
         "job_id": job.job_id,
@@ -126,6 +126,12 @@ def rejection_message(
     }
     topic = topics.job_event(job_id, Event.REJECTED) if job_id else topics.dead_letter(topic_task)
     return Message(topic, dump_json(envelope))
+
+
+def _event_id(job: Job, event: Event) -> str:
+    # created_at tells a job from an earlier one of the same job_id, which was deleted since.
+    name = f"{job.job_id}:{job.created_at}:{job.seq}:{event}"
+    return str(uuid.uuid5(NAMESPACE, name))
 
 
 def _addressed(topic: str, envelope: JsonObject, job: Job) -> list[Message]:

@@ -5,6 +5,7 @@ import socket
 from pathlib import Path
 
 FIELDS = 5
+UNKNOWN = "0"
 
 
 def own_identity() -> str:
@@ -12,7 +13,7 @@ def own_identity() -> str:
 
     A pid alone comes back; with the boot and the start time it does not.
     """
-    start = _start_time(os.getpid()) or "0"
+    start = _start_time(os.getpid()) or UNKNOWN
     return "/".join([*_here(), str(os.getpid()), start])
 
 
@@ -29,6 +30,9 @@ def is_dead(identity: str) -> bool:
         return True
     if namespace != own_namespace:
         return False
+    if start == UNKNOWN:
+        # No /proc here: the pid alone may be somebody else's by now.
+        return False
     return not pid.isdigit() or _start_time(int(pid)) != start
 
 
@@ -44,7 +48,10 @@ def _here() -> tuple[str, str, str]:
 def _start_time(pid: int) -> str | None:
     # Field 22 of stat, counted after the command, which may itself hold spaces and brackets.
     fields = _read(f"/proc/{pid}/stat").rpartition(")")[2].split()
-    return fields[19] if len(fields) > 19 else None  # noqa: PLR2004 - the field's place
+    if len(fields) <= 19 or fields[0] in "ZX":  # noqa: PLR2004 - the field's place
+        # A zombie is gone but for its exit status, which nobody fetched yet.
+        return None
+    return fields[19]
 
 
 def _read(path: str) -> str:

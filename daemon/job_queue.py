@@ -10,7 +10,7 @@ import sqlite3
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from types import TracebackType
-from typing import Any, Self, TypeAlias
+from typing import Any, Self, TypeAlias, TypeVar
 
 from daemon import statements as sql
 from daemon.bell import Bell
@@ -24,9 +24,19 @@ from daemon.events import (
     terminal_events,
     terminal_messages,
 )
-from daemon.jobs import Clock, Job, JobState, JsonObject, Lease, TaskType, dump_json, load_json
+from daemon.jobs import (
+    Clock,
+    Job,
+    JobState,
+    JsonObject,
+    Lease,
+    TaskType,
+    dump_json,
+    dump_result,
+    load_json,
+)
 from daemon.settings import QueueSettings
-from daemon.stage import Stage
+from daemon.stage import Stage, StageClosedError
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +81,9 @@ class Refused:
 
 Outcome: TypeAlias = Accepted | Refused
 
+_In = TypeVar("_In")
+_Out = TypeVar("_Out")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Settlement:
@@ -83,9 +96,14 @@ class _Settlement:
     lost: int = 0
     error_code: str | None = None
     error_message: str | None = None
-    result: JsonObject | None = None
+    result: str | None = None
+    """JSON text, made before the batch, so that one bad result cannot fail its neighbours."""
     sync_attempt: int = 0
     is_waiting: bool = False
+
+    @property
+    def key(self) -> tuple[str, int]:
+        return self.lease.job.job_id, self.lease.fence
 
     def to_row(self, now: int) -> JsonObject:
         return {
@@ -97,10 +115,10 @@ class _Settlement:
             "given_back": self.given_back,
             "lost": self.lost,
             "error_code": self.error_code,
-            "error_message": f"{self.error_code}: {self.error_message}"
+            "error_message": _told(self.error_code, self.error_message)
             if self.error_code
             else None,
-            "result": None if self.result is None else dump_json(self.result),
+            "result": self.result,
             "sync_attempt": self.sync_attempt,
             "is_waiting": int(self.is_waiting),
             "events": terminal_events(self.status),
@@ -170,7 +188,7 @@ class JobQueue:
         Raises:
             StorageError: neither; it must be asked again.
         """
-        outcome = await self._intake.submit(submission)
+        outcome = await _submit(self._intake, submission)
         if outcome is None:
             raise StorageError("an enqueue gave no outcome")
         return outcome
@@ -181,7 +199,7 @@ class JobQueue:
         Raises:
             StorageError: it is not.
         """
-        await self._intake.submit(message)
+        await _submit(self._intake, message)
 
     async def _enqueue_batch(
         self, items: Sequence[Submission | Message]
@@ -234,6 +252,7 @@ class JobQueue:
             else:
                 if rival is not None:
                     fresh.pop(rival.job_id, None)
+                    by_id.pop(rival.job_id, None)
                     await self._replace(connection, rival, changes, now)
                 job = replace(job, seq=1)
                 by_id[job.job_id] = by_pair[_pair(job)] = fresh[job.job_id] = job
@@ -282,7 +301,7 @@ class JobQueue:
                 rival,
                 status=JobState.ERROR,
                 completed_at=now,
-                seq=rival.seq + terminal_events(JobState.ERROR),
+                seq=rival.seq + changes.told.get(rival.job_id, 0) + terminal_events(JobState.ERROR),
                 error_message="superseded: a newer request with force took its place",
             )
             changes.messages += terminal_messages(ended, worker_id=self._worker_id, now=now)
@@ -394,9 +413,10 @@ class JobQueue:
         Raises:
             LeaseLostError: somebody else owns it by now; nothing changed.
             StorageError: nothing changed.
+            ValueError, TypeError: the result cannot be stored; nothing changed.
         """
-        return await self._settling.submit(
-            _Settlement(lease=lease, status=JobState.COMPLETED, result=result)
+        return await self._settle_lease(
+            _Settlement(lease=lease, status=JobState.COMPLETED, result=dump_result(result))
         )
 
     async def retry(
@@ -407,7 +427,7 @@ class JobQueue:
         Raises:
             LeaseLostError, StorageError: as `complete`.
         """
-        return await self._settling.submit(
+        return await self._settle_lease(
             _Settlement(
                 lease=lease,
                 status=JobState.PENDING,
@@ -427,7 +447,7 @@ class JobQueue:
         Raises:
             LeaseLostError, StorageError: as `complete`.
         """
-        return await self._settling.submit(
+        return await self._settle_lease(
             _Settlement(
                 lease=lease,
                 status=JobState.PENDING,
@@ -435,7 +455,7 @@ class JobQueue:
                 given_back=1,
                 error_code=code,
                 error_message=message,
-                result=result,
+                result=dump_result(result),
                 sync_attempt=1,
             )
         )
@@ -448,14 +468,14 @@ class JobQueue:
         Raises:
             LeaseLostError, StorageError: as `complete`.
         """
-        return await self._settling.submit(
+        return await self._settle_lease(
             _Settlement(
                 lease=lease,
                 status=JobState.SYNC_FAILED,
                 run_at=run_at,
                 error_code=code,
                 error_message=message,
-                result=result,
+                result=dump_result(result),
                 sync_attempt=1,
             )
         )
@@ -466,7 +486,7 @@ class JobQueue:
         Raises:
             LeaseLostError, StorageError: as `complete`.
         """
-        return await self._settling.submit(
+        return await self._settle_lease(
             _Settlement(lease=lease, status=JobState.ERROR, error_code=code, error_message=message)
         )
 
@@ -476,25 +496,38 @@ class JobQueue:
         Raises:
             LeaseLostError, StorageError: as `complete`.
         """
-        return await self._settling.submit(
+        return await self._settle_lease(
             _Settlement(lease=lease, status=JobState.PENDING, given_back=1)
         )
 
+    async def _settle_lease(self, settlement: _Settlement) -> Job:
+        return await _submit(self._settling, settlement)
+
     async def _settle_batch(self, batch: Sequence[_Settlement]) -> Sequence[Job | Exception]:
-        settled = await self._database.write(lambda connection: self._settle(connection, batch))
+        # A lease is settled once: a release that follows its completion into the same batch, as
+        # when the job is cancelled meanwhile, must not undo it.
+        first: dict[tuple[str, int], _Settlement] = {}
+        for settlement in batch:
+            first.setdefault(settlement.key, settlement)
+        settled = await self._database.write(
+            lambda connection: self._settle(connection, list(first.values()))
+        )
         self._ring_for(settled.values())
+        lost = [LeaseLostError(f"job {each.lease.job.job_id} is no longer ours") for each in batch]
         return [
-            settled.get(settlement.lease.job.job_id)
-            or LeaseLostError(f"job {settlement.lease.job.job_id} is no longer ours")
-            for settlement in batch
+            settled.get(each.key, error) if first[each.key] is each else error
+            for each, error in zip(batch, lost, strict=True)
         ]
 
-    async def _settle(self, connection: Connection, batch: Sequence[_Settlement]) -> dict[str, Job]:
+    async def _settle(
+        self, connection: Connection, batch: Sequence[_Settlement]
+    ) -> dict[tuple[str, int], Job]:
         now = self._clock()
         rows = await connection.execute_fetchall(
             sql.SETTLE, (now, dump_json([settlement.to_row(now) for settlement in batch]))
         )
-        jobs = {row["job_id"]: job_from_row(row) for row in rows}
+        # By fence too: a zombie's settlement may stand beside the owner's in one batch.
+        jobs = {(row["job_id"], row["fence"]): job_from_row(row) for row in rows}
         changes = _Changes()
         for job in jobs.values():
             if job.status.is_terminal:
@@ -646,9 +679,10 @@ class JobQueue:
 
     # -- face results that the media store did not take ------------------------------------------
 
-    async def due_syncs(self, limit: int) -> list[Job]:
+    async def due_syncs(self, task_types: Sequence[TaskType], limit: int) -> list[Job]:
         """Return jobs in sync_failed whose result should be offered again now."""
-        return _jobs(await self._database.read(sql.DUE_SYNC, (self._clock(), limit)))
+        types = dump_json([task_type.value for task_type in task_types])
+        return _jobs(await self._database.read(sql.DUE_SYNC, (self._clock(), types, limit)))
 
     async def heal(self, job: Job) -> None:
         """Complete a job in sync_failed whose result was delivered at last, with its event.
@@ -683,7 +717,7 @@ class JobQueue:
 
         async def work(connection: Connection) -> None:
             await connection.execute(
-                sql.DELAY_SYNC, (run_at, code, f"{code}: {message}", job.job_id)
+                sql.DELAY_SYNC, (run_at, code, _told(code, message), job.job_id)
             )
 
         await self._database.write(work)
@@ -797,6 +831,18 @@ def job_from_row(row: Row) -> Job:
         reply_to=row["reply_to"],
         correlation_data=row["correlation_data"],
     )
+
+
+async def _submit(stage: Stage[_In, _Out], item: _In) -> _Out:
+    try:
+        return await stage.submit(item)
+    except StageClosedError as error:
+        raise StorageError("the queue is closed") from error
+
+
+def _told(code: str, message: str | None) -> str:
+    # A vendor's words may hold lone surrogates, which no database takes.
+    return f"{code}: {message}".encode(errors="replace").decode()
 
 
 def _jobs(rows: Iterable[Row]) -> list[Job]:

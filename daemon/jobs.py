@@ -127,6 +127,20 @@ def dump_json(value: Any) -> str:
     return json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
+def dump_result(result: JsonObject) -> str:
+    """Return a handler's result as JSON text that can be stored and sent.
+
+    Raises:
+        ValueError: it holds NaN, infinity or a lone surrogate.
+        TypeError: it is no JSON object.
+    """
+    text = dump_json(result)
+    if not text.startswith("{"):
+        raise TypeError("a result must be a JSON object")
+    text.encode()  # raises UnicodeEncodeError, a ValueError, for lone surrogates
+    return text
+
+
 def load_json(text: str) -> JsonObject:
     """Return the JSON object in a text that this program wrote itself."""
     value: JsonObject = json.loads(text)

@@ -18,6 +18,7 @@ POLL_SECONDS = 1.0
 REFUSED_MAX_SECONDS = 300
 
 NEXT = "SELECT * FROM outbox WHERE owner = ? AND run_at IS NULL AND id > ? ORDER BY id LIMIT ?"
+HAS_DUE = "SELECT 1 FROM outbox WHERE run_at IS NOT NULL AND run_at <= ? LIMIT 1"
 CONFIRM = "DELETE FROM outbox WHERE id IN (SELECT value FROM json_each(?))"
 PROMOTE = "UPDATE outbox SET run_at = NULL WHERE run_at IS NOT NULL AND run_at <= ?"
 DELAY = """
@@ -65,6 +66,7 @@ class Outbox:
         self._ready = ready
         self._owner = owner
         self._clock = clock
+        self._relaying = asyncio.Lock()
 
     async def run(self) -> None:
         """Relay until cancelled."""
@@ -93,6 +95,11 @@ class Outbox:
         Raises:
             StorageError: the outbox cannot be read, or what was confirmed not be ticked off.
         """
+        # `flush` may come while `run` waits for confirmations: nothing is sent twice for that.
+        async with self._relaying:
+            return await self._relay()
+
+    async def _relay(self) -> int:
         await self._promote()
         rows = await self._database.read(NEXT, (self._owner, 0, BATCH))
         if not rows:
@@ -116,10 +123,7 @@ class Outbox:
 
     async def _promote(self) -> None:
         now = self._clock()
-        due = await self._database.read(
-            "SELECT 1 FROM outbox WHERE run_at IS NOT NULL AND run_at <= ? LIMIT 1", (now,)
-        )
-        if due:
+        if await self._database.read(HAS_DUE, (now,)):
 
             async def promote(connection: Connection) -> None:
                 await connection.execute(PROMOTE, (now,))

@@ -97,13 +97,15 @@ def parse_task_type(text: str) -> TaskType:
 
 
 def parse_json(body: bytes) -> JsonObject:
-    """Return the JSON object in a body; NaN, infinity and broken UTF-8 are refused.
+    """Return the JSON object in a body; NaN, repeated names and broken UTF-8 are refused.
 
     Raises:
         InvalidRequestError: code invalid_json, or invalid_request where it is no object.
     """
     try:
-        value = json.loads(body.decode("utf-8"), parse_constant=_refuse_constant)
+        value = json.loads(
+            body.decode("utf-8"), parse_constant=_refuse_constant, object_pairs_hook=_unambiguous
+        )
     except (ValueError, RecursionError) as error:
         # ValueError covers broken UTF-8, bad JSON and integers of thousands of digits.
         raise InvalidRequestError(
@@ -159,6 +161,13 @@ def _printable(text: str | None) -> str | None:
     if text is None:
         return None
     return text.encode("ascii", "backslashreplace").decode()[:64]
+
+
+def _unambiguous(pairs: list[tuple[str, Any]]) -> JsonObject:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a name stands twice in one object")
+    return found
 
 
 def _refuse_constant(name: str) -> NoReturn:

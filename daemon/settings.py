@@ -28,9 +28,17 @@ TEST_PREFIX = "INFERD_TEST_"
 """Names under it belong to the test suite and are ignored here."""
 
 
+def _is_url(value: str, schemes: tuple[str, ...]) -> bool:
+    # urlsplit's own errors quote the URL, and with it the password.
+    try:
+        parts = urlsplit(value)
+        return parts.scheme in schemes and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
+
+
 def _http_url(value: str) -> str:
-    parts = urlsplit(value)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    if not _is_url(value, ("http", "https")):
         raise ValueError("must be http://host[:port] or https://host[:port]")
     return value.rstrip("/")
 
@@ -40,15 +48,15 @@ def _optional_http_url(value: str) -> str:
 
 
 def _mqtt_url(value: SecretStr) -> SecretStr:
-    parts = urlsplit(value.get_secret_value())
-    if parts.scheme not in ("mqtt", "mqtts") or not parts.hostname:
-        raise ValueError("must be mqtt[s]://[user:password@]host[:port]")
-    _ = parts.port  # raises ValueError when out of range
+    if not _is_url(value.get_secret_value(), ("mqtt", "mqtts")):
+        raise ValueError(
+            "must be mqtt[s]://[user:password@]host[:port], special characters written as %XX"
+        )
     return value
 
 
 def _queue_url(value: str) -> str:
-    if not value.startswith("sqlite:///") or value == "sqlite:///":
+    if value and (not value.startswith("sqlite:///") or value == "sqlite:///"):
         raise ValueError("must be sqlite:///path/to/queue.db")
     return value
 
@@ -64,7 +72,7 @@ PathTemplate = Annotated[str, AfterValidator(_path_template)]
 
 
 class _Group(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class MqttSettings(_Group):

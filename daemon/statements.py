@@ -17,9 +17,10 @@ FROM json_each(?)
 """
 # A newer job of the pair takes over: an older result is no longer delivered.
 SUPERSEDE_SYNC = """
-UPDATE jobs SET run_at = NULL
-WHERE status = 'sync_failed' AND run_at IS NOT NULL
-  AND (media_store_id, task_type) IN (SELECT value ->> 0, value ->> 1 FROM json_each(?))
+UPDATE jobs SET run_at = NULL WHERE id IN (
+    SELECT jobs.id FROM json_each(?) AS pair CROSS JOIN jobs
+    WHERE jobs.media_store_id = pair.value ->> 0 AND jobs.task_type = pair.value ->> 1
+      AND jobs.status = 'sync_failed' AND jobs.run_at IS NOT NULL)
 """
 COUNT_EVENTS = """
 UPDATE jobs SET seq = seq + (told.value ->> 1) FROM json_each(?) AS told
@@ -95,6 +96,7 @@ FORGET = "DELETE FROM jobs WHERE job_id = ? AND completed_at IS NOT NULL"
 DROP = "DELETE FROM jobs WHERE job_id = ?"
 DUE_SYNC = """
 SELECT * FROM jobs WHERE status = 'sync_failed' AND run_at IS NOT NULL AND run_at <= ?
+  AND task_type IN (SELECT value FROM json_each(?))
 ORDER BY run_at LIMIT ?
 """
 HEAL = """

@@ -7,7 +7,7 @@ REQUEST_FILTER = f"{ROOT}/request/+"
 
 _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 _WORD = re.compile(r"[a-z][a-z0-9_]{0,63}")
-_REPLY = re.compile(rf"{ROOT}/reply(/[^/+#$\x00-\x1f\x7f]+)+")
+_REPLY = re.compile(rf"{ROOT}/reply(/[^/+#$\x00-\x1f\x7f-\x9f\ud800-\udfff]+)+")
 
 MAX_REPLY_BYTES = 256
 
@@ -22,7 +22,7 @@ def is_reply_topic(text: str) -> bool:
 
     Anything else would let one client make the daemon write into another's topics.
     """
-    return len(text.encode(errors="replace")) <= MAX_REPLY_BYTES and bool(_REPLY.fullmatch(text))
+    return bool(_REPLY.fullmatch(text)) and len(text.encode(errors="replace")) <= MAX_REPLY_BYTES
 
 
 def job_event(job_id: str, event: str) -> str:

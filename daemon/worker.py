@@ -20,7 +20,7 @@ from daemon.errors import (
     StorageError,
 )
 from daemon.job_queue import JobQueue
-from daemon.jobs import Clock, Job, JsonObject, Lease, TaskType
+from daemon.jobs import Clock, Job, JsonObject, Lease, TaskType, dump_result
 from daemon.settings import QueueSettings, WorkerSettings
 
 log = logging.getLogger(__name__)
@@ -87,6 +87,7 @@ class Worker:
         self._running: dict[str, tuple[Lease, asyncio.Task[None]]] = {}
         self._jobs = _Nursery()
         self._gate = asyncio.Lock()
+        self._taking = asyncio.Lock()
         self._room = Bell()
         self._away: set[TaskType] = set()
         self._stopping = asyncio.Event()
@@ -112,6 +113,9 @@ class Worker:
         self._stopping.set()
         self._queue.job_ready.ring()
         self._room.ring()
+        async with self._taking:
+            # A lease that was under way when we stopped has begun by now, and is waited for too.
+            pass
         running = [task for _, task in self._running.values()]
         if running:
             log.info("waiting for %d running jobs", len(running))
@@ -135,19 +139,24 @@ class Worker:
                 free = 1
             async with self._gate:
                 # Started within the gate: a suspect sees them as in flight.
-                leases = [] if self._stopping.is_set() else await self._take(task_type, free)
-                started = [self._start(lease) for lease in leases]
+                started = await self._take(task_type, free)
             if task_type in self._away and started:
                 await asyncio.wait(started)
             if not started:
                 await self._queue.job_ready.wait(heard, timeout_seconds=self._settings.poll_seconds)
 
-    async def _take(self, task_type: TaskType, limit: int) -> list[Lease]:
-        try:
-            return await self._queue.lease(task_type, limit, seconds=self._policy.lease_seconds)
-        except StorageError as error:
-            log.warning("cannot lease: %s", error)
-            return []
+    async def _take(self, task_type: TaskType, limit: int) -> list[asyncio.Task[None]]:
+        async with self._taking:
+            if self._stopping.is_set():
+                return []
+            try:
+                leases = await self._queue.lease(
+                    task_type, limit, seconds=self._policy.lease_seconds
+                )
+            except StorageError as error:
+                log.warning("cannot lease: %s", error)
+                return []
+            return [self._start(lease) for lease in leases]
 
     async def _suspect_loop(self) -> None:
         task_types = list(self._handlers)
@@ -166,16 +175,21 @@ class Worker:
             running = [task for _, task in self._running.values()]
             if running:
                 await asyncio.wait(running)
-            if self._stopping.is_set():
-                return
-            lease = await self._queue.lease_suspect(task_types, seconds=self._policy.lease_seconds)
-            if lease is not None:
+            async with self._taking:
+                if self._stopping.is_set():
+                    return
+                lease = await self._queue.lease_suspect(
+                    task_types, seconds=self._policy.lease_seconds
+                )
+                if lease is None:
+                    return
                 log.info(
                     "running a job alone that lost its lease %d times",
                     lease.job.lost,
                     extra={"job_id": lease.job.job_id},
                 )
-                await asyncio.wait([self._start(lease)])
+                task = self._start(lease)
+            await asyncio.wait([task])
 
     def _count(self, task_type: TaskType) -> int:
         return sum(lease.job.task_type is task_type for lease, _ in self._running.values())
@@ -184,11 +198,12 @@ class Worker:
         job_id = lease.job.job_id
         task = self._jobs.start(self._work(lease), name=f"job-{job_id}")
         self._running[job_id] = lease, task
-        task.add_done_callback(lambda _task: self._ended(job_id))
+        task.add_done_callback(lambda task: self._ended(job_id, task))
         return task
 
-    def _ended(self, job_id: str) -> None:
-        self._running.pop(job_id, None)
+    def _ended(self, job_id: str, task: asyncio.Task[None]) -> None:
+        if self._running.get(job_id, (None, None))[1] is task:
+            del self._running[job_id]
         self._room.ring()
 
     # -- one job -------------------------------------------------------------------------------
@@ -210,21 +225,20 @@ class Worker:
         job = lease.job
         handler = self._handlers[job.task_type]
         result = job.result
-        try:
-            if result is None:
-                result = await self._infer(job, handler)
-        except Exception as error:  # noqa: BLE001 - anything a handler raises becomes a fate
-            if isinstance(error, DependencyDownError):
-                self._away.add(job.task_type)
-            await self._settle_failure(lease, error)
-            return
-        self._away.discard(job.task_type)
-        if handler.delivers:
+        if result is None:
             try:
-                self._report(job, "deliver")
-                await handler.deliver(job, result)
-            except HandlerError as error:
-                await self._settle_undelivered(lease, result, error)
+                result = await self._infer(job, handler)
+            except Exception as error:  # noqa: BLE001 - anything a handler raises becomes a fate
+                if isinstance(error, DependencyDownError):
+                    self._away.add(job.task_type)
+                await self._settle_failure(lease, error)
+                return
+            self._away.discard(job.task_type)
+        if handler.delivers:
+            self._report(job, "deliver")
+            refusal = await self._deliver(job, handler, result)
+            if refusal is not None:
+                await self._settle_undelivered(lease, result, refusal)
                 return
         # Shielded: an outcome that exists is written even while we are being cancelled.
         await asyncio.shield(self._queue.complete(lease, result))
@@ -234,10 +248,12 @@ class Worker:
             raise PermanentError("the request expired before its turn came", code="expired")
         try:
             async with asyncio.timeout(self._settings.job_timeout_seconds):
-                return await handler.handle(job, lambda step: self._report(job, step))
+                result = await handler.handle(job, lambda step: self._report(job, step))
         except TimeoutError as error:
             limit = self._settings.job_timeout_seconds
             raise HandlerError(f"the job took longer than {limit:g} s", code="timeout") from error
+        dump_result(result)  # raises here, as the handler's fault, what could not be stored later
+        return result
 
     async def _settle_failure(self, lease: Lease, error: Exception) -> None:
         job = lease.job
@@ -265,6 +281,19 @@ class Worker:
 
     # -- face results --------------------------------------------------------------------------
 
+    async def _deliver(self, job: Job, handler: Handler, result: JsonObject) -> HandlerError | None:
+        """Return why the result was not delivered, or None if it was."""
+        try:
+            async with asyncio.timeout(self._settings.job_timeout_seconds):
+                await handler.deliver(job, result)
+        except HandlerError as error:
+            return error
+        except Exception as error:
+            log.exception("a result could not be delivered", extra={"job_id": job.job_id})
+            code, message = retry.explain(error)
+            return HandlerError(message, code=code)
+        return None
+
     async def _settle_undelivered(
         self, lease: Lease, result: JsonObject, error: HandlerError
     ) -> None:
@@ -291,23 +320,21 @@ class Worker:
         delivering = {each.task_type: each for each in self._handlers.values() if each.delivers}
         while delivering and not self._stopping.is_set():
             try:
-                for job in await self._queue.due_syncs(SYNC_BATCH):
-                    if job.task_type in delivering:
-                        await self._sync(job, delivering[job.task_type])
+                for job in await self._queue.due_syncs(list(delivering), SYNC_BATCH):
+                    await self._sync(job, delivering[job.task_type])
             except StorageError as error:
                 log.warning("cannot look for undelivered results: %s", error)
             await self._pause(self._settings.poll_seconds)
 
     async def _sync(self, job: Job, handler: Handler) -> None:
-        try:
-            await handler.deliver(job, job.result or {})
-        except HandlerError as error:
-            code, message = retry.explain(error)
-            run_at = self._next_sync(job, error)
+        refusal = await self._deliver(job, handler, job.result or {})
+        if refusal is not None:
+            code, message = retry.explain(refusal)
+            run_at = self._next_sync(job, refusal)
             await self._queue.delay_sync(job, run_at=run_at, code=code, message=message)
-        else:
-            await self._queue.heal(job)
-            log.info("face results were delivered at last", extra={"job_id": job.job_id})
+            return
+        await self._queue.heal(job)
+        log.info("face results were delivered at last", extra={"job_id": job.job_id})
 
     # -- housekeeping --------------------------------------------------------------------------
 

@@ -35,7 +35,7 @@ CREATE TABLE jobs (
     CHECK ((status = 'processing') = (lease_until IS NOT NULL)),
     CHECK ((status = 'processing') = (worker IS NOT NULL)),
     CHECK ((status IN ('completed', 'error', 'sync_failed')) = (completed_at IS NOT NULL)),
-    CHECK (status <> 'completed' OR result IS NOT NULL),
+    CHECK (status NOT IN ('completed', 'sync_failed') OR result IS NOT NULL),
     CHECK (status NOT IN ('error', 'sync_failed') OR error_message IS NOT NULL)
 ) STRICT;
 
@@ -53,5 +53,8 @@ CREATE INDEX jobs_delayed ON jobs (run_at) WHERE status = 'pending' AND run_at I
 CREATE INDEX jobs_leased ON jobs (lease_until) WHERE status = 'processing';
 -- Results the media store did not take yet; run_at is the next try, empty = given up.
 CREATE INDEX jobs_unsynced ON jobs (run_at) WHERE status = 'sync_failed' AND run_at IS NOT NULL;
+-- The same by pair, for a newer job that takes over.
+CREATE INDEX jobs_unsynced_pair ON jobs (media_store_id, task_type)
+    WHERE status = 'sync_failed' AND run_at IS NOT NULL;
 -- What pruning may remove, oldest first.
 CREATE INDEX jobs_finished ON jobs (completed_at) WHERE completed_at IS NOT NULL;
