@@ -8,13 +8,9 @@ import contextlib
 import logging
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack
 from importlib.metadata import PackageNotFoundError, version
-
-from handlers.assembly import HandlerSet, open_handlers
-from http_shim.app import create_app, serve
-from http_shim.auth import Authenticator
 
 from daemon import topics
 from daemon.database import Database
@@ -28,6 +24,9 @@ from daemon.mqtt import MqttLink
 from daemon.outbox import Outbox
 from daemon.settings import Settings
 from daemon.worker import Worker
+from handlers.assembly import HandlerSet, open_handlers
+from http_shim.app import create_app, serve
+from http_shim.auth import Authenticator
 
 log = logging.getLogger(__name__)
 
@@ -131,7 +130,7 @@ def _add_checks(
 
 
 @contextlib.contextmanager
-def _stop_signals() -> "contextlib.Iterator[asyncio.Event]":
+def _stop_signals() -> Iterator[asyncio.Event]:
     """Set an event at the first SIGTERM or SIGINT; a second one kills as usual."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()

@@ -15,6 +15,7 @@ from typing import Any
 
 import aiohttp
 import paho.mqtt.client as paho
+from paho.mqtt.enums import CallbackAPIVersion
 
 from daemon.errors import ConfigError
 from daemon.jobs import JsonObject, TaskType
@@ -58,10 +59,10 @@ class Listener:
         self._port = port
         self._subscribed = asyncio.Event()
         self._client = paho.Client(
-            paho.CallbackAPIVersion.VERSION2, f"demo-{uuid.uuid4().hex[:8]}", protocol=paho.MQTTv5
+            CallbackAPIVersion.VERSION2, f"demo-{uuid.uuid4().hex[:8]}", protocol=paho.MQTTv5
         )
         self._client.on_message = self._on_message
-        self._client.on_subscribe = lambda *_: self._loop.call_soon_threadsafe(self._subscribed.set)
+        self._client.on_subscribe = self._on_subscribe
 
     async def open(self) -> None:
         """Connect and subscribe to every job's events; return after SUBACK."""
@@ -79,6 +80,9 @@ class Listener:
         """Disconnect."""
         self._client.disconnect()
         self._client.loop_stop()
+
+    def _on_subscribe(self, *_: Any) -> None:
+        self._loop.call_soon_threadsafe(self._subscribed.set)
 
     def _on_message(self, _client: Any, _data: Any, message: paho.MQTTMessage) -> None:
         event = json.loads(message.payload)
@@ -111,7 +115,8 @@ def find_pictures() -> dict[str, Path]:
 async def upload(session: aiohttp.ClientSession, url: str, path: Path) -> int:
     """Put a picture into the media store and return its id."""
     form = aiohttp.FormData({"is_collection": "false", "label": path.name})
-    form.add_field("file", path.read_bytes(), filename=path.name)
+    data = await asyncio.to_thread(path.read_bytes)
+    form.add_field("file", data, filename=path.name)
     async with session.post(f"{url}/entity/", data=form) as response:
         response.raise_for_status()
         return int((await response.json())["id"])
@@ -256,6 +261,8 @@ def search(folder: Path, ids: dict[str, int]) -> None:
     names = {number: name for name, number in ids.items()}
     with QdrantImageStore(path=folder / "data" / "vectors") as images:
         query = images.get_vector(ids[QUERY])
+        if query is None:
+            raise StackError(f"the vector of {QUERY} is not in the store")
         print(f"   pictures most like {QUERY}:")
         for match in images.search(query.vector, limit=4):
             print(f"   {match.score:7.4f}  {names.get(int(match.point_id), match.point_id)}")

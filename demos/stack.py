@@ -58,8 +58,11 @@ class Stack:
             self._start_broker()
             self._start(
                 "media store",
-                [sys.executable, "-m", "demos.media_store", "--port", str(self.media_store_port)]
-                + ["--folder", str(self.folder / "media")],
+                [
+                    *(sys.executable, "-m", "demos.media_store"),
+                    *("--port", str(self.media_store_port)),
+                    *("--folder", str(self.folder / "media")),
+                ],
             )
             self.start_daemon()
             self._wait_for_http("media store", f"{self.media_store_url}/", seconds=30)

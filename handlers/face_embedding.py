@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 
 from daemon.errors import (
     ConfigError,
-    DependencyDownError,
     InferdError,
     PermanentError,
     RetryableError,
 )
 from daemon.jobs import Job, JsonObject, TaskType
 from daemon.settings import Settings
+from handlers.claims import StoreClaim
 from handlers.decoders import Decoders
 from handlers.device import ModelRunner
 from handlers.face_detection import FaceDetectionInference, upright_pixels
@@ -169,7 +169,7 @@ class FaceEmbeddingHandler:
         self._store = store
         self._limits = limits
         self._pictures = pictures
-        self._is_claimed = False
+        self.claim = StoreClaim(store, recogniser)
 
     async def handle(self, job: Job, report: Callable[[str], None]) -> JsonObject:
         """Return the job's result; its vectors are stored when this returns.
@@ -195,7 +195,7 @@ class FaceEmbeddingHandler:
         with timings.stage("infer"):
             vectors = await self._embed(crops)
         with timings.stage("store"):
-            await self._claim()
+            await self.claim.require()
             ran = self._recogniser.provenance
             points = [
                 _point(job, index, face, vector, ran.model)
@@ -230,17 +230,6 @@ class FaceEmbeddingHandler:
             except ConfigError as error:
                 raise RetryableError(error.message, code="model_error") from error
         return [await self._recogniser.infer(crop) for crop in crops]
-
-    async def _claim(self) -> None:
-        """Bind the collection to the recogniser; two jobs that do it at once do the same."""
-        if self._is_claimed:
-            return
-        try:
-            await self._store.claim(self._recogniser.fingerprint, self._recogniser.provenance.model)
-        except ConfigError as error:
-            # No picture is at fault: the jobs wait until somebody mends the configuration.
-            raise DependencyDownError(error.message, code=error.code) from error
-        self._is_claimed = True
 
 
 def _align_all(pixels: Pixels, faces: Sequence[Face]) -> list[Pixels]:

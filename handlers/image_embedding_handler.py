@@ -4,9 +4,10 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Self
 
-from daemon.errors import ConfigError, DependencyDownError, PermanentError
+from daemon.errors import PermanentError
 from daemon.jobs import Job, JsonObject, TaskType
 from daemon.stage import Stage
+from handlers.claims import StoreClaim
 from handlers.decoders import Decoders
 from handlers.device import ModelRunner
 from handlers.images import Limits, decode, square_crop
@@ -43,7 +44,7 @@ class ImageEmbeddingHandler:
         self._runner = runner
         self._store = store
         self._limits = limits
-        self._is_claimed = False
+        self.claim = StoreClaim(store, runner)
         self._upserts: Stage[Point, None] = Stage(
             "upsert-images", self._upsert, max_batch=MAX_UPSERT, queue_size=MAX_UPSERT
         )
@@ -95,7 +96,7 @@ class ImageEmbeddingHandler:
         """Do nothing: image embeddings do not go to the media store."""
 
     async def _upsert(self, points: Sequence[Point]) -> Sequence[Exception | None]:
-        await self._claim()
+        await self.claim.require()
         try:
             await self._store.upsert(points)
         except PermanentError as error:
@@ -104,17 +105,6 @@ class ImageEmbeddingHandler:
             # One point cannot be stored: the others must not fail with it.
             return [(await self._upsert([point]))[0] for point in points]
         return [None] * len(points)
-
-    async def _claim(self) -> None:
-        """Bind the collection to the model, once; only this handler's one upsert worker asks."""
-        if self._is_claimed:
-            return
-        try:
-            await self._store.claim(self._runner.fingerprint, self._runner.provenance.model)
-        except ConfigError as error:
-            # No picture is at fault: the jobs wait until somebody mends the configuration.
-            raise DependencyDownError(error.message, code=error.code) from error
-        self._is_claimed = True
 
 
 def _prepare(data: bytes, limits: Limits, content_type: str | None) -> tuple[int, int, Pixels]:

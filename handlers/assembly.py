@@ -1,0 +1,211 @@
+"""Builds the handlers that are asked for over the parts they share, and opens them in order."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+from daemon.errors import ConfigError, DependencyDownError
+from daemon.jobs import Job, JsonObject, TaskType
+from daemon.settings import Settings
+from handlers.claims import StoreClaim
+from handlers.decoders import Decoders
+from handlers.device import DeviceLane, ModelRunner
+from handlers.face_detection import FaceDetectionHandler, FaceDetectionInference
+from handlers.face_embedding import FaceEmbeddingHandler, FaceEmbeddingInference
+from handlers.faces import Face
+from handlers.image_embedding import ImageEmbeddingInference
+from handlers.image_embedding_handler import ImageEmbeddingHandler
+from handlers.images import Limits
+from handlers.inference import MLInference
+from handlers.media_store import MediaStoreClient
+from handlers.vectors import QdrantFaceStore, QdrantImageStore, VectorStore, make_engine
+
+log = logging.getLogger(__name__)
+
+Handler: TypeAlias = ImageEmbeddingHandler | FaceDetectionHandler | FaceEmbeddingHandler
+Check: TypeAlias = Callable[[], Awaitable[JsonObject]]
+
+
+@dataclass
+class HandlerSet:
+    """The open handlers, and what the rest of the daemon may ask of them."""
+
+    handlers: list[Handler] = field(default_factory=list)
+    runners: list[ModelRunner[Any]] = field(default_factory=list)
+    stores: dict[TaskType, VectorStore] = field(default_factory=dict)
+    checks: dict[str, tuple[Check, bool]] = field(default_factory=dict)
+    """Health checks by name, and whether the daemon is unready where they fail."""
+
+    async def preload(self) -> None:
+        """Load every model now, so that the first job need not wait.
+
+        Raises:
+            ConfigError: one cannot be loaded; every job of its kind would fail.
+        """
+        for runner in self.runners:
+            await runner.load()
+
+    async def forget_vectors(self, job: Job) -> None:
+        """Remove what a completed job stored.
+
+        Raises:
+            HandlerError: the vector database did not do it.
+        """
+        store = self.stores.get(job.task_type)
+        if store is not None:
+            await store.remove_by_media_store_id(job.media_store_id)
+
+    async def check_models(self) -> JsonObject:
+        """Return each model with what really runs, once it is loaded."""
+        return {
+            runner.name: {"loaded": True, **runner.provenance.to_wire()}
+            if runner.is_loaded
+            else {"loaded": False}
+            for runner in self.runners
+        }
+
+
+class _Builder:
+    """Makes each shared part once, when the first handler needs it."""
+
+    def __init__(self, settings: Settings, stack: AsyncExitStack) -> None:
+        self._settings = settings
+        self._stack = stack
+        self._limits = Limits.from_settings(settings.images)
+        self._engine = make_engine(settings.qdrant, settings.data_dir)
+        self._detector: ModelRunner[list[Face]] | None = None
+        # Decoded pictures are large: only as many as are decoded, inferred and aligned at once.
+        self._pictures = asyncio.Semaphore(settings.images.decode_threads + 2)
+        self.set = HandlerSet()
+
+    async def open(self, task_types: list[TaskType]) -> HandlerSet:
+        self._lane = await self._stack.enter_async_context(DeviceLane())
+        self._decoders = await self._stack.enter_async_context(
+            Decoders(self._settings.images.decode_threads)
+        )
+        self._media_store = await self._stack.enter_async_context(
+            MediaStoreClient(self._settings.media_store)
+        )
+        for task_type in task_types:
+            match task_type:
+                case TaskType.IMAGE_EMBEDDING:
+                    await self._open_image_embedding()
+                case TaskType.FACE_DETECTION:
+                    await self._open_face_detection()
+                case TaskType.FACE_EMBEDDING:
+                    await self._open_face_embedding()
+        self.set.checks["media_store"] = self._check_media_store, False
+        self.set.checks["models"] = self.set.check_models, False
+        if self.set.stores:
+            self.set.checks["vectors"] = self._check_vectors, True
+        return self.set
+
+    async def _open_image_embedding(self) -> None:
+        runner = await self._runner(
+            "clip",
+            ImageEmbeddingInference(settings=self._settings),
+            max_batch=self._settings.clip.batch_size,
+        )
+        store = self._store(TaskType.IMAGE_EMBEDDING, QdrantImageStore(engine=self._engine))
+        handler = ImageEmbeddingHandler(
+            media_store=self._media_store,
+            decoders=self._decoders,
+            runner=runner,
+            store=store,
+            limits=self._limits,
+        )
+        await self._bind(handler.claim)
+        self.set.handlers.append(await self._stack.enter_async_context(handler))
+
+    async def _open_face_detection(self) -> None:
+        self.set.handlers.append(
+            FaceDetectionHandler(
+                media_store=self._media_store,
+                decoders=self._decoders,
+                runner=await self._shared_detector(),
+                limits=self._limits,
+                pictures=self._pictures,
+            )
+        )
+
+    async def _open_face_embedding(self) -> None:
+        recogniser = await self._runner(
+            "face_recogniser", FaceEmbeddingInference(settings=self._settings)
+        )
+        store = QdrantFaceStore(engine=self._engine)
+        self._store(TaskType.FACE_EMBEDDING, store)
+        handler = FaceEmbeddingHandler(
+            media_store=self._media_store,
+            decoders=self._decoders,
+            detector=await self._shared_detector(),
+            recogniser=recogniser,
+            store=store,
+            limits=self._limits,
+            pictures=self._pictures,
+        )
+        await self._bind(handler.claim)
+        self.set.handlers.append(handler)
+
+    async def _shared_detector(self) -> ModelRunner[list[Face]]:
+        if self._detector is None:
+            self._detector = await self._runner(
+                "face_detector", FaceDetectionInference(settings=self._settings)
+            )
+        return self._detector
+
+    async def _runner(
+        self, name: str, inference: MLInference[Any], *, max_batch: int = 1
+    ) -> ModelRunner[Any]:
+        runner: ModelRunner[Any] = ModelRunner(name, inference, self._lane, max_batch=max_batch)
+        await self._stack.enter_async_context(runner)
+        await runner.resolve()
+        self.set.runners.append(runner)
+        return runner
+
+    def _store(self, task_type: TaskType, store: VectorStore) -> VectorStore:
+        self._stack.push_async_callback(store.close)
+        self.set.stores[task_type] = store
+        return store
+
+    async def _bind(self, claim: StoreClaim) -> None:
+        try:
+            await claim.bind()
+        except DependencyDownError as error:
+            # The jobs wait for it; a start must not.
+            log.warning("the vector database is away: %s", error.message)
+
+    async def _check_media_store(self) -> JsonObject:
+        await self._media_store.check()
+        return {"url": self._settings.media_store.url}
+
+    async def _check_vectors(self) -> JsonObject:
+        counts = {}
+        for store in self.set.stores.values():
+            await store.open()
+            counts[store.collection] = await store.count()
+        return counts
+
+
+@asynccontextmanager
+async def open_handlers(settings: Settings) -> AsyncIterator[HandlerSet]:
+    """Give the handlers of the configured task types; what they share closes after them.
+
+    Raises:
+        ConfigError: weights are absent, a collection is another model's, or a setting is wrong.
+    """
+    async with AsyncExitStack() as stack:
+        yield await _Builder(settings, stack).open(_task_types(settings))
+
+
+def _task_types(settings: Settings) -> list[TaskType]:
+    names = [name.strip() for name in settings.worker.task_types.split(",") if name.strip()]
+    unknown = sorted(set(names) - set(TaskType))
+    if unknown or not names:
+        raise ConfigError(
+            f"INFERD_WORKER__TASK_TYPES={settings.worker.task_types}: it lists some of "
+            + ", ".join(TaskType)
+        )
+    return [task_type for task_type in TaskType if task_type in names]
