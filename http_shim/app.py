@@ -1,0 +1,118 @@
+"""The REST door put together: routes, limits and headers; `serve` listens until it is left."""
+
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
+
+from daemon.errors import ConfigError
+from daemon.health import Health
+from daemon.intake import Intake
+from daemon.job_queue import JobQueue
+from daemon.jobs import Job
+from http_shim import keys
+from http_shim.auth import Authenticator
+from http_shim.errors import answer_errors
+from http_shim.health_routes import add_health_routes
+from http_shim.job_routes import add_job_routes
+
+log = logging.getLogger(__name__)
+server_log = logging.getLogger(f"{__name__}.server")
+"""What aiohttp has to say."""
+
+SHUTDOWN_SECONDS = 5.0
+"""How long requests that are being answered may take once the server stops."""
+KEEPALIVE_SECONDS = 75.0
+
+_HEADERS = {
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
+
+
+def create_app(
+    *,
+    intake: Intake,
+    queue: JobQueue,
+    health: Health,
+    forget_vectors: Callable[[Job], Awaitable[None]],
+    authenticate: Authenticator,
+    max_body_bytes: int,
+) -> web.Application:
+    """Return the application; it owns nothing of what it is given.
+
+    Args:
+        intake: takes new jobs.
+        queue: shows, cancels, forgets and restarts jobs.
+        health: what the daemon says of itself; while it drains, no job is taken.
+        forget_vectors: removes the vectors of a completed job.
+        authenticate: tells who may do what.
+        max_body_bytes: larger bodies are answered 413.
+    """
+    app = web.Application(middlewares=[answer_errors], client_max_size=max_body_bytes)
+    app[keys.INTAKE] = intake
+    app[keys.QUEUE] = queue
+    app[keys.HEALTH] = health
+    app[keys.FORGET_VECTORS] = forget_vectors
+    app[keys.AUTHENTICATOR] = authenticate
+    app.on_response_prepare.append(_add_headers)
+    add_job_routes(app)
+    add_health_routes(app)
+    return app
+
+
+@asynccontextmanager
+async def serve(app: web.Application, host: str, port: int) -> AsyncIterator[int]:
+    """Listen, and give the port that was taken (0 picks a free one); at exit, answer and close.
+
+    A client that hangs up does not cancel its request: the job it asked for is queued or not,
+    never half, and deleting vectors runs to its end.
+
+    Raises:
+        ConfigError: nobody can listen there.
+    """
+    server_log.addFilter(_is_ours)
+    runner = web.AppRunner(
+        app,
+        access_log=None,
+        logger=server_log,
+        handler_cancellation=False,
+        auto_decompress=False,
+        keepalive_timeout=KEEPALIVE_SECONDS,
+        shutdown_timeout=SHUTDOWN_SECONDS,
+    )
+    await runner.setup()
+    try:
+        try:
+            await web.TCPSite(runner, host, port).start()
+        except OSError as error:
+            reason = error.strerror or error
+            raise ConfigError(
+                f"cannot listen on {host} port {port} for REST: {reason};"
+                " set INFERD_HTTP__HOST and INFERD_HTTP__PORT, or INFERD_HTTP__ENABLED=false"
+            ) from error
+        taken: int = runner.addresses[0][1]
+        log.info("REST listens on %s port %d", host, taken)
+        yield taken
+    finally:
+        await runner.cleanup()
+
+
+async def _add_headers(_request: web.Request, response: web.StreamResponse) -> None:
+    for name, value in _HEADERS.items():
+        response.headers.setdefault(name, value)
+    # aiohttp has put its own name and version there by now.
+    response.headers["Server"] = "inferd"
+
+
+def _is_ours(record: logging.LogRecord) -> bool:
+    """Drop what aiohttp logs as an error of the server where a client sent no proper HTTP."""
+    error = record.exc_info[1] if record.exc_info else None
+    if isinstance(error, HttpProcessingError):
+        log.debug("a request was no HTTP: %s", type(error).__name__)
+        return False
+    return True

@@ -1,0 +1,171 @@
+"""POST, GET and DELETE of jobs: checks what came, asks intake or the queue, says what they said."""
+
+import asyncio
+from collections.abc import Mapping
+
+from aiohttp import web
+from aiohttp.http_exceptions import BadHttpMessage
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from daemon.errors import InvalidRequestError, JobNotFoundError
+from daemon.jobs import Job, JobState, TaskType, dump_json
+from daemon.requests import is_missing_or_mistyped, parse_json, parse_request, parse_task_type
+from daemon.topics import is_job_id
+from http_shim.auth import WRITE_PERMISSION
+from http_shim.errors import DrainingError, error_response
+from http_shim.keys import AUTHENTICATOR, FORGET_VECTORS, HEALTH, INTAKE, QUEUE
+
+BODY_SECONDS = 30.0
+"""How long a client may take to send its body."""
+MAX_LISTED = 1000
+
+
+class JobFilter(BaseModel):
+    """The query of GET /job; unknown names are refused, as in a request's body."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    status: JobState | None = None
+    task_type: TaskType | None = None
+    limit: int = Field(100, ge=1, le=MAX_LISTED)
+    after: str | None = None
+
+
+def add_job_routes(app: web.Application) -> None:
+    """Add the routes of jobs."""
+    app.router.add_get("/job", list_jobs)
+    app.router.add_post("/job/{task_type}", create_job)
+    app.router.add_get("/job/{job_id}", get_job)
+    app.router.add_delete("/job/{job_id}", delete_job)
+    app.router.add_post("/job/{job_id}/retry", retry_job)
+
+
+async def create_job(request: web.Request) -> web.Response:
+    """Answer 201 with the job once it is durably queued; a repeated job_id gives the same job."""
+    _authorize(request, WRITE_PERMISSION)
+    _refuse_while_draining(request)
+    task_type = parse_task_type(request.match_info["task_type"])
+    body = parse_json(await _read_body(request))
+    try:
+        asked = parse_request(body)
+    except InvalidRequestError as error:
+        status = 422 if is_missing_or_mistyped(body, error.field) else 400
+        return error_response(error, status)
+    if asked.reply_to is not None:
+        raise InvalidRequestError(
+            "reply_to is an MQTT topic; ask over MQTT, or poll the job", field="reply_to"
+        )
+    accepted = await request.app[INTAKE].submit(task_type, asked)
+    response = _job_response(accepted.job, status=201)
+    response.headers["Location"] = f"/job/{accepted.job.job_id}"
+    return response
+
+
+async def get_job(request: web.Request) -> web.Response:
+    """Answer the job; public, since only who asked for it knows its id."""
+    return _job_response(await _find(request))
+
+
+async def list_jobs(request: web.Request) -> web.Response:
+    """Answer one page of jobs, newest first; needs a token, since it gives away job_ids."""
+    _authorize(request)
+    asked = _parse_filter(request)
+    try:
+        # One more than asked for tells whether there is a next page.
+        found = await request.app[QUEUE].list_jobs(
+            status=asked.status,
+            task_type=asked.task_type,
+            limit=asked.limit + 1,
+            after=asked.after,
+        )
+    except JobNotFoundError:
+        raise InvalidRequestError("after must be the job_id of a job", field="after") from None
+    page = found[: asked.limit]
+    return web.json_response(
+        {
+            "jobs": [job.to_wire() for job in page],
+            "next": page[-1].job_id if len(found) > len(page) else None,
+        },
+        dumps=dump_json,
+    )
+
+
+async def delete_job(request: web.Request) -> web.Response:
+    """Cancel a pending job, or forget a finished one together with its vectors; answer 204."""
+    _authorize(request, WRITE_PERMISSION)
+    job = await _find(request)
+    queue = request.app[QUEUE]
+    if job.status is JobState.PENDING:
+        await queue.cancel(job.job_id)
+        return web.Response(status=204)
+    if job.status is JobState.COMPLETED:
+        # Before the row: should it fail, the job is still there to ask again with.
+        await request.app[FORGET_VECTORS](job)
+    # Refused by the queue where the job is being processed.
+    await queue.forget(job.job_id)
+    return web.Response(status=204)
+
+
+async def retry_job(request: web.Request) -> web.Response:
+    """Start a job that failed again; answer the job."""
+    _authorize(request, WRITE_PERMISSION)
+    _refuse_while_draining(request)
+    return _job_response(await request.app[QUEUE].requeue(_job_id(request)))
+
+
+def _authorize(request: web.Request, permission: str | None = None) -> None:
+    request.app[AUTHENTICATOR].authorize(request.headers.get("Authorization"), permission)
+
+
+def _refuse_while_draining(request: web.Request) -> None:
+    if request.app[HEALTH].is_draining:
+        raise DrainingError("the daemon is stopping and takes no more jobs")
+
+
+def _job_id(request: web.Request) -> str:
+    job_id = request.match_info["job_id"]
+    if not is_job_id(job_id):
+        raise JobNotFoundError("no job has such an id")
+    return job_id
+
+
+async def _find(request: web.Request) -> Job:
+    return await request.app[QUEUE].get(_job_id(request))
+
+
+async def _read_body(request: web.Request) -> bytes:
+    if request.headers.get("Content-Encoding", "identity").lower() != "identity":
+        # The server does not unpack: a small body cannot become a large one.
+        raise web.HTTPUnsupportedMediaType(reason="Send the body without Content-Encoding")
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            return await request.read()
+    except TimeoutError:
+        raise web.HTTPRequestTimeout(reason="The body did not come in time") from None
+    except (web.RequestPayloadError, BadHttpMessage):
+        raise web.HTTPBadRequest(reason="The body is not framed as HTTP demands") from None
+
+
+def _parse_filter(request: web.Request) -> JobFilter:
+    # An empty value is no filter, as a form sends it.
+    given = [(name, value) for name, value in request.query.items() if value]
+    named: Mapping[str, str] = dict(given)
+    for name in JobFilter.model_fields:
+        if [other for other, _ in given].count(name) > 1:
+            raise InvalidRequestError(f"{name} is given more than once", field=name)
+    try:
+        asked = JobFilter.model_validate(named)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        field = str(first["loc"][0])
+        if field not in JobFilter.model_fields:
+            known = ", ".join(JobFilter.model_fields)
+            raise InvalidRequestError(f"the query may hold {known} and nothing else") from None
+        raise InvalidRequestError(f"{field}: {first['msg']}", field=field) from None
+    if asked.after is not None and not is_job_id(asked.after):
+        raise InvalidRequestError("after must be the job_id of a job", field="after")
+    return asked
+
+
+def _job_response(job: Job, *, status: int = 200) -> web.Response:
+    return web.json_response(job.to_wire(), status=status, dumps=dump_json)

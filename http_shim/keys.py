@@ -1,0 +1,17 @@
+"""What the routes reach through the application: one typed key for each part it was given."""
+
+from collections.abc import Awaitable, Callable
+
+from aiohttp import web
+
+from daemon.health import Health
+from daemon.intake import Intake
+from daemon.job_queue import JobQueue
+from daemon.jobs import Job
+from http_shim.auth import Authenticator
+
+INTAKE = web.AppKey("intake", Intake)
+QUEUE = web.AppKey("queue", JobQueue)
+HEALTH = web.AppKey("health", Health)
+AUTHENTICATOR = web.AppKey("authenticator", Authenticator)
+FORGET_VECTORS: web.AppKey[Callable[[Job], Awaitable[None]]] = web.AppKey("forget_vectors")

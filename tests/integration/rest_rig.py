@@ -1,0 +1,161 @@
+"""The REST door over a real queue and real HTTP, with time turned by hand."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from daemon.database import Database
+from daemon.health import Health
+from daemon.intake import Intake
+from daemon.job_queue import JobQueue
+from daemon.jobs import Job, JsonObject, Lease, TaskType
+from daemon.settings import AuthSettings, QueueSettings
+from http_shim.app import create_app, serve
+from http_shim.auth import Authenticator
+
+NOW = 1_732_000_000_000
+DEADLINE = 10.0
+MAX_BODY = 1_048_576
+RESULT = {
+    "embedding_dimension": 512,
+    "stored_in_vector_db": True,
+    "collection": "image_embeddings",
+    "point_id": 12345,
+}
+
+
+@dataclass
+class Clock:
+    """Epoch milliseconds that only a test moves."""
+
+    now: int = NOW
+
+    def __call__(self) -> int:
+        return self.now
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A response, read to its end."""
+
+    status: int
+    body: Any
+    headers: dict[str, str]
+
+
+@dataclass
+class Vectors:
+    """Notes whose vectors were to be forgotten, as a store with an outage at will."""
+
+    forgotten: list[Job] = field(default_factory=list)
+    error: Exception | None = None
+
+    async def forget(self, job: Job) -> None:
+        if self.error is not None:
+            raise self.error
+        self.forgotten.append(job)
+
+
+@dataclass
+class Rig:
+    """Everything a test asks or turns."""
+
+    session: aiohttp.ClientSession
+    port: int
+    database: Database
+    path: Path
+    queue: JobQueue
+    health: Health
+    clock: Clock
+    vectors: Vectors
+
+    async def ask(self, method: str, path: str, **kwargs: Any) -> Answer:
+        """Send one request; whatever has a body must be JSON."""
+        url = f"http://127.0.0.1:{self.port}{path}"
+        async with (
+            asyncio.timeout(DEADLINE),
+            self.session.request(method, url, **kwargs) as response,
+        ):
+            raw = await response.read()
+            if raw:
+                assert response.content_type == "application/json", raw
+            assert response.headers["X-Content-Type-Options"] == "nosniff"
+            assert "aiohttp" not in response.headers["Server"]
+            return Answer(
+                response.status, await response.json() if raw else None, dict(response.headers)
+            )
+
+    async def post(self, media_store_id: int = 12345, **body: Any) -> JsonObject:
+        """Create an image_embedding job and return its body."""
+        answer = await self.ask(
+            "POST", "/job/image_embedding", json={"media_store_id": media_store_id, **body}
+        )
+        assert answer.status == 201, answer.body
+        created: JsonObject = answer.body
+        return created
+
+    async def lease(self, task_type: TaskType = TaskType.IMAGE_EMBEDDING) -> Lease:
+        """Take the next job as a worker would."""
+        (lease,) = await self.queue.lease(task_type, 1, seconds=30)
+        return lease
+
+    async def raw(self, data: bytes, *, hang_up: bool = False) -> bytes:
+        """Send bytes as they are; return what comes until the server closes."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        try:
+            writer.write(data)
+            await writer.drain()
+            if hang_up:
+                return b""
+            async with asyncio.timeout(DEADLINE):
+                return await reader.read()
+        finally:
+            writer.close()
+            with contextlib.suppress(ConnectionError):
+                await writer.wait_closed()
+
+
+@contextlib.asynccontextmanager
+async def rest(
+    path: Path, *, auth: AuthSettings | None = None, max_pending: int = 0
+) -> AsyncIterator[Rig]:
+    """Serve REST over a queue at `path`; authentication is off unless told otherwise."""
+    clock, vectors = Clock(), Vectors()
+    health = Health(version="test", worker_id="rig")
+    async with (
+        Database(path) as database,
+        JobQueue(
+            database, QueueSettings(max_pending=max_pending), clock=clock, worker="w", worker_id="w"
+        ) as queue,
+    ):
+        app = create_app(
+            intake=Intake(queue, clock=clock, worker_id="w", max_request_bytes=MAX_BODY),
+            queue=queue,
+            health=health,
+            forget_vectors=vectors.forget,
+            authenticate=Authenticator(auth or AuthSettings(disabled=True)),
+            max_body_bytes=MAX_BODY,
+        )
+        async with (
+            aiohttp.ClientSession() as session,
+            serve(app, "127.0.0.1", 0) as port,
+        ):
+            yield Rig(session, port, database, path, queue, health, clock, vectors)
+
+
+async def until(is_true: Callable[[], bool]) -> None:
+    """Wait for a fact."""
+    async with asyncio.timeout(DEADLINE):
+        while not is_true():  # noqa: ASYNC110 - the fact is another part's and rings no event
+            await asyncio.sleep(0.005)
+
+
+def errors(records: list[logging.LogRecord]) -> list[str]:
+    """Return what was logged as an error: what a client does must never be one."""
+    return [record.getMessage() for record in records if record.levelno >= logging.ERROR]
