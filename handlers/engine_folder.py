@@ -88,7 +88,7 @@ class EngineThread:
         self._on_stop = on_stop
         self._on_idle = on_idle
         self._idle_seconds = idle_seconds
-        self._calls: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = (
+        self._calls: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]] | Future[None]] = (
             queue.SimpleQueue()
         )
         self._thread: threading.Thread | None = None
@@ -103,8 +103,11 @@ class EngineThread:
         """End the thread after the calls that wait. Safe twice."""
         if self._thread is not None:
             thread, self._thread = self._thread, None
-            self._calls.put(None)
-            await asyncio.to_thread(thread.join)
+            stopped: Future[None] = Future()
+            self._calls.put(stopped)
+            # Not joined in a pool's thread: at the end of a script no pool takes work any more.
+            await asyncio.wrap_future(stopped)
+            thread.join()
 
     async def run(self, call: Callable[[], T]) -> T:
         """Return what `call` returned on the thread.
@@ -124,8 +127,11 @@ class EngineThread:
             except queue.Empty:
                 self._on_idle()
                 continue
-            if waiting is None:
+            if isinstance(waiting, Future):
+                waiting.set_running_or_notify_cancel()  # the last call can't be taken back
                 self._on_stop()
+                if not waiting.cancelled():
+                    waiting.set_result(None)
                 return
             future, call = waiting
             if future.set_running_or_notify_cancel():

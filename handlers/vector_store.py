@@ -240,5 +240,6 @@ class VectorStore(ABC):
 
 @atexit.register
 def _close_what_scripts_left_open() -> None:
+    # The loop itself is left running: at this point no thread may be started to end it tidily.
     for store in list(_left_open):
-        store._close_blocking()  # noqa: SLF001 - the module's own class
+        _background.run(store.close)

@@ -68,7 +68,7 @@ def kill_after(process: subprocess.Popen[str], confirmed: int) -> int:
 async def test_a_killed_process_loses_nothing_confirmed(
     tmp_path: Path, flush_seconds: float
 ) -> None:
-    confirmed = kill_after(start(tmp_path, flush_seconds), 480)
+    confirmed = kill_after(start(tmp_path, flush_seconds), 160)
 
     async with QdrantImageStore(engine=SharedEngine(lambda: EdgeEngine(tmp_path))) as store:
         assert await store.count() >= confirmed - 2

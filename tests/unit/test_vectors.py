@@ -264,14 +264,16 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
 
 
 def run(code: str, *arguments: str) -> str:
-    return subprocess.run(
+    done = subprocess.run(
         [sys.executable, "-W", "error", "-c", code, *arguments],
         check=True,
         capture_output=True,
         text=True,
         cwd=ROOT,
         timeout=60,
-    ).stdout
+    )
+    assert done.stderr == ""
+    return done.stdout
 
 
 def test_no_vendor_is_imported_before_an_engine_opens() -> None:
@@ -301,6 +303,21 @@ def test_a_script_that_closes_nothing_ends_and_loses_nothing(tmp_path: Path) -> 
 
     assert run(script, str(tmp_path)).strip() == "False"
     assert run(script, str(tmp_path)).strip() == "True"
+
+
+def test_a_store_left_open_is_closed_at_exit(tmp_path: Path) -> None:
+    out = run(
+        "import sys, numpy as np\n"
+        "from handlers.vectors import QdrantImageStore\n"
+        "class Telling(QdrantImageStore):\n"
+        "    async def _close(self):\n"
+        "        await super()._close()\n"
+        "        print('closed')\n"
+        "Telling(path=sys.argv[1]).add_vector('a', np.ones(512, np.float32))\n",
+        str(tmp_path),
+    )
+
+    assert out.strip() == "closed"
 
 
 def test_the_demo_runs() -> None:
