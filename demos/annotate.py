@@ -2,7 +2,7 @@
 
 import io
 
-from PIL import Image, ImageDraw, ImageOps
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from daemon.jobs import JsonObject
 
@@ -21,6 +21,8 @@ def draw_faces(picture: bytes, result: JsonObject) -> bytes:
     image = ImageOps.exif_transpose(Image.open(io.BytesIO(picture))).convert("RGB")
     pen = ImageDraw.Draw(image)
     width = max(2, round(max(image.size) / 400))
+    size = max(12, round(max(image.size) / 60))
+    font = ImageFont.load_default(size)
     for face in result["faces"]:
         box = face["bbox"]
         corner = (box["x"] + box["width"], box["y"] + box["height"])
@@ -28,7 +30,9 @@ def draw_faces(picture: bytes, result: JsonObject) -> bytes:
         for (x, y), colour in zip(face["landmarks"], LANDMARKS, strict=True):
             pen.ellipse([x - width, y - width, x + width, y + width], fill=colour)
         label = f"{face['face_index']}: {face['confidence']:.2f}"
-        pen.text((box["x"] + width, box["y"] + width), label, fill=BOX)
+        corner = (box["x"], max(0, box["y"] - size - 2 * width))
+        pen.rectangle(pen.textbbox(corner, label, font), fill=BOX, outline=BOX, width=width)
+        pen.text(corner, label, fill="black", font=font)
     out = io.BytesIO()
     image.save(out, "PNG")
     return out.getvalue()

@@ -33,7 +33,6 @@ PICTURES = (
     ("skimage", "data/rocket.jpg"),
     ("skimage", "data/hubble_deep_field.jpg"),
     ("insightface", "data/images/t1.jpg"),
-    ("insightface", "data/images/Tom_Hanks_54745.png"),
 )
 """Sample pictures that come with libraries inferd needs anyway."""
 GROUP = "t1.jpg"
@@ -250,8 +249,9 @@ def summary(job: JsonObject) -> str:
     if result is None:
         return f"{job['status']}: {job['error_message']}"
     if "face_count" in result:
-        stored = ", vectors stored" if result.get("stored_in_vector_db") else ""
-        return f"{result['face_count']} faces{stored}"
+        count = result["face_count"]
+        stored = f" in {result['collection']}" if count and "collection" in result else ""
+        return f"{count} face{'' if count == 1 else 's'}{stored}"
     return f"{result['embedding_dimension']} numbers in {result['collection']}"
 
 
