@@ -83,6 +83,7 @@ async def run(settings: Settings, *, started: Callable[[int | None], None] | Non
                 authenticate=Authenticator(settings.auth),
                 max_body_bytes=settings.http.max_body_bytes,
             )
+            _warn_if_open(settings)
             port = await stack.enter_async_context(
                 serve(app, settings.http.host, settings.http.port)
             )
@@ -120,13 +121,20 @@ def _add_checks(
             raise InferdError(link.last_error or "not connected yet", code="broker_unreachable")
         return {"connects": link.connects}
 
-    async def database() -> JsonObject:
-        return {**await queue.depth(), "in_flight": worker.in_flight}
+    async def working() -> JsonObject:
+        return {"in_flight": worker.in_flight}
 
     health.add("broker", broker)
-    health.add("database", database)
+    health.add("database", queue.depth)
+    health.add("worker", working)
     for name, (check, is_required) in handlers.checks.items():
         health.add(name, check, is_required=is_required)
+
+
+def _warn_if_open(settings: Settings) -> None:
+    host = settings.http.host
+    if settings.auth.disabled and host not in ("127.0.0.1", "::1", "localhost"):
+        log.warning("REST IS OPEN TO EVERYBODY WHO REACHES %s: authentication is off", host)
 
 
 @contextlib.contextmanager

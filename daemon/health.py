@@ -1,12 +1,15 @@
 """What the daemon says of itself: live, ready, and the state of everything it depends on."""
 
 import asyncio
+import logging
 import time
 from collections.abc import Awaitable, Callable
 from typing import TypeAlias
 
 from daemon.errors import InferdError
 from daemon.jobs import JsonObject
+
+log = logging.getLogger(__name__)
 
 CHECK_SECONDS = 3.0
 
@@ -52,3 +55,7 @@ class Health:
             return {"ok": False, "code": "timeout", "message": "no answer in time"}
         except InferdError as error:
             return {"ok": False, "code": error.code, "message": error.message}
+        except Exception:
+            # A check that breaks must not take the whole report with it.
+            log.exception("a health check broke")
+            return {"ok": False, "code": "internal", "message": "the check itself failed"}

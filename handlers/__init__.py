@@ -3,13 +3,22 @@
 A handler sees a job and its own siblings, never the queue, MQTT or SQL. Importing this package
 imports no model library; those load when the daemon opens a handler.
 
-    image_embedding, face_detection, face_embedding      the three handlers and their documented
-                                                         inference classes
-    inference    MLInference, the base of every model    device     the lane that owns the device
-    clip         the only file that imports torch and open_clip
-    faces        the only file that imports insightface and onnxruntime
-    cascade      scikit-image's frontal cascade, for machines without weights
-    weights      where model files come from             images     bytes -> upright RGB picture
-    media_store  pictures in, face results out           vectors    the store interface
-    qdrant_edge, qdrant_local, qdrant_server             one file per vector engine
+    assembly                 builds the configured handlers over the parts they share
+    image_embedding, image_embedding_handler, face_detection, face_embedding
+                             the documented inference classes and the three handlers
+    inference                MLInference, the base of every model, and Provenance
+    device                   the lane that owns the device, and batching on it
+    clip, clip_checkpoint    the only files with torch and open_clip; clip_catalog: what is known
+                             of published weights without them
+    faces                    the only file with insightface and onnxruntime
+    cascade                  scikit-image's frontal cascade, for machines without weights
+    weights                  where model files come from
+    images, decoders         bytes -> upright RGB picture, and the threads that do it
+    media_store              pictures in, face results out
+    vectors, vector_store    the documented stores and their base; claims: one model a collection
+    vector_engine, vector_points
+                             what stores and engines say to each other
+    qdrant_edge, qdrant_local, qdrant_server
+                             one file per engine; qdrant_models, engine_folder, background_loop:
+                             what they share
 """
