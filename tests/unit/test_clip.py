@@ -585,6 +585,13 @@ def test_a_gpu_gives_the_vectors_of_the_cpu(tmp_path: Path) -> None:
     assert cosine(vector, expected) > 0.9999
 
 
+def test_torchs_threads_sleep_while_they_wait() -> None:
+    """Spinning beside two busy decoders, a forward pass took 3 s instead of 0.2."""
+    load_vendors()
+
+    assert os.environ["OMP_WAIT_POLICY"]
+
+
 def test_using_a_model_too_early_is_a_bug(tmp_path: Path) -> None:
     model = clip_models.clip("openai", tmp_path, config=TINY)
 
