@@ -2,7 +2,6 @@
 
 import asyncio
 import multiprocessing
-import os
 import sqlite3
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -230,7 +229,7 @@ async def test_the_file_is_copied_before_it_changes(tmp_path: Path) -> None:
 async def test_a_new_file_is_not_copied(tmp_path: Path) -> None:
     await opened(tmp_path / "queue.db", [FIRST, SECOND])
 
-    assert not [name for name in os.listdir(tmp_path) if "before" in name]
+    assert copies(tmp_path) == []
 
 
 async def test_a_copy_that_was_cut_short_is_made_anew(tmp_path: Path) -> None:
@@ -490,6 +489,10 @@ def race(paths: list[Path], steps: list[Migration], start: Any, answers: Any) ->
         answers.put(repr(error))
     else:
         answers.put("")
+
+
+def copies(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir() if "before" in path.name]
 
 
 def insert(connection: sqlite3.Connection, row: dict[str, Any], table: str = "jobs") -> None:
