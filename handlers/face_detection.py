@@ -161,6 +161,7 @@ class FaceDetectionHandler:
                 pixels = await self._decoders.run(
                     upright_pixels, media.data, self._limits, media.content_type
                 )
+            del media
             with timings.stage("infer"):
                 faces = await self._runner.infer(pixels)
             height, width = pixels.shape[:2]

@@ -187,6 +187,7 @@ class FaceEmbeddingHandler:
                 pixels = await self._decoders.run(
                     upright_pixels, media.data, self._limits, media.content_type
                 )
+            del media
             with timings.stage("detect"):
                 faces = await self._detector.infer(pixels)
                 crops = await self._decoders.run(_align_all, pixels, faces)
