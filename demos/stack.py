@@ -1,4 +1,4 @@
-"""Everything a demo needs as child processes: broker, media store and daemon on free ports."""
+"""Everything a demo needs as child processes: broker, media store and daemon."""
 
 import contextlib
 import os
@@ -11,7 +11,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -19,6 +19,8 @@ from typing import Self
 TEMPLATE = Path(__file__).parent.parent / "mosquitto" / "demo.conf.template"
 SYSTEM_FOLDERS = ("/usr/sbin", "/usr/local/sbin")
 """Where mosquitto lies on Debian, outside a user's PATH."""
+DOCUMENTED_PORTS = (1883, 8000, 8001)
+"""Broker, media store and REST; others are taken where these are not free."""
 STOP_SECONDS = 20
 
 
@@ -31,7 +33,8 @@ class Stack:
 
     def __init__(self, folder: Path, environ: Mapping[str, str]) -> None:
         self.folder = folder
-        self.broker_port, self.media_store_port, self.http_port = _free_ports(3)
+        ports = _choose_ports(DOCUMENTED_PORTS)
+        self.broker_port, self.media_store_port, self.http_port = ports
         self._environ = {
             **os.environ,
             **environ,
@@ -163,12 +166,17 @@ class Stack:
         return self.folder / f"{name.replace(' ', '-')}.log"
 
 
-def _free_ports(count: int) -> list[int]:
+def _choose_ports(preferred: Sequence[int]) -> list[int]:
+    """Return the preferred ports, each replaced by a free one where somebody has it."""
     with contextlib.ExitStack() as stack:
         ports = []
-        for _ in range(count):
+        for wanted in preferred:
             listener = stack.enter_context(socket.socket())
-            listener.bind(("127.0.0.1", 0))
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                listener.bind(("127.0.0.1", wanted))
+            except OSError:
+                listener.bind(("127.0.0.1", 0))
             ports.append(int(listener.getsockname()[1]))
         return ports
 

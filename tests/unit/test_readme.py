@@ -1,0 +1,110 @@
+"""README is true: its table is the settings, its snippets run, its codes are those of the code."""
+
+import ast
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel
+
+from daemon.requests import JobRequest
+from daemon.settings import Settings
+
+ROOT = Path(__file__).parent.parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+TOLD_TO_CLIENTS = {
+    "DependencyDownError",
+    "HandlerError",
+    "InvalidRequestError",
+    "PermanentError",
+    "Refused",
+    "RetryableError",
+}
+
+
+def setting_rows(model: type[BaseModel] = Settings, prefix: str = "INFERD_") -> Iterator[str]:
+    for name, field in model.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            yield from setting_rows(kind, f"{prefix}{name.upper()}__")
+            continue
+        default = field.get_default(call_default_factory=True, validated_data={})
+        if hasattr(default, "get_secret_value"):
+            default = default.get_secret_value()
+        if name == "client_id":
+            default = "inferd-HOSTNAME"
+        text = f"{default:g}" if isinstance(default, float) else str(default)
+        text = text.lower() if isinstance(default, bool) else text
+        shown = "" if default is None or text == "" else f"`{text}`"
+        yield f"| `{prefix}{name.upper()}` | {shown} | {field.description} |"
+
+
+def _blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def test_the_configuration_table_is_the_settings() -> None:
+    table = [line for line in README.splitlines() if line.startswith("| `INFERD_")]
+
+    assert table == list(setting_rows())
+
+
+@pytest.mark.parametrize("block", _blocks("python"))
+def test_a_python_snippet_runs(block: str, tmp_path: Path) -> None:
+    script = tmp_path / "snippet.py"
+    script.write_text(block, encoding="utf-8")
+
+    done = subprocess.run(
+        [sys.executable, "-W", "error::DeprecationWarning:__main__", str(script)],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(ROOT), "HOME": str(tmp_path), "PATH": ""},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "job-123\n"
+
+
+def test_every_json_example_is_json_and_the_request_is_one() -> None:
+    blocks = [json.loads(block) for block in _blocks("json")]
+
+    request = JobRequest.model_validate(blocks[0])
+    assert request.media_store_id == 12345
+    assert set(blocks[1]) == {
+        "v", "event", "event_id", "seq", "timestamp", "job_id", "request_id", "worker_id",
+        "status", "data",
+    }  # fmt: skip
+
+
+def test_every_code_a_client_may_see_is_told() -> None:
+    told = set(re.findall(r"`([a-z_]+)`", README))
+    codes = {
+        keyword.value.value
+        for folder in ("daemon", "handlers")
+        for path in (ROOT / folder).glob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Name)
+        and node.func.id in TOLD_TO_CLIENTS
+        for keyword in node.keywords
+        if keyword.arg == "code"
+        and isinstance(keyword.value, ast.Constant)
+        and isinstance(keyword.value.value, str)
+    }
+
+    assert codes
+    assert codes - told == set()
+
+
+def test_every_file_that_readme_names_exists() -> None:
+    named = re.findall(r"`((?:daemon|handlers|http_shim|tests|mosquitto|demos)/[\w/.]+)`", README)
+
+    assert named
+    assert [name for name in named if not (ROOT / name).exists()] == []
