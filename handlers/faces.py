@@ -54,7 +54,7 @@ _OUTPUT_WIDTHS = (1, 4, 10)
 """Score, box and five landmarks: the last axis of a detector's three groups of outputs."""
 _OUTPUTS = len(_STRIDES) * len(_OUTPUT_WIDTHS)
 _CV2_MAX_SIDE = 32766
-"""warpAffine addresses its source with 16 bits."""
+"""OpenCV 4 addresses what it warps with 16 bits and refuses more; OpenCV 5 does not."""
 _INT8_OPERATORS = {"ConvInteger", "MatMulInteger", "QLinearConv", "QLinearMatMul"}
 _LICENCE = "InsightFace's published weights are for non-commercial research only"
 
