@@ -33,7 +33,7 @@ def is_dead(identity: str) -> bool:
     if start == UNKNOWN:
         # No /proc here: the pid alone may be somebody else's by now.
         return False
-    return not pid.isdigit() or _start_time(int(pid)) != start
+    return not pid.isdecimal() or _start_time(int(pid)) != start
 
 
 def _here() -> tuple[str, str, str]:

@@ -149,7 +149,7 @@ def _is_request_id(value: Any) -> bool:
 
 
 def _explain(field: str | None, kind: str, message: str) -> str:
-    name = _printable(field)
+    name = "the body" if field is None else _printable(field)
     if kind == "missing":
         return f"{name} is missing"
     if kind == "extra_forbidden":

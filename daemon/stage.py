@@ -89,6 +89,8 @@ class Stage(Generic[In, Out]):
         await self._waiting.put((item, outcome))
         if not self._tasks:
             # `close` emptied the queue while `put` waited for room: nobody will take the item.
+            # Taken back, it makes room for the next who waits, so that all of them learn it.
+            self._waiting.get_nowait()
             raise StageClosedError(self.name)
         return await outcome
 

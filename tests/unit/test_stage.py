@@ -1,0 +1,262 @@
+"""A stage: batches by themselves, back-pressure, and one bad item harms nobody."""
+
+import asyncio
+import gc
+from collections.abc import Sequence
+
+import pytest
+
+from daemon.stage import Stage, StageClosedError
+
+Outcome = int | Exception
+
+
+class Oven:
+    """A batch function that waits until the test lets it go on."""
+
+    def __init__(self, *, is_open: bool = False) -> None:
+        self.batches: list[list[int]] = []
+        self.running = 0
+        self.most = 0
+        self.began = asyncio.Event()
+        self.go = asyncio.Event()
+        if is_open:
+            self.go.set()
+
+    async def bake(self, items: Sequence[int]) -> list[Outcome]:
+        self.batches.append(list(items))
+        self.running += 1
+        self.most = max(self.most, self.running)
+        self.began.set()
+        try:
+            await self.go.wait()
+        finally:
+            self.running -= 1
+        return [ValueError(str(item)) if item < 0 else item * 2 for item in items]
+
+
+async def turns(count: int = 20) -> None:
+    """Let everything that can run do so."""
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+def ask(stage: Stage[int, int], *items: int) -> list[asyncio.Task[int]]:
+    return [asyncio.create_task(stage.submit(item)) for item in items]
+
+
+async def test_an_idle_stage_runs_a_single_item_at_once() -> None:
+    oven = Oven(is_open=True)
+    async with Stage("s", oven.bake, max_batch=8) as stage:
+        assert await stage.submit(21) == 42
+
+    assert oven.batches == [[21]]
+
+
+async def test_what_waits_becomes_the_next_batch() -> None:
+    oven = Oven()
+    async with Stage("s", oven.bake, max_batch=8) as stage:
+        first = ask(stage, 0)
+        await oven.began.wait()
+        others = ask(stage, 1, 2, 3)
+        await turns()
+        oven.go.set()
+
+        assert await asyncio.gather(*first, *others) == [0, 2, 4, 6]
+
+    assert oven.batches == [[0], [1, 2, 3]]
+
+
+async def test_a_batch_is_never_larger_than_allowed() -> None:
+    oven = Oven(is_open=True)
+    async with Stage("s", oven.bake, max_batch=3) as stage:
+        await asyncio.gather(*ask(stage, *range(10)))
+
+    assert max(map(len, oven.batches)) == 3
+    assert sorted(item for batch in oven.batches for item in batch) == list(range(10))
+
+
+async def test_no_more_batches_run_at_once_than_there_are_workers() -> None:
+    oven = Oven()
+    async with Stage("s", oven.bake, workers=2) as stage:
+        asked = ask(stage, *range(6))
+        await turns()
+        assert (oven.running, stage.depth) == (2, 4)
+        oven.go.set()
+        await asyncio.gather(*asked)
+
+    assert oven.most == 2
+
+
+async def test_a_full_stage_makes_its_callers_wait() -> None:
+    oven = Oven()
+    async with Stage("s", oven.bake, queue_size=2) as stage:
+        asked = ask(stage, *range(6))
+        await turns()
+
+        assert stage.depth == 2
+
+        oven.go.set()
+        assert await asyncio.gather(*asked) == [0, 2, 4, 6, 8, 10]
+
+
+async def test_outcomes_go_to_those_they_belong_to() -> None:
+    oven = Oven(is_open=True)
+    async with Stage("s", oven.bake, max_batch=8) as stage:
+        outcomes = await asyncio.gather(*ask(stage, 1, -2, 3), return_exceptions=True)
+
+    assert [outcomes[0], outcomes[2]] == [2, 6]
+    assert isinstance(outcomes[1], ValueError)
+
+
+async def test_a_batch_that_raises_is_told_to_everyone_in_it() -> None:
+    async def fail(items: Sequence[int]) -> list[int]:
+        raise OSError("disk")
+
+    async with Stage("s", fail, max_batch=8) as stage:
+        outcomes = await asyncio.gather(*ask(stage, 1, 2), return_exceptions=True)
+
+    assert [type(outcome) for outcome in outcomes] == [OSError, OSError]
+
+
+async def test_a_batch_that_raises_does_not_end_the_stage() -> None:
+    calls = 0
+
+    async def fail_once(items: Sequence[int]) -> list[int]:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            raise OSError("disk")
+        return list(items)
+
+    async with Stage("s", fail_once) as stage:
+        with pytest.raises(OSError, match="disk"):
+            await stage.submit(1)
+
+        assert await stage.submit(2) == 2
+
+
+@pytest.mark.parametrize("outcomes", [[], [1], [1, 2, 3]])
+async def test_a_wrong_number_of_outcomes_is_an_error_for_all(outcomes: list[int]) -> None:
+    go = asyncio.Event()
+
+    async def miscount(items: Sequence[int]) -> list[int]:
+        await go.wait()
+        return outcomes if len(items) == 2 else list(items)
+
+    async with Stage("s", miscount, max_batch=2) as stage:
+        first = ask(stage, 9)
+        await turns()
+        asked = ask(stage, 1, 2)
+        await turns()
+        go.set()
+        told = await asyncio.gather(*first, *asked, return_exceptions=True)
+
+    assert told[0] == 9
+    assert [str(each) for each in told[1:]] == [
+        f"stage s: {len(outcomes)} outcomes for 2 items"
+    ] * 2
+
+
+async def test_a_caller_that_left_is_not_run() -> None:
+    oven = Oven()
+    async with Stage("s", oven.bake, max_batch=8) as stage:
+        first = ask(stage, 0)
+        await oven.began.wait()
+        stays, leaves = ask(stage, 1, 2)
+        await turns()
+        leaves.cancel()
+        await turns()
+        oven.go.set()
+        assert await asyncio.gather(*first, stays) == [0, 2]
+
+    assert oven.batches == [[0], [1]]
+
+
+async def test_a_batch_runs_on_without_a_caller_that_left() -> None:
+    oven = Oven()
+    async with Stage("s", oven.bake, max_batch=8) as stage:
+        first = ask(stage, 0)
+        await oven.began.wait()
+        stays, leaves = ask(stage, 1, 2)
+        await turns()
+        oven.began.clear()
+        oven.go.set()
+        oven.go.clear()
+        await oven.began.wait()
+        leaves.cancel()
+        await turns()
+        oven.go.set()
+
+        assert await asyncio.gather(*first, stays) == [0, 2]
+
+    assert oven.batches == [[0], [1, 2]]
+
+
+async def test_a_caller_that_left_while_the_stage_was_full_takes_no_room() -> None:
+    oven = Oven()
+    async with Stage("s", oven.bake, queue_size=1) as stage:
+        asked = ask(stage, 0, 1, 2)
+        await turns()
+        asked[2].cancel()
+        oven.go.set()
+        await asyncio.gather(*asked[:2])
+        await turns()
+
+        assert stage.depth == 0
+
+    assert oven.batches == [[0], [1]]
+
+
+async def test_closing_tells_everyone_who_waits() -> None:
+    oven = Oven()
+    # Of two that waited for room, only the first was woken: the other waited for ever.
+    stage: Stage[int, int] = Stage("s", oven.bake, queue_size=1)
+    async with stage:
+        # One runs, one waits in the queue, two wait for room in it.
+        asked = ask(stage, 0, 1, 2, 3)
+        await turns()
+
+    told = await asyncio.wait_for(asyncio.gather(*asked, return_exceptions=True), 5)
+    assert [type(each) for each in told] == [StageClosedError] * 4
+
+
+async def test_a_closed_stage_takes_nothing() -> None:
+    stage: Stage[int, int] = Stage("s", Oven(is_open=True).bake)
+    async with stage:
+        pass
+
+    with pytest.raises(StageClosedError):
+        await stage.submit(1)
+
+
+async def test_closing_twice_is_safe() -> None:
+    stage: Stage[int, int] = Stage("s", Oven(is_open=True).bake)
+    async with stage:
+        await stage.close()
+
+    await stage.close()
+
+
+async def test_closing_leaves_no_error_that_nobody_asked_for() -> None:
+    loop = asyncio.get_running_loop()
+    complaints: list[object] = []
+    loop.set_exception_handler(lambda _loop, context: complaints.append(context))
+    oven = Oven()
+    async with Stage("s", oven.bake) as stage:
+        asked = ask(stage, 0, 1)
+        await turns()
+        for task in asked:
+            task.cancel()
+
+    await asyncio.wait(asked)
+    del asked, task
+    gc.collect()
+    assert complaints == []
+
+
+async def test_the_workers_are_named_after_their_stage() -> None:
+    async with Stage("decode", Oven().bake, workers=2):
+        names = {task.get_name() for task in asyncio.all_tasks()}
+
+    assert {"decode-0", "decode-1"} <= names
