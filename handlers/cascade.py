@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from daemon.errors import ConfigError, RetryableError
-from handlers.faces import FACE_SIZE, TEMPLATE, Face, shrunk
+from handlers.face_alignment import FACE_SIZE, TEMPLATE
+from handlers.faces import Face, shrunk
 from handlers.inference import Pixels, Provenance
 
 log = logging.getLogger(__name__)

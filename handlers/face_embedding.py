@@ -21,8 +21,9 @@ from daemon.settings import Settings
 from handlers.claims import StoreClaim
 from handlers.decoders import Decoders
 from handlers.device import ModelRunner
+from handlers.face_alignment import FACE_SIZE
 from handlers.face_detection import FaceDetectionInference, upright_pixels
-from handlers.faces import EMBEDDING_DIM, FACE_SIZE, ArcFaceRecogniser, Face, align
+from handlers.faces import EMBEDDING_DIM, ArcFaceRecogniser, Face, align
 from handlers.images import Limits
 from handlers.inference import MLInference, Pixels, Provenance, Vector
 from handlers.media_store import MediaStoreClient

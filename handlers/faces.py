@@ -9,9 +9,7 @@ import importlib
 import logging
 import math
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -22,32 +20,18 @@ from daemon.errors import ConfigError, PermanentError, RetryableError
 from daemon.jobs import JsonObject
 from daemon.settings import FacesSettings
 from handlers import weights
+from handlers.face_alignment import ALIGNMENT, FACE_SIZE, part_for, similarity
+from handlers.face_files import DETECTOR_NAMES, RECOGNISER_NAMES, UNTRAINED, ModelFiles
 from handlers.inference import Pixels, Provenance, Vector
 
 log = logging.getLogger(__name__)
 
 DETECTOR_INPUT = (640, 640)
 """Width and height the picture is fitted into: one pass, no second resolution."""
-FACE_SIZE = 112
 EMBEDDING_DIM = 512
-ALIGNMENT = "arcface-align-v1"
-"""Part of the fingerprint: vectors of differently aligned faces are not comparable."""
-TEMPLATE: NDArray[np.float64] = np.array(
-    [
-        [38.2946, 51.6963],
-        [73.5318, 51.5014],
-        [56.0252, 71.7366],
-        [41.5493, 92.3655],
-        [70.7299, 92.2041],
-    ]
-)
-"""Where ArcFace was trained to find eyes, nose and mouth corners in its 112x112 pixels."""
-UNTRAINED = "untrained"
 UNTRAINED_SEED = 20180123
 """Fixed, so that a restart of a demo gives the same vectors. The day ArcFace was published."""
 
-_DETECTOR_NAMES = ("det_*", "scrfd*", "retinaface*")
-_RECOGNISER_NAMES = ("w600k*", "glint*", "arcface*", "ms1m*", "webface*")
 _STRIDES = (8, 16, 32)
 _ANCHORS = 2
 _OUTPUT_WIDTHS = (1, 4, 10)
@@ -92,7 +76,7 @@ def align(pixels: Pixels, landmarks: NDArray[Any]) -> Pixels:
     """
     matrix = similarity(landmarks)
     if max(pixels.shape[:2]) > _CV2_MAX_SIDE:
-        pixels, matrix = _cropped(pixels, matrix)
+        pixels, matrix = part_for(pixels, matrix)
     cv2 = _vendor("cv2")
     try:
         face: Pixels = cv2.warpAffine(pixels, matrix, (FACE_SIZE, FACE_SIZE), borderValue=0.0)
@@ -114,26 +98,6 @@ def shrunk(pixels: Pixels, long_side: int) -> Pixels:
     return small
 
 
-def similarity(landmarks: NDArray[Any]) -> NDArray[np.float64]:
-    """Return [2, 3]: the turn, scale and shift that bring landmarks nearest to TEMPLATE.
-
-    Umeyama's least squares; a turn with a scale is one complex number in the plane. insightface
-    asks scikit-image for the same, through a call that warns and is about to go.
-
-    Raises:
-        PermanentError: code model_error; the points are not finite, or all the same.
-    """
-    source = np.asarray(landmarks, dtype=np.float64) @ (1, 1j)
-    target = TEMPLATE @ (1, 1j)
-    centred = source - source.mean()
-    spread = np.vdot(centred, centred).real
-    if not np.isfinite(spread) or spread <= 0:
-        raise PermanentError("the landmarks of a face are not points", code="model_error")
-    turn = np.vdot(centred, target - target.mean()) / spread
-    shift = target.mean() - turn * source.mean()
-    return np.array([[turn.real, -turn.imag, shift.real], [turn.imag, turn.real, shift.imag]])
-
-
 class ScrfdDetector:
     """RetinaFace-family detector (SCRFD) through insightface's model zoo.
 
@@ -150,7 +114,7 @@ class ScrfdDetector:
         offline: bool = False,
     ) -> None:
         self._faces = faces
-        self._files = _Files(faces.pack, models_dir, offline=offline)
+        self._files = ModelFiles(faces.pack, models_dir, offline=offline)
         self._device = device
         self._require_gpu = require_gpu
         self._path: Path | None = None
@@ -186,7 +150,7 @@ class ScrfdDetector:
         if self._path is not None:
             return
         named = str(self._faces.detector or "")
-        path = self._files.find(named, "INFERD_FACES__DETECTOR", _DETECTOR_NAMES)
+        path = self._files.find(named, "INFERD_FACES__DETECTOR", DETECTOR_NAMES)
         self._digest = weights.sha256(path)
         self._path = path
 
@@ -264,7 +228,7 @@ class ArcFaceRecogniser:
         offline: bool = False,
     ) -> None:
         self._faces = faces
-        self._files = _Files(faces.pack, models_dir, offline=offline)
+        self._files = ModelFiles(faces.pack, models_dir, offline=offline)
         self._device = device
         self._require_gpu = require_gpu
         self._path: Path | None = None
@@ -307,7 +271,7 @@ class ArcFaceRecogniser:
         if self.is_untrained or self._path is not None:
             return
         named = self._faces.recogniser
-        path = self._files.find(named, "INFERD_FACES__RECOGNISER", _RECOGNISER_NAMES)
+        path = self._files.find(named, "INFERD_FACES__RECOGNISER", RECOGNISER_NAMES)
         self._digest = weights.sha256(path)
         self._path = path
 
@@ -431,54 +395,6 @@ def _untrained_graph() -> bytes:
     model = onnx.helper.make_model(graph, opset_imports=opset, ir_version=8)
     serialised: bytes = model.SerializeToString()
     return serialised
-
-
-class _Files:
-    """Where a pack's files are looked for."""
-
-    def __init__(self, pack: str, models_dir: Path, *, offline: bool) -> None:
-        self._pack = pack
-        self._models_dir = models_dir
-        self._offline = offline
-
-    def find(self, named: str, setting: str, patterns: Sequence[str]) -> Path:
-        """Return the file named by the setting, else the pack's one file of these names."""
-        if named:
-            return self._named(named, setting)
-        if self._pack == "cascade":
-            raise ConfigError(
-                f"INFERD_FACES__PACK=cascade finds faces but cannot tell them apart: set {setting} "
-                f"to an ONNX model, or to {UNTRAINED} for a demo"
-            )
-        folder = weights.find_pack(self._models_dir, self._pack)
-        if folder is None:
-            try:
-                folder = weights.download_pack(self._pack, self._models_dir, offline=self._offline)
-            except ConfigError as error:
-                raise ConfigError(
-                    f"{error.message}\n  or name an ONNX model in {setting}, or set "
-                    "INFERD_FACES__PACK=cascade to find faces without weights"
-                ) from error
-        there = sorted(path.name for path in folder.glob("*.onnx"))
-        fitting = [
-            name for name in there if any(fnmatch(name.lower(), pattern) for pattern in patterns)
-        ]
-        if len(fitting) != 1:
-            what = "more than one file" if fitting else "no file"
-            raise ConfigError(
-                f"{folder} has {what} named {', '.join(patterns)} (there: {', '.join(there)}); "
-                f"name one in {setting}"
-            )
-        return folder / fitting[0]
-
-    def _named(self, named: str, setting: str) -> Path:
-        given = Path(named).expanduser()
-        for path in (given, self._models_dir / given):
-            if path.is_file():
-                if path.suffix != ".onnx":
-                    raise ConfigError(f"{setting}={named}: the name must end in .onnx")
-                return path
-        raise ConfigError(f"{setting}={named}: no such file, here or in {self._models_dir}")
 
 
 def _vendor(name: str) -> Any:
@@ -625,19 +541,6 @@ def _widened(pixels: Pixels, input_size: tuple[int, int]) -> Pixels:
     if min(height, width) >= least:
         return pixels
     return np.pad(pixels, ((0, max(0, least - height)), (0, max(0, least - width)), (0, 0)))
-
-
-def _cropped(pixels: Pixels, matrix: NDArray[np.float64]) -> tuple[Pixels, NDArray[np.float64]]:
-    """Return the part of the picture that `matrix` draws from, and the matrix for that part."""
-    corners = np.array([[0, 0], [FACE_SIZE, 0], [0, FACE_SIZE], [FACE_SIZE, FACE_SIZE]])
-    sources = (corners - matrix[:, 2]) @ np.linalg.inv(matrix[:, :2]).T
-    limits = pixels.shape[1], pixels.shape[0]
-    left, top = (int(low) for low in np.clip(sources.min(axis=0) - 2, 0, np.subtract(limits, 1)))
-    right, bottom = (int(high) for high in np.clip(sources.max(axis=0) + 3, 1, limits))
-    shifted = matrix.copy()
-    shifted[:, 2] += matrix[:, :2] @ (left, top)
-    part = pixels[top : max(bottom, top + 1), left : max(right, left + 1)]
-    return np.ascontiguousarray(part), shifted
 
 
 def _rounded(value: float) -> float:

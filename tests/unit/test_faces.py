@@ -10,7 +10,8 @@ import pytest
 from daemon.errors import ConfigError, PermanentError, RetryableError
 from daemon.settings import FacesSettings
 from handlers import faces as faces_module
-from handlers.faces import TEMPLATE, ArcFaceRecogniser, Face, ScrfdDetector, align, similarity
+from handlers.face_alignment import TEMPLATE, similarity
+from handlers.faces import ArcFaceRecogniser, Face, ScrfdDetector, align
 from tests.unit.face_graphs import (
     detector_outputs,
     put_face,
