@@ -1,4 +1,4 @@
-"""Process entry: reads the settings, sets up logging, runs the daemon, maps errors to exit codes."""
+"""Process entry: settings, logging, the daemon, and which exit code an error gets."""
 
 import argparse
 import asyncio

@@ -70,9 +70,10 @@ class Daemon:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            process.wait()
 
     def start(self) -> None:
         """Start it; return once it takes requests."""
@@ -100,6 +101,11 @@ class Daemon:
         """Ask it to stop; return its exit code."""
         return self._signal(signal.SIGTERM)
 
+    def kill_from_outside(self) -> None:
+        """End it from another thread; `wait` then returns -9."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGKILL)
+
     def signal_stop(self) -> None:
         """Ask it to stop, without waiting."""
         assert self._process is not None
@@ -108,11 +114,12 @@ class Daemon:
     def wait(self) -> int:
         """Wait until it ends by itself; return its exit code."""
         assert self._process is not None
-        process, self._process = self._process, None
+        process = self._process
         try:
             return process.wait(START_SECONDS)
         finally:
             process.kill()
+            self._process = None
 
     def log(self) -> list[dict[str, Any]]:
         """Return all log lines so far; each must be a JSON object."""
