@@ -96,14 +96,18 @@ class Stage(Generic[In, Out]):
 
     async def _work(self) -> None:
         while True:
-            batch = [await self._waiting.get()]
-            while len(batch) < self._max_batch and not self._waiting.empty():
-                batch.append(self._waiting.get_nowait())
-            batch = [(item, outcome) for item, outcome in batch if not outcome.done()]
-            if batch:
-                await self._settle(batch)
+            # No name for the batch here: it would keep its last items alive while nothing comes.
+            await self._settle(await self._next_batch())
+
+    async def _next_batch(self) -> list[tuple[In, asyncio.Future[Out]]]:
+        batch = [await self._waiting.get()]
+        while len(batch) < self._max_batch and not self._waiting.empty():
+            batch.append(self._waiting.get_nowait())
+        return [(item, outcome) for item, outcome in batch if not outcome.done()]
 
     async def _settle(self, batch: list[tuple[In, asyncio.Future[Out]]]) -> None:
+        if not batch:
+            return
         outcomes: Sequence[Out | Exception]
         try:
             outcomes = await self._run_batch([item for item, _ in batch])

@@ -10,7 +10,8 @@ imports no model library; those load when the daemon opens a handler.
     device                   the lane that owns the device, and batching on it
     clip, clip_checkpoint    the only files with torch and open_clip; clip_catalog: what is known
                              of published weights without them
-    faces                    the only file with insightface and onnxruntime
+    faces                    the only file with insightface and onnxruntime; face_files: which
+                             files it takes, face_alignment: the geometry of 112x112 faces
     cascade                  scikit-image's frontal cascade, for machines without weights
     weights                  where model files come from
     images, decoders         bytes -> upright RGB picture, and the threads that do it

@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import weakref
 from collections.abc import Sequence
 
 import pytest
@@ -260,3 +261,20 @@ async def test_the_workers_are_named_after_their_stage() -> None:
         names = {task.get_name() for task in asyncio.all_tasks()}
 
     assert {"decode-0", "decode-1"} <= names
+
+
+async def test_an_idle_stage_keeps_no_picture_alive() -> None:
+    class Picture:
+        """Something large that only the caller should own."""
+
+    async def run(batch: Sequence[Picture]) -> Sequence[int | Exception]:
+        return [1 for _ in batch]
+
+    async with Stage("test", run) as stage:
+        picture = Picture()
+        watched = weakref.ref(picture)
+        await stage.submit(picture)
+        del picture
+
+        gc.collect()
+        assert watched() is None
