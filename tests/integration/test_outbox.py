@@ -1,0 +1,366 @@
+"""The relay over a real file, with a link that the test holds in its hands."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from daemon.errors import PublishError, StorageError
+from daemon.events import Message
+from daemon.mqtt import TooLargeError
+from daemon.outbox import BATCH, Outbox
+from tests.queue_bench import Bench, open_bench, until
+
+OWNER = "host/boot/ns/1/1"
+REFUSED = PublishError("quota exceeded", reason_code=0x97)
+NOT_SENT = PublishError("the connection was lost")
+TOO_LARGE = TooLargeError("larger than the broker takes")
+LONGEST_WAIT = 300
+
+
+@dataclass
+class Link:
+    """A broker that answers as it was told to."""
+
+    is_up: bool = True
+    answers: dict[str, PublishError] = field(default_factory=dict)
+    took: list[tuple[str, str, str | None]] = field(default_factory=list)
+    limit: int = 10**9
+    silence: asyncio.Event | None = None
+    up: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def wait_up(self) -> None:
+        if not self.is_up:
+            await self.up.wait()
+
+    async def publish(
+        self,
+        topic: str,
+        payload: bytes,
+        *,
+        retain: bool = False,
+        correlation_data: str | None = None,
+    ) -> int:
+        assert not retain
+        if len(payload) > self.limit:
+            raise TOO_LARGE
+        if topic in self.answers:
+            raise self.answers[topic]
+        self.took.append((topic, payload.decode(), correlation_data))
+        if self.silence is not None:
+            await self.silence.wait()
+        return 0
+
+    @property
+    def topics(self) -> list[str]:
+        return [topic for topic, _, _ in self.took]
+
+
+@pytest.fixture
+async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
+    async with open_bench(tmp_path / "queue.db", worker=OWNER) as opened:
+        yield opened
+
+
+@pytest.fixture
+def link() -> Link:
+    return Link()
+
+
+@pytest.fixture
+def outbox(bench: Bench, link: Link) -> Outbox:
+    return Outbox(bench.database, link, bench.queue.message_ready, owner=OWNER, clock=bench.clock)
+
+
+async def tell(bench: Bench, *topics: str, payload: str = "{}") -> None:
+    for topic in topics:
+        await bench.queue.announce(Message(topic, payload, "YWJj"))
+
+
+async def waiting(bench: Bench) -> list[str]:
+    return [told.topic for told in await bench.told()]
+
+
+async def test_events_are_published_in_their_order(
+    bench: Bench, link: Link, outbox: Outbox
+) -> None:
+    await tell(bench, "a", "b", "c")
+
+    assert await outbox.relay() == 3
+
+    assert link.topics == ["a", "b", "c"]
+
+
+async def test_what_was_confirmed_is_ticked_off(bench: Bench, link: Link, outbox: Outbox) -> None:
+    await tell(bench, "a", "b")
+
+    await outbox.relay()
+
+    assert await waiting(bench) == []
+    assert await outbox.relay() == 0
+
+
+async def test_the_payload_and_the_correlation_data_arrive_as_they_were_written(
+    bench: Bench, link: Link, outbox: Outbox
+) -> None:
+    await tell(bench, "a", payload='{"ü":1}')
+
+    await outbox.relay()
+
+    assert link.took == [("a", '{"ü":1}', "YWJj")]
+
+
+async def test_what_was_not_confirmed_stays(bench: Bench, link: Link, outbox: Outbox) -> None:
+    await tell(bench, "a", "b", "c")
+    link.answers["b"] = NOT_SENT
+
+    assert await outbox.relay() == 2
+
+    assert await waiting(bench) == ["b"]
+    link.answers.clear()
+    assert await outbox.relay() == 1
+
+
+async def test_a_refused_event_waits_and_holds_up_no_other(
+    bench: Bench, link: Link, outbox: Outbox
+) -> None:
+    await tell(bench, "a", "b")
+    link.answers["a"] = REFUSED
+    await outbox.relay()
+    await tell(bench, "c")
+
+    await outbox.relay()
+
+    assert link.topics == ["b", "c"]
+    assert await waiting(bench) == ["a"]
+
+
+async def test_a_refused_event_is_tried_again_at_its_moment(
+    bench: Bench, link: Link, outbox: Outbox
+) -> None:
+    await tell(bench, "a")
+    link.answers["a"] = REFUSED
+    await outbox.relay()
+    link.answers.clear()
+    assert await outbox.relay() == 0
+
+    bench.clock.advance(seconds=LONGEST_WAIT)
+
+    assert await outbox.relay() == 1
+
+
+async def test_a_refused_event_is_tried_ever_more_rarely(
+    bench: Bench, link: Link, outbox: Outbox
+) -> None:
+    await tell(bench, "a")
+    link.answers["a"] = REFUSED
+    waits = []
+    for _ in range(6):
+        await outbox.relay()
+        ((run_at,),) = await bench.rows("SELECT run_at FROM outbox")
+        waits.append((run_at - bench.clock()) / 1000)
+        bench.clock.advance(seconds=LONGEST_WAIT)
+
+    assert waits[0] <= 5
+    assert waits[1] > waits[0]
+    assert 100 < waits[-1] <= LONGEST_WAIT
+
+
+async def test_events_of_another_daemon_are_left_to_it(
+    bench: Bench, link: Link, outbox: Outbox
+) -> None:
+    await tell(bench, "a")
+    await bench.execute("UPDATE outbox SET owner = 'other'")
+
+    assert await outbox.relay() == 0
+
+    assert link.topics == []
+
+
+async def test_an_event_that_is_too_large_goes_without_its_result(
+    bench: Bench, link: Link, outbox: Outbox
+) -> None:
+    event = {"seq": 3, "data": {"job_id": "j", "result": {"faces": ["x" * 1000]}}}
+    await tell(bench, "a", payload=json.dumps(event))
+    link.limit = 500
+
+    assert await outbox.relay() == 1
+
+    assert json.loads(link.took[0][1]) == {
+        "seq": 3,
+        "data": {"job_id": "j", "result": None},
+        "result_truncated": True,
+    }
+
+
+async def test_an_event_that_is_too_large_even_so_waits_like_a_refused_one(
+    bench: Bench, link: Link, outbox: Outbox
+) -> None:
+    await tell(bench, "a", payload=json.dumps({"data": {"message": "x" * 1000}}))
+    await tell(bench, "b")
+    link.limit = 500
+
+    assert await outbox.relay() == 1
+
+    assert link.topics == ["b"]
+    assert await bench.rows("SELECT topic, attempt FROM outbox") == [("a", 1)]
+
+
+async def test_more_events_than_a_batch_go_in_their_order(
+    bench: Bench, link: Link, outbox: Outbox
+) -> None:
+    topics = [f"t{number}" for number in range(BATCH + 10)]
+    await asyncio.gather(*(tell(bench, topic) for topic in topics))
+    in_order = await waiting(bench)
+
+    assert [await outbox.relay(), await outbox.relay()] == [BATCH, 10]
+
+    assert link.topics == in_order
+
+
+async def test_nothing_is_lost_if_the_confirmation_cannot_be_written(
+    bench: Bench, link: Link, outbox: Outbox
+) -> None:
+    await tell(bench, "a")
+    await bench.execute(
+        "CREATE TRIGGER full BEFORE DELETE ON outbox BEGIN SELECT RAISE(ABORT, 'disk'); END"
+    )
+
+    with pytest.raises(StorageError, match="disk"):
+        await outbox.relay()
+
+    await bench.execute("DROP TRIGGER full")
+    assert await outbox.relay() == 1
+    assert link.topics == ["a", "a"]
+
+
+# -- the loop ----------------------------------------------------------------------------------
+
+
+async def test_nothing_is_sent_while_the_link_is_down(
+    bench: Bench, link: Link, outbox: Outbox
+) -> None:
+    link.is_up = False
+    await tell(bench, "a", "b")
+
+    async with running(outbox):
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert link.topics == []
+        assert await waiting(bench) == ["a", "b"]
+
+        link.is_up = True
+        link.up.set()
+        await until(lambda: is_empty(bench), "the events were sent")
+
+    assert link.topics == ["a", "b"]
+
+
+async def test_a_new_event_wakes_the_relay(bench: Bench, link: Link, outbox: Outbox) -> None:
+    async with running(outbox):
+        await tell(bench, "a")
+        await until(lambda: is_empty(bench), "the event was sent")
+
+    assert link.topics == ["a"]
+
+
+async def test_the_relay_outlives_a_file_that_cannot_be_written(
+    bench: Bench, link: Link, outbox: Outbox
+) -> None:
+    await bench.execute(
+        "CREATE TRIGGER full BEFORE DELETE ON outbox BEGIN SELECT RAISE(ABORT, 'disk'); END"
+    )
+    await tell(bench, "a")
+
+    async def sent() -> bool:
+        return bool(link.took)
+
+    async with running(outbox):
+        await until(sent, "the event was sent")
+        await bench.execute("DROP TRIGGER full")
+        await until(lambda: is_empty(bench), "the event was ticked off")
+
+
+async def test_a_flush_sends_what_is_there(bench: Bench, link: Link, outbox: Outbox) -> None:
+    topics = [f"t{number}" for number in range(BATCH + 1)]
+    await asyncio.gather(*(tell(bench, topic) for topic in topics))
+
+    await outbox.flush(timeout_seconds=10)
+
+    assert await waiting(bench) == []
+
+
+async def test_a_flush_without_a_link_is_over_at_once(
+    bench: Bench, link: Link, outbox: Outbox
+) -> None:
+    link.is_up = False
+    await tell(bench, "a")
+
+    await asyncio.wait_for(outbox.flush(timeout_seconds=60), 5)
+
+    assert await waiting(bench) == ["a"]
+
+
+async def test_a_flush_gives_up_in_time_and_loses_nothing(
+    bench: Bench, link: Link, outbox: Outbox
+) -> None:
+    link.silence = asyncio.Event()
+    await tell(bench, "a")
+
+    await asyncio.wait_for(outbox.flush(timeout_seconds=0.05), 5)
+
+    assert await waiting(bench) == ["a"]
+
+
+async def test_a_flush_ends_even_if_the_broker_refuses(
+    bench: Bench, link: Link, outbox: Outbox
+) -> None:
+    link.answers["a"] = REFUSED
+    await tell(bench, "a")
+
+    await asyncio.wait_for(outbox.flush(timeout_seconds=60), 5)
+
+    assert await waiting(bench) == ["a"]
+
+
+async def test_a_flush_does_not_send_again_what_the_relay_waits_for(
+    bench: Bench, link: Link, outbox: Outbox
+) -> None:
+    # At the end both run for a moment: the rows on their way are still in the outbox.
+    link.silence = asyncio.Event()
+    await tell(bench, "a")
+
+    async def sent() -> bool:
+        return bool(link.took)
+
+    async with running(outbox):
+        await until(sent, "the event was sent")
+        flushing = asyncio.create_task(outbox.flush(timeout_seconds=30))
+        for _ in range(20):
+            await asyncio.sleep(0)
+        link.silence.set()
+        await flushing
+
+    assert link.topics == ["a"]
+
+
+class running:  # noqa: N801 - reads as a sentence where it is used
+    """The relay's loop for as long as the block lasts."""
+
+    def __init__(self, outbox: Outbox) -> None:
+        self._outbox = outbox
+
+    async def __aenter__(self) -> None:
+        self._task = asyncio.create_task(self._outbox.run())
+
+    async def __aexit__(self, *_exc: object) -> None:
+        assert not self._task.done(), "the relay's loop ended"
+        self._task.cancel()
+        await asyncio.wait([self._task])
+
+
+async def is_empty(bench: Bench) -> bool:
+    return await waiting(bench) == []
