@@ -79,7 +79,7 @@ class Database:
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._writer = await _connect(self._path)
-            await self._writer.execute("PRAGMA journal_mode = WAL")
+            await _enter_wal(self._writer)
             await self._writer.execute("PRAGMA synchronous = NORMAL")
             await _migrate(self._writer, self._path, self._migrations)
             self._reader = await _connect(self._path)
@@ -185,6 +185,22 @@ async def _connect(path: Path) -> Connection:
     await connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
     await connection.execute("PRAGMA foreign_keys = ON")
     return connection
+
+
+async def _enter_wal(connection: Connection) -> None:
+    # The one lock that SQLite does not wait for: of two daemons that start at once on a new
+    # file, the second would find it locked.
+    give_up_at = time.monotonic() + BUSY_TIMEOUT_MS / 1000
+    while True:
+        try:
+            await connection.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError as error:
+            is_busy = error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
+            if not is_busy or time.monotonic() > give_up_at:
+                raise
+            await asyncio.sleep(0.02)
+        else:
+            return
 
 
 async def _migrate(connection: Connection, path: Path, migrations: list[Migration]) -> None:

@@ -247,7 +247,8 @@ async def test_a_copy_that_was_cut_short_is_made_anew(tmp_path: Path) -> None:
 def test_two_processes_that_migrate_at_once_both_open_the_file(
     tmp_path: Path, before: list[Migration]
 ) -> None:
-    # Both find the step missing, and both make the backup under the same name.
+    # Both find the step missing, and both make the backup under the same name; on a new file
+    # both switch to WAL, which is the one lock that SQLite does not wait for by itself.
     context = multiprocessing.get_context("spawn")
     start = context.Barrier(2)
     answers: Any = context.Queue()

@@ -460,9 +460,10 @@ async def test_a_lease_that_was_under_way_at_the_drain_is_given_back(bench: Benc
         await turns()
         await door.open()
         await asyncio.wait_for(draining, 10)
+        await bench.execute("SELECT 1")  # through the same door, after the lease
 
         row = await bench.row(ID)
-        assert (row["status"], row["attempt"]) == ("pending", 0)
+        assert (row["status"], row["attempt"], row["fence"]) == ("pending", 0, 1)
         assert worker.in_flight == 0
 
 
