@@ -1,13 +1,19 @@
 """The process: intake, queue, worker, outbox. This docstring is the map.
 
-    layer 3   __main__ -> app, settings, logs
-              app      -> everything below, handlers/ and http_shim/; it alone sees both sides
-    layer 2   worker   -> job_queue, retry, stage      (knows handlers only as a Protocol)
-              intake   -> job_queue, requests, topics
-              outbox   -> job_queue                     (publishes through a Protocol)
-    layer 1   job_queue -> database, events             mqtt -> errors      one vendor each
-    layer 0   jobs, requests, events, topics, retry, stage, settings, errors: no I/O
+    __main__     settings, logging, exit codes          app      opens everything; alone sees
+                                                                 handlers/ and http_shim/
+    intake       what came -> a job in the queue        worker   lease -> handle -> settle
+    outbox       events -> broker, until confirmed      health   what the daemon says of itself
 
-Imports go downward only; `handlers` may import jobs, errors and stage; nothing imports
-`http_shim` but app. tests/unit/test_architecture.py holds the tree to this.
+    job_queue    the verbs, each one transaction        job_reader  looks, changes nothing
+    admission    accepted, known already, or refused    settlement  how leases end
+    announcer    events into the outbox                 job_rows    rows <-> jobs
+    statements   all SQL by name                        database    one door to the SQLite file
+    mqtt         the only file that knows gmqtt         logs, identity
+
+    events, requests, retry     the wire's shapes, and an error's fate: pure
+    jobs, topics, settings, stage, bell, errors        plain types and small tools
+
+Imports go downward only, row by row; `handlers` may import jobs, errors, settings and stage;
+nothing imports `http_shim` but app. tests/unit/test_architecture.py holds the tree to this.
 """

@@ -4,9 +4,10 @@ import logging
 import time
 import uuid
 
+from daemon.admission import Accepted, Outcome, Submission
 from daemon.errors import ConflictError, InvalidRequestError, QueueFullError
 from daemon.events import rejection_message
-from daemon.job_queue import Accepted, JobQueue, Outcome, Submission
+from daemon.job_queue import JobQueue
 from daemon.jobs import Clock, Job, JobState, TaskType
 from daemon.requests import JobRequest, MqttRequest, parse_json, parse_request, parse_task_type
 from daemon.topics import is_reply_topic, requested_task

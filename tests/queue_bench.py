@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from daemon.admission import Accepted, Outcome, Refused, Submission
 from daemon.database import Connection, Database
 from daemon.intake import new_job_id
-from daemon.job_queue import Accepted, JobQueue, Outcome, Refused, Submission
+from daemon.job_queue import JobQueue
 from daemon.jobs import Job, JobState, JsonObject, Lease, TaskType
 from daemon.settings import QueueSettings
 

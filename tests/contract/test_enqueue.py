@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
+from daemon.admission import Accepted, Outcome, Refused
 from daemon.errors import LeaseLostError, StorageError
 from daemon.events import rejection_message
-from daemon.job_queue import Accepted, Outcome, Refused
 from daemon.jobs import MAX_MEDIA_STORE_ID, JobState
 from tests.queue_bench import FACES, IMAGE, NOON, Bench, open_bench, submission
 

@@ -12,8 +12,9 @@ import pytest
 
 from daemon.errors import ConflictError, JobNotFoundError, LeaseLostError, StorageError
 from daemon.identity import is_dead, own_identity
-from daemon.job_queue import JobQueue, _Settlement
+from daemon.job_queue import JobQueue
 from daemon.jobs import Job, JobState, Lease, TaskType
+from daemon.settlement import Settlement
 from tests.queue_bench import (
     FACES,
     IMAGE,
@@ -379,12 +380,12 @@ async def test_a_job_is_settled_once(bench: Bench, settle: Settle) -> None:
     assert (await bench.queue.get(ID)).result == {"first": True}
 
 
-async def settled_together(bench: Bench, *settlements: _Settlement) -> list[Any]:
+async def settled_together(bench: Bench, *settlements: Settlement) -> list[Any]:
     return list(await bench.queue._settle_batch(settlements))
 
 
-def completion(lease: Lease, result: str = "{}") -> _Settlement:
-    return _Settlement(lease=lease, status=JobState.COMPLETED, result=result)
+def completion(lease: Lease, result: str = "{}") -> Settlement:
+    return Settlement(lease=lease, status=JobState.COMPLETED, result=result)
 
 
 async def test_a_zombie_beside_the_owner_in_one_batch_is_told_so(bench: Bench) -> None:
@@ -414,7 +415,7 @@ async def test_a_release_that_follows_a_completion_into_its_batch_does_not_undo_
     told = await settled_together(
         bench,
         completion(lease),
-        _Settlement(lease=lease, status=JobState.PENDING, given_back=1),
+        Settlement(lease=lease, status=JobState.PENDING, given_back=1),
     )
 
     assert isinstance(told[0], Job)
@@ -430,7 +431,7 @@ async def test_a_completion_that_follows_a_release_into_its_batch_comes_too_late
 
     told = await settled_together(
         bench,
-        _Settlement(lease=lease, status=JobState.PENDING, given_back=1),
+        Settlement(lease=lease, status=JobState.PENDING, given_back=1),
         completion(lease),
     )
 

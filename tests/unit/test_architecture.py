@@ -18,6 +18,8 @@ LAYERS = (
     {"http_shim"},
     {"daemon.worker", "daemon.intake", "daemon.outbox", "daemon.health"},
     {"daemon.job_queue"},
+    {"daemon.admission", "daemon.settlement", "daemon.job_reader"},
+    {"daemon.announcer", "daemon.job_rows"},
     {"daemon.database", "daemon.mqtt", "daemon.statements", "daemon.logs", "daemon.identity"},
     {"daemon.events", "daemon.retry", "daemon.requests"},
     {"daemon.jobs", "daemon.topics", "daemon.settings", "daemon.stage", "daemon.bell"},

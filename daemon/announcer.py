@@ -1,0 +1,31 @@
+"""Writes what clients must hear of to the outbox, inside the transaction that caused it."""
+
+from collections.abc import Sequence
+
+from daemon import statements as sql
+from daemon.database import Connection
+from daemon.events import Event, Message, job_messages, terminal_messages
+from daemon.jobs import Clock, Job, dump_json
+
+
+class Announcer:
+    """Speaks for one daemon: `owner` relays the messages, `worker_id` stands in them."""
+
+    def __init__(self, *, owner: str, worker_id: str, clock: Clock) -> None:
+        self.worker_id = worker_id
+        self._owner = owner
+        self._clock = clock
+
+    def happened(self, event: Event, job: Job, now: int, **extra: bool) -> list[Message]:
+        """Return the messages of one event; the job's seq must be that of the event."""
+        return job_messages(event, job, worker_id=self.worker_id, now=now, **extra)
+
+    def ended(self, job: Job, now: int) -> list[Message]:
+        """Return the messages of a terminal state; the job's seq must be that of the last."""
+        return terminal_messages(job, worker_id=self.worker_id, now=now)
+
+    async def write(self, connection: Connection, messages: Sequence[Message]) -> None:
+        """Put the messages into the outbox; they are published once the transaction committed."""
+        if messages:
+            rows = [[each.topic, each.payload, each.correlation_data] for each in messages]
+            await connection.execute(sql.ANNOUNCE, (self._owner, self._clock(), dump_json(rows)))
