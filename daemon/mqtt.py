@@ -19,7 +19,7 @@ import struct
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 from urllib.parse import unquote, urlsplit
 
 import gmqtt
@@ -35,6 +35,9 @@ log = logging.getLogger(__name__)
 
 FIRST_WAIT_SECONDS = 0.2
 LONGEST_WAIT_SECONDS = 10.0
+STEADY_SECONDS = 10.0
+"""A connection that ends sooner does not start the waits anew: a rival with our client_id, or a
+database that cannot store, would else make us reconnect many times a second."""
 DISCONNECT_SECONDS = 1.0
 WILL_DELAY_SECONDS = 5
 NEVER_RECONNECT = -2
@@ -46,6 +49,8 @@ HEADER_BYTES = 512
 """Room for topic, properties and headers beside a payload."""
 REFUSED = 0x80
 """Reason codes from here on are refusals."""
+TAKEN_OVER = b"\x8e"
+"""Reason of a DISCONNECT: somebody else connected with our client_id."""
 
 
 OnRequest = Callable[[MqttRequest], Awaitable[None]]
@@ -98,16 +103,18 @@ class MqttLink:
         on_request: OnRequest,
     ) -> None:
         self._settings = settings
+        self._url = urlsplit(settings.url.get_secret_value())
         self._subscriptions = subscriptions
         self._on_request = on_request
         self._up = asyncio.Event()
         self._state = "online"
+        self._session_id = ""
         self._client: Any = None
         self._unconfirmed: dict[int, asyncio.Future[int]] = {}
         self._sent = _SentIds()
         self._window = asyncio.Semaphore(1)
         self._most_bytes = 0
-        self._parting = asyncio.Event()
+        self._pubacks = 0
         self.connects = 0
         self.last_error: str | None = None
 
@@ -124,13 +131,13 @@ class MqttLink:
         """Connect, subscribe and reconnect until cancelled; then say offline and disconnect."""
         wait = FIRST_WAIT_SECONDS
         while True:
-            connects = self.connects
+            connects, began = self.connects, time.monotonic()
             try:
                 await self._connect_once()
             except (OSError, TimeoutError, gmqtt.MQTTConnectError, PublishError) as error:
                 self.last_error = _brief(error)
                 log.warning("the broker is away: %s", self.last_error)
-            if self.connects > connects:
+            if self.connects > connects and time.monotonic() - began >= STEADY_SECONDS:
                 wait = FIRST_WAIT_SECONDS
             await asyncio.sleep(wait * random.uniform(0.5, 1))  # noqa: S311 - spreads load
             wait = min(wait * 2, LONGEST_WAIT_SECONDS)
@@ -159,26 +166,31 @@ class MqttLink:
         client, window = self._client, self._window
         if client is None:
             raise PublishError("not connected to the broker")
-        if len(payload) + len(topic.encode()) + HEADER_BYTES > self._most_bytes:
-            # gmqtt would send it, be disconnected for it, and send it again for ever.
-            raise TooLargeError(f"{len(payload)} bytes are more than the broker takes")
         properties = {}
         if correlation_data is not None and self._settings.version == "5":
             properties["correlation_data"] = base64.b64decode(correlation_data)
+        size = len(payload) + len(topic.encode()) + sum(map(len, properties.values()))
+        if size + HEADER_BYTES > self._most_bytes:
+            # gmqtt would send it, be disconnected for it, and send it again for ever.
+            raise TooLargeError(f"{size} bytes are more than the broker takes")
+        pubacks = self._pubacks
         try:
-            async with asyncio.timeout(self._settings.publish_timeout_seconds), window:
+            async with asyncio.timeout(self._settings.publish_timeout_seconds):
+                # Given back by the PUBACK or by the end of the connection, and not by whoever
+                # stops waiting: until then gmqtt's packet id is taken.
+                await window.acquire()
                 if self._client is not client:
+                    window.release()
                     raise PublishError("the connection was lost")
                 client.publish(topic, payload, qos=1, retain=retain, **properties)
                 # Nothing awaits between sending and this: the PUBACK cannot be missed.
                 confirmed = asyncio.get_running_loop().create_future()
-                mid = self._sent.latest
-                self._unconfirmed[mid] = confirmed
-                try:
-                    code: int = await confirmed
-                finally:
-                    self._unconfirmed.pop(mid, None)
+                self._unconfirmed[self._sent.latest] = confirmed
+                code: int = await confirmed
         except TimeoutError as error:
+            if self._client is client and self._pubacks == pubacks:
+                log.warning("the broker confirms nothing, dropping the connection")
+                _abort(client)
             raise PublishError("the broker did not confirm in time") from error
         if code >= REFUSED:
             raise PublishError(f"the broker refused {topic}: 0x{code:02x}", reason_code=code)
@@ -186,61 +198,96 @@ class MqttLink:
 
     async def _connect_once(self) -> None:
         """Connect, then return or raise when that connection is over."""
-        session_id = str(uuid.uuid4())
-        lost, subscribed = asyncio.Event(), asyncio.Event()
-        granted: list[int] = []
+        self._session_id = str(uuid.uuid4())
+        lost = asyncio.Event()
         sent = _SentIds()
-        client = self._make_client(session_id, sent, lost)
-        client.on_disconnect = lambda *_: lost.set()
-
-        def on_subscribe(_client: Any, _mid: int, codes: Sequence[int], _properties: Any) -> None:
-            granted.extend(codes)
-            subscribed.set()
-
-        client.on_subscribe = on_subscribe
-        url = urlsplit(self._settings.url.get_secret_value())
+        client = self._make_client(sent, lost)
+        seconds = self._settings.connect_timeout_seconds
         try:
-            async with asyncio.timeout(self._settings.connect_timeout_seconds):
-                # gmqtt waits for CONNACK without an end.
-                await client.connect(
-                    url.hostname,
-                    url.port or (8883 if url.scheme == "mqtts" else 1883),
-                    ssl=self._tls() if url.scheme == "mqtts" else False,
-                    keepalive=self._settings.keepalive_seconds,
-                    version=MQTTv50 if self._settings.version == "5" else MQTTv311,
-                )
-                client.subscribe(
-                    [
-                        # Retained requests are refused: we want to see the flag, and not again
-                        # at every subscribe.
-                        gmqtt.Subscription(
-                            name, qos=1, retain_handling_options=2, retain_as_published=True
-                        )
-                        for name in self._subscriptions
-                    ]
-                )
-                await subscribed.wait()
-            if any(code >= REFUSED for code in granted):
-                raise PublishError(f"the broker refused to subscribe us: {granted}")
-            self._begin(client, sent)
-            if self._state == "online":
-                await self._say_state("online", "started", session_id)
-            log.info("connected to the broker", extra={"broker": url.hostname})
-            await self._watch(client, lost)
+            try:
+                async with asyncio.timeout(seconds):
+                    await self._open(client, lost)
+                    self._begin(client, sent)
+                    log.info("connected to the broker", extra={"broker": self._url.hostname})
+                    reason = "started" if self._state == "online" else "shutdown"
+                    await self._say_state(self._state, reason)
+            except TimeoutError:
+                self._check_version(client)
+                raise TimeoutError(f"no answer from the broker within {seconds:g} s") from None
+            await _watch(client, lost)
         except asyncio.CancelledError:
-            if self._client is client and not lost.is_set():
+            if self._client is client:
                 with contextlib.suppress(PublishError, TimeoutError):
                     async with asyncio.timeout(DISCONNECT_SECONDS):
-                        await self._say_state("offline", "shutdown", session_id)
+                        await self._say_state("offline", "shutdown")
             raise
         finally:
             self._end()
             await _disconnect(client)
 
-    def _make_client(self, session_id: str, sent: "_SentIds", lost: asyncio.Event) -> Any:
+    async def _open(self, client: Any, lost: asyncio.Event) -> None:
+        """Connect and subscribe; gmqtt sets no end to either wait.
+
+        Raises:
+            OSError: the broker is away, or did not answer.
+            gmqtt.MQTTConnectError: it refused the connection.
+        """
+        answered = asyncio.Event()
+        granted: list[int] = []
+        is_five = self._settings.version == "5"
+
+        def on_disconnect(_client: Any, packet: Any, *_: Any) -> None:
+            if isinstance(packet, bytes) and packet[:1] == TAKEN_OVER:
+                log.error("another client took our client_id %s", self._settings.client_id)
+            lost.set()
+            if self._client is client:
+                self._end()
+            # Neither CONNACK nor SUBACK comes any more.
+            client._connack_received.set()  # noqa: SLF001 - gmqtt would wait without an end
+            answered.set()
+
+        def on_subscribe(_client: Any, _mid: int, codes: Sequence[int], _properties: Any) -> None:
+            granted.extend(codes)
+            answered.set()
+
+        client.on_disconnect = on_disconnect
+        client.on_subscribe = on_subscribe
+        await client.connect(
+            self._url.hostname,
+            self._url.port or (8883 if self._url.scheme == "mqtts" else 1883),
+            ssl=self._tls() if self._url.scheme == "mqtts" else False,
+            keepalive=self._settings.keepalive_seconds,
+            version=MQTTv50 if is_five else MQTTv311,
+        )
+        # Retained requests are refused: we want to see the flag, and not again at every
+        # subscribe. A 3.1.1 broker must hang up on options that it does not know.
+        options = {"retain_handling_options": 2, "retain_as_published": True} if is_five else {}
+        client.subscribe(
+            [gmqtt.Subscription(name, qos=1, **options) for name in self._subscriptions]
+        )
+        await answered.wait()
+        self._check_version(client)
+        if lost.is_set():
+            raise ConnectionResetError("the connection was lost before the broker let us in")
+        if any(code >= REFUSED for code in granted):
+            raise ConnectionRefusedError(f"the broker refused to subscribe us: {granted}")
+
+    def _check_version(self, client: Any) -> None:
+        """Tell of a broker without MQTT 5; gmqtt changes its mind and waits for ever.
+
+        Raises:
+            ConnectionRefusedError: it has refused our version.
+        """
+        spoken = client._connection_state.protocol_version  # noqa: SLF001 - no public way
+        if self._settings.version == "5" and spoken != MQTTv50:
+            raise ConnectionRefusedError(
+                "unacceptable protocol version: the broker needs INFERD_MQTT__VERSION=3.1.1"
+            )
+
+    def _make_client(self, sent: "_SentIds", lost: asyncio.Event) -> Any:
         will = gmqtt.Message(
             topics.availability(self._settings.client_id),
-            self._describe("offline", "connection_lost", session_id),
+            self._describe("offline", "connection_lost"),
             qos=1,
             retain=True,
             **(
@@ -262,17 +309,20 @@ class MqttLink:
             **(five if self._settings.version == "5" else {}),
         )
         client.set_config({"reconnect_retries": NEVER_RECONNECT})
-        url = urlsplit(self._settings.url.get_secret_value())
-        if url.username:
-            password = unquote(url.password) if url.password else None
-            client.set_auth_credentials(unquote(url.username), password)
+        if self._url.username:
+            password = unquote(self._url.password) if self._url.password else None
+            client.set_auth_credentials(unquote(self._url.username), password)
         handler = client._package_handler  # noqa: SLF001 - no public way to a PUBACK's reason code
 
         def on_puback(_command: int, packet: bytes) -> None:
             (mid,) = struct.unpack("!H", packet[:2])
             handler.id_generator.free_id(mid)
-            confirmed = self._unconfirmed.get(mid) if self._client is client else None
-            if confirmed is not None and not confirmed.done():
+            confirmed = self._unconfirmed.pop(mid, None) if self._client is client else None
+            if confirmed is None:
+                return
+            self._pubacks += 1
+            self._window.release()
+            if not confirmed.done():
                 confirmed.set_result(packet[2] if len(packet) > 2 else 0)  # noqa: PLR2004 - short form
 
         handler._handle_puback_packet = on_puback  # noqa: SLF001 - as above
@@ -313,42 +363,34 @@ class MqttLink:
         self._up.clear()
         self._client = None
         for confirmed in self._unconfirmed.values():
+            # Whoever waits for a slot must hear of it too.
+            self._window.release()
             if not confirmed.done():
                 confirmed.set_exception(PublishError("the connection was lost"))
         self._unconfirmed.clear()
 
-    async def _watch(self, client: Any, lost: asyncio.Event) -> None:
-        """Return when the connection is over, or has been silent for too long.
+    async def _say_state(self, state: str, reason: str) -> None:
+        """Tell the retained availability.
 
-        gmqtt's own heartbeat waits for a flush that never ends when the peer stopped reading.
+        Raises:
+            PublishError: the connection is of no use; a broker that only refuses is not that bad.
         """
-        connection = client._connection  # noqa: SLF001 - no public way to the last sign of life
-        while not lost.is_set():
-            silence = time.monotonic() - connection._last_data_in  # noqa: SLF001 - as above
-            if silence > 2 * connection.keepalive:
-                log.warning("no sign of life from the broker for %.0f s", silence)
-                _abort(client)
-                return
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(connection.keepalive / 4):
-                    await lost.wait()
-        log.warning("the connection to the broker was lost")
+        topic = topics.availability(self._settings.client_id)
+        try:
+            await self.publish(topic, self._describe(state, reason), retain=True)
+        except PublishError as error:
+            if error.reason_code is None:
+                raise
+            log.error("nobody hears that we are %s: %s", state, error.message)  # noqa: TRY400 - the broker's word says it all
 
-    async def _say_state(self, state: str, reason: str, session_id: str = "") -> None:
-        await self.publish(
-            topics.availability(self._settings.client_id),
-            self._describe(state, reason, session_id),
-            retain=True,
-        )
-
-    def _describe(self, state: str, reason: str, session_id: str) -> bytes:
+    def _describe(self, state: str, reason: str) -> bytes:
         return dump_json(
             {
                 "v": 1,
                 "worker_id": self._settings.client_id,
                 "state": state,
                 "reason": reason,
-                "session_id": session_id,
+                "session_id": self._session_id,
                 "timestamp": time.time_ns() // 1_000_000,
             }
         ).encode()
@@ -404,6 +446,26 @@ def _abort(client: Any) -> None:
     connection = client._connection  # noqa: SLF001 - close() would flush, which may never end
     if connection is not None:
         connection._transport.abort()  # noqa: SLF001 - as above
+
+
+async def _watch(client: Any, lost: asyncio.Event) -> NoReturn:
+    """Stay while the connection stands.
+
+    gmqtt's own heartbeat waits for a flush that never ends when the peer stopped reading.
+
+    Raises:
+        ConnectionError: it is over, or has been silent for too long.
+    """
+    connection = client._connection  # noqa: SLF001 - no public way to the last sign of life
+    while not lost.is_set():
+        silence = time.monotonic() - connection._last_data_in  # noqa: SLF001 - as above
+        if silence > 2 * connection.keepalive:
+            _abort(client)
+            raise ConnectionAbortedError(f"no sign of life for {silence:.0f} s")
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(connection.keepalive / 4):
+                await lost.wait()
+    raise ConnectionResetError("the connection was lost")
 
 
 async def _disconnect(client: Any) -> None:
