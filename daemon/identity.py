@@ -19,21 +19,28 @@ def own_identity() -> str:
 
 def is_dead(identity: str) -> bool:
     """Whether a process is known to be gone; False where that cannot be told from here."""
+    return _lives(identity) is False
+
+
+def is_alive(identity: str) -> bool:
+    """Whether a process is known to live; False where that cannot be told from here."""
+    return _lives(identity) is True
+
+
+def _lives(identity: str) -> bool | None:
     parts = identity.split("/")
     if len(parts) != FIELDS:
-        return False
+        return None
     host, boot, namespace, pid, start = parts
     own_host, own_boot, own_namespace = _here()
     if host != own_host:
-        return False
+        return None
     if boot != own_boot:
-        return True
-    if namespace != own_namespace:
         return False
-    if start == UNKNOWN:
-        # No /proc here: the pid alone may be somebody else's by now.
-        return False
-    return not pid.isdecimal() or _start_time(int(pid)) != start
+    if namespace != own_namespace or start == UNKNOWN:
+        # Without /proc the pid alone may be somebody else's by now.
+        return None
+    return pid.isdecimal() and _start_time(int(pid)) == start
 
 
 def _here() -> tuple[str, str, str]:

@@ -26,6 +26,8 @@ from daemon.stage import Stage, StageClosedError
 
 ENQUEUE_BATCH = 256
 SETTLE_BATCH = 64
+ORPHANED_MS = 300_000
+"""Age at which another daemon's event is no longer taken to be on its way."""
 
 _In = TypeVar("_In")
 _Out = TypeVar("_Out")
@@ -269,7 +271,13 @@ class JobQueue(JobReader):
             LeaseLostError, StorageError: as `complete`.
         """
         return await self._settle_lease(
-            Settlement(lease=lease, status=JobState.PENDING, given_back=1)
+            Settlement(
+                lease=lease,
+                status=JobState.PENDING,
+                given_back=1,
+                # A restart does not begin the wait for a dependency anew.
+                is_waiting=lease.job.waiting_since is not None,
+            )
         )
 
     async def _settle_lease(self, settlement: Settlement) -> Job:
@@ -311,16 +319,33 @@ class JobQueue(JobReader):
         """
         workers = [row[0] for row in await self._database.read(sql.FIND_WORKERS)]
         owners = [row[0] for row in await self._database.read(sql.FIND_OWNERS)]
-        dead = dump_json(sorted({name for name in {*workers, *owners} if is_dead(name)}))
-        if dead == "[]":
+        dead = sorted({name for name in {*workers, *owners} if is_dead(name)})
+        if not dead:
             return []
+        await self._adopt(dead)
+        return await self._reclaim(sql.FIND_HELD_BY, lambda: dump_json(dead))
 
-        async def adopt(connection: Connection) -> None:
-            await connection.execute(sql.ADOPT, (self._worker, dead))
+    async def adopt_orphans(self, is_alive: Callable[[str], bool]) -> None:
+        """Take over events that nobody published for long, unless their owner is known to live.
 
-        await self._database.write(adopt)
+        A container that was made anew has another name: its former events have no owner whose
+        death could be seen. If the owner lives elsewhere after all, an event is sent twice.
+
+        Raises:
+            StorageError: nothing changed.
+        """
+        before = self._clock() - ORPHANED_MS
+        rows = await self._database.read(sql.FIND_OLD_OWNERS, (self._worker, before))
+        orphaned = [row[0] for row in rows if not is_alive(row[0])]
+        if orphaned:
+            await self._adopt(orphaned)
+
+    async def _adopt(self, owners: list[str]) -> None:
+        async def work(connection: Connection) -> None:
+            await connection.execute(sql.ADOPT, (self._worker, dump_json(owners)))
+
+        await self._database.write(work)
         self.message_ready.ring()
-        return await self._reclaim(sql.FIND_HELD_BY, lambda: dead)
 
     async def _reclaim(self, statement: str, parameter: Callable[[], Any]) -> list[Job]:
         async def work(connection: Connection) -> list[Job]:

@@ -74,6 +74,15 @@ PathTemplate = Annotated[str, AfterValidator(_path_template)]
 class _Group(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_is_unset(cls, values: Any) -> Any:
+        """Take an empty value as none at all, as compose files write it."""
+        if not isinstance(values, dict):
+            return values
+        optional = {name for name, field in cls.model_fields.items() if field.default is None}
+        return {k: v for k, v in values.items() if v != "" or k not in optional}
+
 
 class MqttSettings(_Group):
     """Where the broker is and who we are there."""

@@ -80,6 +80,7 @@ FIND_OWNERS = "SELECT DISTINCT owner FROM outbox"
 FIND_HELD_BY = """
 SELECT * FROM jobs WHERE status = 'processing' AND worker IN (SELECT value FROM json_each(?))
 """
+FIND_OLD_OWNERS = "SELECT DISTINCT owner FROM outbox WHERE owner <> ? AND created_at < ?"
 ADOPT = "UPDATE outbox SET owner = ? WHERE owner IN (SELECT value FROM json_each(?))"
 CANCEL = """
 UPDATE jobs SET status = 'error', completed_at = ?, run_at = NULL, error_code = 'cancelled',
@@ -89,7 +90,7 @@ WHERE job_id = ? AND status = 'pending' RETURNING *
 REQUEUE = """
 UPDATE jobs SET status = 'pending', completed_at = NULL, run_at = NULL, attempt = 0, lost = 0,
                 sync_attempt = 0, waiting_since = NULL, error_code = NULL, error_message = NULL,
-                seq = seq + 1
+                expires_at = NULL, seq = seq + 1
 WHERE job_id = ? AND status IN ('error', 'sync_failed') RETURNING *
 """
 FORGET = "DELETE FROM jobs WHERE job_id = ? AND completed_at IS NOT NULL"
@@ -109,8 +110,12 @@ UPDATE jobs SET run_at = ?, sync_attempt = sync_attempt + 1, error_code = ?, err
 WHERE job_id = ? AND status = 'sync_failed' AND run_at IS NOT NULL
 """
 COUNT_PENDING = """
-SELECT count(*) FROM (SELECT 1 FROM jobs WHERE status = 'pending' AND run_at IS NULL AND lost = 0
-                      LIMIT ?)
+SELECT (SELECT count(*) FROM (SELECT 1 FROM jobs
+            WHERE status = 'pending' AND run_at IS NULL AND lost = 0 LIMIT ?1))
+     + (SELECT count(*) FROM (SELECT 1 FROM jobs
+            WHERE status = 'pending' AND run_at IS NOT NULL LIMIT ?1))
+     + (SELECT count(*) FROM (SELECT 1 FROM jobs
+            WHERE status = 'pending' AND run_at IS NULL AND lost > 0 LIMIT ?1))
 """
 COUNT_LIVE = """
 SELECT (SELECT count(*) FROM jobs WHERE status = 'pending' AND run_at IS NULL AND lost = 0),

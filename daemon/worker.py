@@ -19,6 +19,7 @@ from daemon.errors import (
     PermanentError,
     StorageError,
 )
+from daemon.identity import is_alive
 from daemon.job_queue import JobQueue
 from daemon.jobs import Clock, Job, JsonObject, Lease, TaskType, dump_result
 from daemon.settings import QueueSettings, WorkerSettings
@@ -229,8 +230,8 @@ class Worker:
             try:
                 result = await self._infer(job, handler)
             except Exception as error:  # noqa: BLE001 - anything a handler raises becomes a fate
-                if isinstance(error, DependencyDownError):
-                    self._away.add(job.task_type)
+                is_away = isinstance(error, DependencyDownError)
+                (self._away.add if is_away else self._away.discard)(job.task_type)
                 await self._settle_failure(lease, error)
                 return
             self._away.discard(job.task_type)
@@ -351,6 +352,7 @@ class Worker:
                     self._drop_lost(held, still)
                 for job in await self._queue.reclaim():
                     log.warning("its lease ran out", extra={"job_id": job.job_id})
+                await self._queue.adopt_orphans(is_alive)
             except StorageError as error:
                 log.warning("cannot renew leases: %s", error)
 

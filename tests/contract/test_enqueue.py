@@ -569,3 +569,16 @@ async def failed(bench: Bench, end: str, *, run_at: int | None = None) -> str:
     else:
         await bench.queue.give_up_sync(lease, {}, run_at=run_at, code="c", message="m")
     return job.job_id
+
+
+async def test_jobs_that_wait_for_a_dependency_count_as_waiting(tmp_path: Path) -> None:
+    async with open_bench(tmp_path / "q.db", max_pending=1) as bench:
+        await bench.accept(1)
+        lease = await bench.lease_one()
+        later = bench.clock() + 60_000
+        await bench.queue.retry(lease, run_at=later, code="away", message="away", gives_back=True)
+        bench.clock.advance(seconds=2)
+
+        refused = await bench.refuse(2)
+
+        assert refused.code == "queue_full"

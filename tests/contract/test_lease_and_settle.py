@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from daemon.errors import ConflictError, JobNotFoundError, LeaseLostError, StorageError
-from daemon.identity import is_dead, own_identity
-from daemon.job_queue import JobQueue
+from daemon.identity import is_alive, is_dead, own_identity
+from daemon.job_queue import ORPHANED_MS, JobQueue
 from daemon.jobs import Job, JobState, Lease, TaskType
 from daemon.settlement import Settlement
 from tests.queue_bench import (
@@ -655,6 +655,54 @@ async def test_events_of_a_dead_process_are_adopted(tmp_path: Path) -> None:
 
         assert {told.owner for told in await bench.told()} == {own_identity()}
         assert bench.queue.message_ready.rings > 0
+
+
+async def test_old_events_of_an_owner_nobody_can_judge_are_adopted(tmp_path: Path) -> None:
+    # A container that was made anew: the former one's host name says nothing here.
+    gone = "other-host/boot/1/1/1"
+    async with open_bench(tmp_path / "q.db", worker=gone) as bench:
+        await bench.accept()
+
+    async with open_bench(tmp_path / "q.db", worker=own_identity()) as bench:
+        await bench.queue.adopt_orphans(is_alive)
+        assert {told.owner for told in await bench.told()} == {gone}
+
+        bench.clock.advance(seconds=ORPHANED_MS / 1000 + 1)
+        await bench.queue.adopt_orphans(is_alive)
+
+        assert {told.owner for told in await bench.told()} == {own_identity()}
+        assert bench.queue.message_ready.rings > 0
+
+
+async def test_old_events_of_a_living_daemon_stay_with_it(tmp_path: Path) -> None:
+    async with open_bench(tmp_path / "q.db", worker=own_identity()) as bench:
+        await bench.accept()
+
+    async with open_bench(tmp_path / "q.db", worker="another") as bench:
+        bench.clock.advance(seconds=ORPHANED_MS / 1000 + 1)
+        await bench.queue.adopt_orphans(is_alive)
+
+        assert {told.owner for told in await bench.told()} == {own_identity()}
+
+
+async def test_a_release_does_not_begin_the_wait_for_a_dependency_anew(bench: Bench) -> None:
+    await bench.accept(job_id=ID)
+    lease = await bench.lease_one()
+    now = bench.clock()
+    await bench.queue.retry(lease, run_at=now, code="away", message="away", gives_back=True)
+    bench.clock.advance(seconds=5)
+    await bench.queue.release(await bench.lease_one())
+
+    assert (await bench.row(ID))["waiting_since"] == now
+
+
+async def test_a_job_that_expired_runs_when_it_is_asked_for_again(bench: Bench) -> None:
+    await bench.accept(job_id=ID, expires_at=bench.clock() + 1000)
+    await bench.queue.bury(await bench.lease_one(), code="expired", message="too late")
+
+    await bench.queue.requeue(ID)
+
+    assert (await bench.row(ID))["expires_at"] is None
 
 
 # -- two daemons -------------------------------------------------------------------------------

@@ -278,7 +278,7 @@ FORGERIES: dict[str, Callable[[Issuer], str]] = {
     "exp a word": signed_text(json.dumps(claims(exp="never")).encode()),
     "exp infinite": signed_text(json.dumps(claims()).encode()[:-1] + b', "exp": 1e999}'),
     "exp a list": signed_text(json.dumps(claims(exp=[1])).encode()),
-    "not yet": signed(nbf=int(time.time()) + 60),
+    "not yet": signed(nbf=4_102_444_800),  # the year 2100
     "without sub": signed(sub=None),
     "sub a number": signed_text(json.dumps(claims(sub=42)).encode()),
     "for somebody else": signed(aud="another service"),

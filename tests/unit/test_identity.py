@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from daemon.identity import is_dead, own_identity
+from daemon.identity import is_alive, is_dead, own_identity
 
 TELL = "from daemon.identity import own_identity; print(own_identity(), flush=True)"
 ROOT = Path(__file__).parents[2]
@@ -96,3 +96,13 @@ def test_what_is_no_identity_is_not_known_to_be_dead(text: str) -> None:
 @pytest.mark.parametrize("pid", ["", "-1", "x", "²"])
 def test_a_pid_that_is_none_is_dead(pid: str) -> None:
     assert is_dead(with_field(3, pid))
+
+
+def test_only_what_is_known_to_live_is_alive() -> None:
+    with a_process(TELL) as (_, ended):
+        pass
+
+    assert is_alive(own_identity())
+    assert not is_alive(ended)
+    assert not is_alive(with_field(0, "other-host"))
+    assert not is_alive("nonsense")

@@ -323,3 +323,10 @@ def test_the_public_key_is_known_by_its_documented_name() -> None:
 def test_settings_cannot_be_changed() -> None:
     with pytest.raises(ValueError, match="frozen"):
         read().http.port = 1  # type: ignore[misc]  # that is what is shown
+
+
+def test_an_empty_value_is_none_where_nothing_is_an_answer() -> None:
+    settings = Settings.from_env({"INFERD_MEDIA_STORE__TOKEN": "", "INFERD_QDRANT__API_KEY": ""})
+
+    assert settings.media_store.token is None
+    assert settings.qdrant.api_key is None
