@@ -26,7 +26,7 @@ import gmqtt
 from gmqtt.mqtt.constants import MQTTv50, MQTTv311
 
 from daemon import topics
-from daemon.errors import ConfigError, PublishError
+from daemon.errors import ConfigError, PublishError, StorageError
 from daemon.jobs import dump_json
 from daemon.requests import MqttRequest
 from daemon.settings import MqttSettings
@@ -338,10 +338,14 @@ class MqttLink:
                 return 0
             try:
                 await self._on_request(_request(topic, payload, properties))
-            except Exception:
+            except Exception as error:
                 # Not stored. Only a new connection makes the broker send it again; what is
                 # acknowledged after the abort goes nowhere.
-                log.exception("a request could not be stored, dropping the connection")
+                log.error(
+                    "a request could not be stored, dropping the connection: %s",
+                    _brief(error),
+                    exc_info=None if isinstance(error, StorageError) else error,
+                )
                 _abort(client)
             return 0
 

@@ -7,7 +7,12 @@ REQUEST_FILTER = f"{ROOT}/request/+"
 
 _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 _WORD = re.compile(r"[a-z][a-z0-9_]{0,63}")
-_REPLY = re.compile(rf"{ROOT}/reply(/[^/+#$\x00-\x1f\x7f-\x9f\ud800-\udfff]+)+")
+# Control characters, surrogates and noncharacters: a broker hangs up on whoever publishes to a
+# topic with one of them, and an event is sent again until it is confirmed.
+_UNSENDABLE = r"\x00-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef" + "".join(
+    rf"\U{plane:04x}fffe\U{plane:04x}ffff" for plane in range(17)
+)
+_REPLY = re.compile(rf"{ROOT}/reply(/[^/+#${_UNSENDABLE}]+)+")
 
 MAX_REPLY_BYTES = 256
 

@@ -41,7 +41,8 @@ Receive Maximum becomes the number of packet ids: OverflowError, also for SUBSCR
     test_narrow_window_of_the_broker_still_lets_us_publish,
     test_unconfirmed_publishes_do_not_use_up_the_packet_ids
 a message beyond Maximum Packet Size: disconnected and replayed for ever
-    test_payload_beyond_the_brokers_limit
+    test_payload_beyond_the_brokers_limit,
+    test_payload_beyond_an_unknown_limit_is_lost_but_not_replayed
 `persistent_storage` was async in 0.7, and is replaced when falsy
     cannot happen unnoticed: without ours no packet id is learnt and every publish fails
 bytes that are no packets end the reading, not the connection
@@ -539,6 +540,19 @@ async def test_payload_beyond_the_brokers_limit(tmp_path_factory: pytest.TempPat
                 )
             assert await link.publish("event", bytes(18_000)) == NO_SUBSCRIBERS
             assert link.connects == 1
+
+
+async def test_payload_beyond_an_unknown_limit_is_lost_but_not_replayed(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    # 3.1.1 brokers do not tell their limit, they hang up.
+    with Broker(tmp_path_factory.mktemp("mqtt"), max_packet_size=20_000) as broker:
+        async with Setup(broker.url, "3.1.1").running() as link:
+            with pytest.raises(PublishError, match="lost"):
+                await link.publish("event", bytes(20_000))
+            await is_up_again(link, 2)
+            assert await link.publish("event", bytes(18_000)) == 0
+            assert link.connects == 2
 
 
 @both
