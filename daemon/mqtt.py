@@ -341,7 +341,7 @@ class MqttLink:
             except Exception as error:
                 # Not stored. Only a new connection makes the broker send it again; what is
                 # acknowledged after the abort goes nowhere.
-                log.error(
+                log.error(  # noqa: TRY400 - only a bug brings its traceback
                     "a request could not be stored, dropping the connection: %s",
                     _brief(error),
                     exc_info=None if isinstance(error, StorageError) else error,
