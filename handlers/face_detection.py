@@ -16,7 +16,7 @@ from handlers.decoders import Decoders
 from handlers.device import ModelRunner
 from handlers.faces import Face, ScrfdDetector
 from handlers.images import Limits, decode
-from handlers.inference import MLInference, Pixels, Provenance
+from handlers.inference import Model, ModelInference, Pixels
 from handlers.media_store import MediaStoreClient
 from handlers.timings import Timings
 
@@ -24,35 +24,14 @@ DELIVERED = ("faces", "face_count", "image", "inference")
 """What the media store gets of a result."""
 
 
-class Detector(Protocol):
+class Detector(Model, Protocol):
     """What finds faces, whatever is behind it. Every method blocks."""
-
-    @property
-    def fingerprint(self) -> str:
-        """Which file it is; known after `resolve`."""
-
-    @property
-    def provenance(self) -> Provenance:
-        """What really runs; known after `load`."""
-
-    @property
-    def is_loaded(self) -> bool:
-        """Whether the next `detect` needs no loading."""
-
-    def resolve(self) -> None:
-        """Find the file; ConfigError where it is nowhere."""
-
-    def load(self) -> None:
-        """Load the file; ConfigError where it is not what it should be."""
-
-    def unload(self) -> None:
-        """Give the memory back."""
 
     def detect(self, pixels: Pixels) -> list[Face]:
         """Return the faces; a failure is a HandlerError, never an empty list."""
 
 
-class FaceDetectionInference(MLInference[list[Face]]):
+class FaceDetectionInference(ModelInference[list[Face]]):
     """The configured detector: any upright uint8 RGB [height, width, 3] in, its faces out."""
 
     def __init__(self, *, settings: Settings | None = None) -> None:
@@ -73,27 +52,7 @@ class FaceDetectionInference(MLInference[list[Face]]):
                 require_gpu=settings.require_gpu,
                 offline=settings.offline,
             )
-
-    def resolve(self) -> None:  # noqa: D102 - as MLInference says
-        self._detector.resolve()
-
-    @property
-    def fingerprint(self) -> str:  # noqa: D102 - as MLInference says
-        return self._detector.fingerprint
-
-    @property
-    def provenance(self) -> Provenance:  # noqa: D102 - as MLInference says
-        return self._detector.provenance
-
-    def load(self) -> None:  # noqa: D102 - as MLInference says
-        self._detector.load()
-
-    def unload(self) -> None:  # noqa: D102 - as MLInference says
-        self._detector.unload()
-
-    @property
-    def is_loaded(self) -> bool:  # noqa: D102 - as MLInference says
-        return self._detector.is_loaded
+        super().__init__(self._detector)
 
     def infer(self, buffer: NDArray[Any], label: str = "") -> list[Face]:
         """Return the faces of a picture; none is an empty list.

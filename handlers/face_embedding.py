@@ -25,7 +25,7 @@ from handlers.face_alignment import FACE_SIZE
 from handlers.face_detection import FaceDetectionInference, upright_pixels
 from handlers.faces import EMBEDDING_DIM, ArcFaceRecogniser, Face, align
 from handlers.images import Limits
-from handlers.inference import MLInference, Pixels, Provenance, Vector
+from handlers.inference import ModelInference, Pixels, Vector
 from handlers.media_store import MediaStoreClient
 from handlers.timings import Timings
 from handlers.vectors import Point, QdrantFaceStore, face_point_id
@@ -34,7 +34,7 @@ FARTHEST_NORMALISED = 50.0
 """No normalised face leaves [-1, 1]; bytes turned to floats without normalising do."""
 
 
-class FaceEmbeddingInference(MLInference[Vector]):
+class FaceEmbeddingInference(ModelInference[Vector]):
     """ArcFace behind the documented interface: one aligned face in, one vector of length 1 out.
 
     A buffer is RGB [112, 112, 3] as `handlers.faces.align` makes it: uint8, or float32 that is
@@ -73,27 +73,7 @@ class FaceEmbeddingInference(MLInference[Vector]):
             require_gpu=settings.require_gpu,
             offline=settings.offline,
         )
-
-    def resolve(self) -> None:  # noqa: D102 - as MLInference says
-        self._recogniser.resolve()
-
-    @property
-    def fingerprint(self) -> str:  # noqa: D102 - as MLInference says
-        return self._recogniser.fingerprint
-
-    @property
-    def provenance(self) -> Provenance:  # noqa: D102 - as MLInference says
-        return self._recogniser.provenance
-
-    def load(self) -> None:  # noqa: D102 - as MLInference says
-        self._recogniser.load()
-
-    def unload(self) -> None:  # noqa: D102 - as MLInference says
-        self._recogniser.unload()
-
-    @property
-    def is_loaded(self) -> bool:  # noqa: D102 - as MLInference says
-        return self._recogniser.is_loaded
+        super().__init__(self._recogniser)
 
     def infer(self, buffer: NDArray[Any], label: str = "") -> Vector:
         """Return float32 [512] of length 1.

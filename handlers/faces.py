@@ -98,11 +98,8 @@ def shrunk(pixels: Pixels, long_side: int) -> Pixels:
     return small
 
 
-class ScrfdDetector:
-    """RetinaFace-family detector (SCRFD) through insightface's model zoo.
-
-    Boxes are those of insightface's `FaceAnalysis` prepared for 640x640.
-    """
+class _OnnxModel:
+    """The life that detector and recogniser share: which file, whether loaded, what really runs."""
 
     def __init__(
         self,
@@ -123,13 +120,6 @@ class ScrfdDetector:
         self._provenance: Provenance | None = None
 
     @property
-    def fingerprint(self) -> str:
-        """File and digest; known after `resolve`."""
-        if self._path is None:
-            raise RuntimeError("the fingerprint is known after resolve()")
-        return f"{self._path.name}:{self._digest[:16]}"
-
-    @property
     def provenance(self) -> Provenance:
         """What really runs; known after `load`."""
         if self._provenance is None:
@@ -138,8 +128,26 @@ class ScrfdDetector:
 
     @property
     def is_loaded(self) -> bool:
-        """Whether the next `detect` needs no loading."""
+        """Whether it may be run without loading."""
         return self._model is not None
+
+    def unload(self) -> None:
+        """Give the memory back."""
+        self._model = None
+
+
+class ScrfdDetector(_OnnxModel):
+    """RetinaFace-family detector (SCRFD) through insightface's model zoo.
+
+    Boxes are those of insightface's `FaceAnalysis` prepared for 640x640.
+    """
+
+    @property
+    def fingerprint(self) -> str:
+        """File and digest; known after `resolve`."""
+        if self._path is None:
+            raise RuntimeError("the fingerprint is known after resolve()")
+        return f"{self._path.name}:{self._digest[:16]}"
 
     def resolve(self) -> None:
         """Find the file, downloading the pack where it is absent.
@@ -186,10 +194,6 @@ class ScrfdDetector:
         self._model = model
         _log_loaded(self._path, self._provenance, began)
 
-    def unload(self) -> None:
-        """Give the memory back."""
-        self._model = None
-
     def detect(self, pixels: Pixels) -> list[Face]:
         """Return the faces, most confident first; no face is an empty list.
 
@@ -215,26 +219,8 @@ class ScrfdDetector:
         ]
 
 
-class ArcFaceRecogniser:
+class ArcFaceRecogniser(_OnnxModel):
     """ArcFace through insightface's model zoo, or random weights where asked for by name."""
-
-    def __init__(
-        self,
-        faces: FacesSettings,
-        *,
-        models_dir: Path,
-        device: str = "auto",
-        require_gpu: bool = False,
-        offline: bool = False,
-    ) -> None:
-        self._faces = faces
-        self._files = ModelFiles(faces.pack, models_dir, offline=offline)
-        self._device = device
-        self._require_gpu = require_gpu
-        self._path: Path | None = None
-        self._digest = ""
-        self._model: Any = None
-        self._provenance: Provenance | None = None
 
     @property
     def is_untrained(self) -> bool:
@@ -249,18 +235,6 @@ class ArcFaceRecogniser:
         if self._path is None:
             raise RuntimeError("the fingerprint is known after resolve()")
         return f"{self._path.name}:{self._digest[:16]}:{ALIGNMENT}"
-
-    @property
-    def provenance(self) -> Provenance:
-        """What really runs; known after `load`."""
-        if self._provenance is None:
-            raise RuntimeError("the provenance is known after load()")
-        return self._provenance
-
-    @property
-    def is_loaded(self) -> bool:
-        """Whether the next `embed` needs no loading."""
-        return self._model is not None
 
     def resolve(self) -> None:
         """Find the file, downloading the pack where it is absent.
@@ -308,10 +282,6 @@ class ArcFaceRecogniser:
                 "ITS VECTORS MEAN NOTHING",
                 UNTRAINED_SEED,
             )
-
-    def unload(self) -> None:
-        """Give the memory back."""
-        self._model = None
 
     def embed(self, face: NDArray[Any]) -> Vector:
         """Return float32 [512] of length 1 for one aligned face, RGB [112, 112, 3].

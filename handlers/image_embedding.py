@@ -13,13 +13,13 @@ from daemon.errors import ConfigError, InferdError, PermanentError
 from daemon.settings import Settings
 from handlers.clip import ClipModel, normalise, normalise_floats
 from handlers.images import Limits, decode, square_crop
-from handlers.inference import MLInference, Provenance, Vector
+from handlers.inference import ModelInference, Vector
 
 FARTHEST_NORMALISED = 50.0
 """No normalised picture leaves [-1.8, 2.2]; bytes turned to floats without normalising do."""
 
 
-class ImageEmbeddingInference(MLInference[Vector]):
+class ImageEmbeddingInference(ModelInference[Vector]):
     """CLIP's image tower behind the documented interface.
 
     A buffer is either uint8 RGB [224, 224, 3], which is normalised here, or float32 of the same
@@ -57,33 +57,13 @@ class ImageEmbeddingInference(MLInference[Vector]):
             require_gpu=settings.require_gpu,
             offline=settings.offline,
         )
+        super().__init__(self._model)
         actual = (self._model.embedding_dim, self._model.input_size)
         if actual != (embedding_dim, tuple(input_size)):
             raise ConfigError(
                 f"{self._model.model} makes {actual[0]} numbers of {actual[1]} pixels; "
                 f"asked for {embedding_dim} of {tuple(input_size)}"
             )
-
-    def resolve(self) -> None:  # noqa: D102 - as MLInference says
-        self._model.resolve()
-
-    @property
-    def fingerprint(self) -> str:  # noqa: D102 - as MLInference says
-        return self._model.fingerprint
-
-    @property
-    def provenance(self) -> Provenance:  # noqa: D102 - as MLInference says
-        return self._model.provenance
-
-    def load(self) -> None:  # noqa: D102 - as MLInference says
-        self._model.load()
-
-    def unload(self) -> None:  # noqa: D102 - as MLInference says
-        self._model.unload()
-
-    @property
-    def is_loaded(self) -> bool:  # noqa: D102 - as MLInference says
-        return self._model.is_loaded
 
     def infer(self, buffer: NDArray[Any], label: str = "") -> Vector:
         """Return float32 [512] of length 1.

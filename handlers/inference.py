@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeAlias, TypeVar
+from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -113,3 +113,62 @@ class MLInference(ABC, Generic[Result]):
             if label:
                 error.add_note(f"while inferring {label}")
             raise
+
+
+class Model(Protocol):
+    """What an inference class wraps: a vendor's model with its files and its life. Blocks."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Which file it is; known after `resolve`."""
+
+    @property
+    def provenance(self) -> Provenance:
+        """What really runs; known after `load`."""
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether it may be run without loading."""
+
+    def resolve(self) -> None:
+        """Find the file; ConfigError where it is nowhere."""
+
+    def load(self) -> None:
+        """Load the file; ConfigError where it is not what it should be."""
+
+    def unload(self) -> None:
+        """Give the memory back."""
+
+
+class ModelInference(MLInference[Result]):
+    """An inference whose life is that of one model; subclasses say what goes in and comes out."""
+
+    def __init__(self, model: Model) -> None:
+        self._life = model
+
+    def resolve(self) -> None:
+        """Find the model's weights; see MLInference."""
+        self._life.resolve()
+
+    @property
+    def fingerprint(self) -> str:
+        """Say what the model's vectors may be compared with; see MLInference."""
+        return self._life.fingerprint
+
+    @property
+    def provenance(self) -> Provenance:
+        """Say what really runs; see MLInference."""
+        return self._life.provenance
+
+    def load(self) -> None:
+        """Load the model; see MLInference."""
+        self._life.load()
+
+    def unload(self) -> None:
+        """Unload the model; see MLInference."""
+        self._life.unload()
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether the model is in memory; see MLInference."""
+        return self._life.is_loaded
