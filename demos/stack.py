@@ -142,7 +142,13 @@ class Stack:
         self.folder.mkdir(parents=True, exist_ok=True)
         with self._log(name).open("ab") as log:
             self._processes[name] = subprocess.Popen(
-                command, env=self._environ, stdout=log, stderr=log, stdin=subprocess.DEVNULL
+                command,
+                env=self._environ,
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+                # Ctrl-C is ours to answer: we stop the parts in order.
+                start_new_session=True,
             )
 
     def _wait_for_http(self, name: str, url: str, *, seconds: float) -> None:
