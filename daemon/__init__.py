@@ -10,6 +10,7 @@
     announcer    events into the outbox                 job_rows    rows <-> jobs
     statements   all SQL by name                        database    one door to the SQLite file
     mqtt         the only file that knows gmqtt         logs, identity
+    metrics      the only file that knows Prometheus
 
     events, requests, retry     the wire's shapes, and an error's fate: pure
     jobs, topics, settings, stage, bell, errors        plain types and small tools

@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 from daemon import statements as sql
 from daemon.announcer import Announcer
 from daemon.database import Connection
-from daemon.events import Event, Message, rejection_message, terminal_events
+from daemon.events import Event, Message, rejection_messages, terminal_events
 from daemon.job_rows import jobs_from_rows, pair
 from daemon.jobs import Job, JobState, dump_json
 from daemon.settings import QueueSettings
@@ -26,6 +26,10 @@ class Submission:
     """Take the place of the pair's old job, unless that is being processed."""
     body: bytes | None = None
     """What came over MQTT, to answer a refusal with; None where the caller answers itself."""
+    sha256: str | None = None
+    """Of the whole message that it came in, where that held more than `body`."""
+    index: int | None = None
+    """Its place in a batch."""
     has_client_job_id: bool = False
     """The client chose the job_id, so that a refusal can be told on its topic."""
 
@@ -37,6 +41,8 @@ class Accepted:
     job: Job
     is_duplicate: bool
     """The job_id was there before: nothing was added."""
+    superseded: Job | None = None
+    """The pair's waiting job that ended since this one took its place by force."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,18 +112,19 @@ class Admission:
             elif len(fresh) >= room:
                 outcome = Refused("queue_full", "too many jobs wait already", retry_after_ms=10_000)
             else:
+                superseded = None
                 if rival is not None:
                     fresh.pop(rival.job_id, None)
                     by_id.pop(rival.job_id, None)
-                    await self._replace(connection, rival, changes, now)
+                    superseded = await self._replace(connection, rival, changes, now)
                 job = replace(job, seq=1)
                 by_id[job.job_id] = by_pair[pair(job)] = fresh[job.job_id] = job
-                outcome = Accepted(job, is_duplicate=False)
+                outcome = Accepted(job, is_duplicate=False, superseded=superseded)
                 changes.messages += self._announcer.happened(
                     Event.ACCEPTED, job, now, duplicate=False
                 )
             if isinstance(outcome, Refused) and submission.body is not None:
-                changes.messages.append(self._rejection(submission, outcome, now))
+                changes.messages += self._rejection(submission, outcome, now)
             outcomes.append(outcome)
         self._room_left -= len(fresh)
         if fresh:
@@ -154,18 +161,21 @@ class Admission:
 
     async def _replace(
         self, connection: Connection, rival: Job, changes: _Changes, now: int
-    ) -> None:
-        """Drop the pair's old row; one that was still waiting ends with an event."""
+    ) -> Job | None:
+        """Drop the pair's old row; return it if it was still waiting: it ends with an event."""
+        ended = None
         if rival.status is JobState.PENDING:
             ended = replace(
                 rival,
                 status=JobState.ERROR,
                 completed_at=now,
                 seq=rival.seq + changes.told.get(rival.job_id, 0) + terminal_events(JobState.ERROR),
+                error_code="superseded",
                 error_message="superseded: a newer request with force took its place",
             )
             changes.messages += self._announcer.ended(ended, now)
         await connection.execute(sql.DROP, (rival.job_id,))
+        return ended
 
     def _new_row(self, job: Job) -> list[Any]:
         level_ms = int(self._settings.aging_seconds * 1000) or STRICT_LEVEL_MS
@@ -182,9 +192,9 @@ class Admission:
             job.correlation_data,
         ]
 
-    def _rejection(self, submission: Submission, refused: Refused, now: int) -> Message:
+    def _rejection(self, submission: Submission, refused: Refused, now: int) -> list[Message]:
         job = submission.job
-        return rejection_message(
+        return rejection_messages(
             code=refused.code,
             message=refused.message,
             topic_task=job.task_type.value,
@@ -195,4 +205,8 @@ class Admission:
             now=now,
             existing_job_id=refused.existing_job_id,
             retry_after_ms=refused.retry_after_ms,
+            sha256=submission.sha256,
+            index=submission.index,
+            reply_to=job.reply_to,
+            correlation_data=job.correlation_data,
         )

@@ -5,6 +5,7 @@ guarded by its fence; whatever a client must hear of is written to the outbox in
 transaction. Enqueues and settles that come together share one commit.
 """
 
+import asyncio
 import sqlite3
 from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
@@ -20,11 +21,14 @@ from daemon.events import Event, Message
 from daemon.job_reader import JobReader
 from daemon.job_rows import job_from_row, jobs_from_rows, pair
 from daemon.jobs import Clock, Job, JobState, JsonObject, Lease, TaskType, dump_json, dump_result
+from daemon.metrics import Metrics
 from daemon.settings import QueueSettings
 from daemon.settlement import Settlement, lost_lease, settle, told
 from daemon.stage import Stage, StageClosedError
 
 ENQUEUE_BATCH = 256
+FEW = 4
+"""Up to so many items of one message need no commit of their own."""
 SETTLE_BATCH = 64
 ORPHANED_MS = 300_000
 """Age at which another daemon's event is no longer taken to be on its way."""
@@ -49,9 +53,11 @@ class JobQueue(JobReader):
         clock: Clock,
         worker: str,
         worker_id: str,
+        metrics: Metrics | None = None,
     ) -> None:
         super().__init__(database, clock)
         self._settings = settings
+        self._metrics = metrics or Metrics()
         self._worker = worker
         self._announcer = Announcer(owner=worker, worker_id=worker_id, clock=clock)
         self._admission = Admission(settings, self._announcer)
@@ -60,12 +66,16 @@ class JobQueue(JobReader):
         self._intake: Stage[Submission | Message, Outcome | None] = Stage(
             "enqueue", self._enqueue_batch, max_batch=ENQUEUE_BATCH, queue_size=4 * ENQUEUE_BATCH
         )
+        # One commit a group, and one group at a time: leases and settles get their turn between.
+        self._groups: Stage[Sequence[Submission | Message], Sequence[Outcome | Exception | None]]
+        self._groups = Stage("enqueue-group", self._enqueue_groups)
         self._settling: Stage[Settlement, Job] = Stage(
             "settle", self._settle_batch, max_batch=SETTLE_BATCH, queue_size=4 * SETTLE_BATCH
         )
 
     async def __aenter__(self) -> Self:
         await self._intake.__aenter__()
+        await self._groups.__aenter__()
         await self._settling.__aenter__()
         return self
 
@@ -76,6 +86,7 @@ class JobQueue(JobReader):
         traceback: TracebackType | None,
     ) -> None:
         await self._intake.close()
+        await self._groups.close()
         await self._settling.close()
 
     # -- into the queue ------------------------------------------------------------------------
@@ -99,6 +110,24 @@ class JobQueue(JobReader):
         """
         await _submit(self._intake, message)
 
+    async def enqueue_all(self, items: Sequence[Submission | Message]) -> None:
+        """Return once all requests and messages of one MQTT message are durable.
+
+        Many go into one commit of their own, a few share one with whatever else comes.
+
+        Raises:
+            StorageError: they are not, and must come again.
+        """
+        if len(items) > FEW:
+            await _submit(self._groups, items)
+        else:
+            await asyncio.gather(*(_submit(self._intake, item) for item in items))
+
+    async def _enqueue_groups(
+        self, groups: Sequence[Sequence[Submission | Message]]
+    ) -> list[Sequence[Outcome | Exception | None]]:
+        return [await self._enqueue_batch(group) for group in groups]
+
     async def _enqueue_batch(
         self, items: Sequence[Submission | Message]
     ) -> Sequence[Outcome | Exception | None]:
@@ -111,10 +140,25 @@ class JobQueue(JobReader):
             return [next(answers) if isinstance(item, Submission) else None for item in items]
 
         outcomes = await self._database.write(work, durable=True)
+        self._count_outcomes(items, outcomes)
         self.message_ready.ring()
         if any(isinstance(outcome, Accepted) for outcome in outcomes):
             self.job_ready.ring()
         return outcomes
+
+    def _count_outcomes(
+        self, items: Sequence[Submission | Message], outcomes: Sequence[Outcome | None]
+    ) -> None:
+        for item, outcome in zip(items, outcomes, strict=True):
+            if isinstance(outcome, Accepted):
+                self._metrics.request_accepted(
+                    outcome.job.task_type, is_duplicate=outcome.is_duplicate
+                )
+                if outcome.superseded is not None:
+                    self._metrics.job_ended(outcome.superseded)
+            elif outcome is not None and isinstance(item, Submission) and item.body is not None:
+                # What REST refuses is counted there, with what never comes so far.
+                self._metrics.request_rejected("mqtt", outcome.code)
 
     # -- out of the queue ----------------------------------------------------------------------
 
@@ -162,6 +206,8 @@ class JobQueue(JobReader):
             return leases
 
         leases = await self._database.write(work)
+        for lease in leases:
+            self._metrics.attempt_began(lease.job)
         if leases:
             self.message_ready.ring()
         return leases
@@ -294,7 +340,13 @@ class JobQueue(JobReader):
                 connection, list(first.values()), self._announcer, self._clock()
             )
         )
-        self._ring_for(settled.values())
+        for key, job in settled.items():
+            settlement = first[key]
+            if settlement.status is JobState.PENDING and settlement.error_code is not None:
+                self._metrics.put_back(
+                    job, settlement.error_code, costs_attempt=not settlement.given_back
+                )
+        self._have_moved(settled.values())
         lost = [LeaseLostError(f"job {each.lease.job.job_id} is no longer ours") for each in batch]
         return [
             settled.get(each.key, error) if first[each.key] is each else error
@@ -356,7 +408,9 @@ class JobQueue(JobReader):
             return list(settled.values())
 
         jobs = await self._database.write(work)
-        self._ring_for(jobs)
+        for job in jobs:
+            self._metrics.lease_reclaimed(job)
+        self._have_moved(jobs)
         return jobs
 
     # -- by hand -------------------------------------------------------------------------------
@@ -435,6 +489,8 @@ class JobQueue(JobReader):
         job = await self._database.write(work)
         if job is None:
             raise await self._unfit(job_id)
+        if job.status.is_terminal:
+            self._metrics.job_ended(job)
         self.message_ready.ring()
         return job
 
@@ -462,16 +518,19 @@ class JobQueue(JobReader):
             StorageError: nothing changed.
         """
 
-        async def work(connection: Connection) -> None:
+        async def work(connection: Connection) -> list[Job]:
             now = self._clock()
             try:
                 rows = await connection.execute_fetchall(sql.HEAL, (now, job.job_id))
             except sqlite3.IntegrityError:
-                return
-            for healed in jobs_from_rows(rows):
+                return []
+            jobs = jobs_from_rows(rows)
+            for healed in jobs:
                 await self._announcer.write(connection, self._announcer.ended(healed, now))
+            return jobs
 
-        await self._database.write(work)
+        for healed in await self._database.write(work):
+            self._metrics.job_ended(healed)
         self.message_ready.ring()
 
     async def delay_sync(self, job: Job, *, run_at: int | None, code: str, message: str) -> None:
@@ -502,8 +561,12 @@ class JobQueue(JobReader):
 
     # -- shared ----------------------------------------------------------------------------------
 
-    def _ring_for(self, jobs: Iterable[Job]) -> None:
+    def _have_moved(self, jobs: Iterable[Job]) -> None:
+        """Count the ends among jobs that left `processing`, and wake who waits for them."""
         jobs = list(jobs)
+        for job in jobs:
+            if job.status.is_terminal:
+                self._metrics.job_ended(job)
         if any(job.status is JobState.PENDING for job in jobs):
             self.job_ready.ring()
         if any(job.status.is_terminal for job in jobs):

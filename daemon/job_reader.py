@@ -1,6 +1,7 @@
 """Looks into the queue: what waits, runs and ended. Changes nothing."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from daemon import statements as sql
@@ -8,6 +9,23 @@ from daemon.database import Database
 from daemon.errors import JobNotFoundError
 from daemon.job_rows import jobs_from_rows
 from daemon.jobs import Clock, Job, JobState, JsonObject, TaskType, dump_json
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """What waits, runs and is owed at one moment; ages in seconds, 0 where there is nothing."""
+
+    pending: int
+    """Jobs that wait, `delayed` ones among them."""
+    delayed: int
+    """Jobs that wait for their next try."""
+    processing: int
+    undelivered: int
+    """Face results in sync_failed that are still offered to the media store."""
+    oldest_pending_seconds: float
+    """Since the request of the longest waiting job was accepted."""
+    outbox: int
+    oldest_event_seconds: float
 
 
 class JobReader:
@@ -63,13 +81,29 @@ class JobReader:
 
     async def depth(self) -> JsonObject:
         """Return how many jobs wait, run, and how many events wait for the broker."""
-        ready, delayed, suspect, processing, outbox = (await self._database.read(sql.COUNT_LIVE))[0]
+        found = await self.snapshot()
         return {
-            "pending": ready + delayed + suspect,
-            "delayed": delayed,
-            "processing": processing,
-            "outbox": outbox,
+            "pending": found.pending,
+            "delayed": found.delayed,
+            "processing": found.processing,
+            "outbox": found.outbox,
         }
+
+    async def snapshot(self) -> Snapshot:
+        """Return how much waits and runs, and for how long, in one read of one moment."""
+        row = (await self._database.read(sql.COUNT_LIVE))[0]
+        return Snapshot(
+            pending=row["pending"],
+            delayed=row["delayed"],
+            processing=row["processing"],
+            undelivered=row["undelivered"],
+            oldest_pending_seconds=self._age_seconds(row["oldest_pending"]),
+            outbox=row["outbox"],
+            oldest_event_seconds=self._age_seconds(row["oldest_event"]),
+        )
+
+    def _age_seconds(self, since: int | None) -> float:
+        return 0.0 if since is None else max(0, self._clock() - since) / 1000
 
     async def has_suspect(self, task_types: Sequence[TaskType]) -> bool:
         """Whether a job waits that must run alone."""

@@ -9,6 +9,7 @@ from daemon.bell import Bell
 from daemon.database import Connection, Database, Row
 from daemon.errors import PublishError, StorageError
 from daemon.jobs import Clock, dump_json
+from daemon.metrics import Metrics
 from daemon.retry import backoff_ms
 
 log = logging.getLogger(__name__)
@@ -59,13 +60,21 @@ class Outbox:
     """
 
     def __init__(
-        self, database: Database, publisher: Publisher, ready: Bell, *, owner: str, clock: Clock
+        self,
+        database: Database,
+        publisher: Publisher,
+        ready: Bell,
+        *,
+        owner: str,
+        clock: Clock,
+        metrics: Metrics | None = None,
     ) -> None:
         self._database = database
         self._publisher = publisher
         self._ready = ready
         self._owner = owner
         self._clock = clock
+        self._metrics = metrics or Metrics()
         self._relaying = asyncio.Lock()
 
     async def run(self) -> None:
@@ -106,6 +115,9 @@ class Outbox:
             return 0
         # Sent in order over one connection; only the confirmations are waited for together.
         outcomes = await asyncio.gather(*(self._publish(row) for row in rows))
+        self._metrics.events_sent("published", outcomes.count(0))
+        self._metrics.events_sent("refused", outcomes.count(1))
+        self._metrics.events_sent("unconfirmed", outcomes.count(-1))
         confirmed = [row["id"] for row, code in zip(rows, outcomes, strict=True) if code == 0]
         refused = [
             [row["id"], self._clock() + _delay_ms(row["attempt"])]
@@ -143,7 +155,11 @@ class Outbox:
         except PublishError as error:
             if error.reason_code is None and error.code != "too_large":
                 return -1
-            log.error("an event was not taken: %s", error.message, extra={"topic": row["topic"]})  # noqa: TRY400 - the broker's word says it all
+            log.error(  # noqa: TRY400 - the broker's word says it all
+                "an event was not taken: %s",
+                error.message,
+                extra={"topic": row["topic"], "job_id": _job_id(payload)},
+            )
             return 1
         return 0
 
@@ -155,6 +171,11 @@ class Outbox:
 
 def _delay_ms(attempt: int) -> int:
     return backoff_ms(attempt + 1, first_seconds=5, most_seconds=REFUSED_MAX_SECONDS)
+
+
+def _job_id(payload: str) -> str | None:
+    event = json.loads(payload)
+    return event.get("job_id") if isinstance(event, dict) else None
 
 
 def _without_result(payload: str) -> str:

@@ -117,12 +117,27 @@ SELECT (SELECT count(*) FROM (SELECT 1 FROM jobs
      + (SELECT count(*) FROM (SELECT 1 FROM jobs
             WHERE status = 'pending' AND run_at IS NULL AND lost > 0 LIMIT ?1))
 """
+# Rows are numbered as they come: the smallest id is the oldest, and stands in every index.
 COUNT_LIVE = """
-SELECT (SELECT count(*) FROM jobs WHERE status = 'pending' AND run_at IS NULL AND lost = 0),
-       (SELECT count(*) FROM jobs WHERE status = 'pending' AND run_at IS NOT NULL),
-       (SELECT count(*) FROM jobs WHERE status = 'pending' AND run_at IS NULL AND lost > 0),
-       (SELECT count(*) FROM jobs WHERE status = 'processing'),
-       (SELECT count(*) FROM outbox)
+WITH ready AS MATERIALIZED (
+        SELECT count(*) AS number, min(id) AS oldest FROM jobs
+        WHERE status = 'pending' AND run_at IS NULL AND lost = 0),
+    delayed AS MATERIALIZED (
+        SELECT count(*) AS number, min(id) AS oldest FROM jobs
+        WHERE status = 'pending' AND run_at IS NOT NULL),
+    suspect AS MATERIALIZED (
+        SELECT count(*) AS number, min(id) AS oldest FROM jobs
+        WHERE status = 'pending' AND run_at IS NULL AND lost > 0)
+SELECT ready.number + delayed.number + suspect.number AS pending,
+       delayed.number AS delayed,
+       (SELECT count(*) FROM jobs WHERE status = 'processing') AS processing,
+       (SELECT count(*) FROM jobs WHERE status = 'sync_failed' AND run_at IS NOT NULL)
+           AS undelivered,
+       (SELECT min(created_at) FROM jobs
+        WHERE id IN (ready.oldest, delayed.oldest, suspect.oldest)) AS oldest_pending,
+       (SELECT count(*) FROM outbox) AS outbox,
+       (SELECT created_at FROM outbox ORDER BY id LIMIT 1) AS oldest_event
+FROM ready, delayed, suspect
 """
 PRUNE = """
 DELETE FROM jobs WHERE id IN (

@@ -62,6 +62,10 @@ PLANS = {
         "SEARCH jobs USING INDEX jobs_delayed (run_at>?)",
         "SCAN jobs USING INDEX jobs_suspect",
         "SCAN jobs USING INDEX jobs_leased",
+        "SEARCH jobs USING INDEX jobs_unsynced (run_at>?)",
+        BY_ROWID,
+        "SCAN outbox",
+        # The oldest event: the first row of the table, and no more.
         "SCAN outbox",
     ],
     # Once at a start or a few times a minute, over the unpublished events only.
@@ -128,6 +132,7 @@ def test_every_statement_is_held_to_a_plan() -> None:
         (statements.LEASE_SUSPECT, ("w", 1, 2, json.dumps(["image_embedding"]))),
         (statements.DUE_SYNC, (1, json.dumps(["face_detection"]), 8)),
         (statements.COUNT_PENDING, (1000,)),
+        (statements.COUNT_LIVE, ()),
         (statements.SUPERSEDE_SYNC, (json.dumps([[1, "image_embedding"]]),)),
     ],
 )

@@ -20,7 +20,14 @@ LAYERS = (
     {"daemon.job_queue"},
     {"daemon.admission", "daemon.settlement", "daemon.job_reader"},
     {"daemon.announcer", "daemon.job_rows"},
-    {"daemon.database", "daemon.mqtt", "daemon.statements", "daemon.logs", "daemon.identity"},
+    {
+        "daemon.database",
+        "daemon.mqtt",
+        "daemon.statements",
+        "daemon.logs",
+        "daemon.identity",
+        "daemon.metrics",
+    },
     {"daemon.events", "daemon.retry", "daemon.requests"},
     {"daemon.jobs", "daemon.topics", "daemon.settings", "daemon.stage", "daemon.bell"},
     {"daemon.errors"},
@@ -49,6 +56,7 @@ VENDORS = {
     "PIL": {"handlers.images", "demos.annotate"},
     "pillow_heif": {"handlers.images"},
     "jwt": {"http_shim.auth"},
+    "prometheus_client": {"daemon.metrics"},
     "paho": {"demos.quickstart"},
     "sqlite3": {"daemon.database", "daemon.job_queue"},
 }
