@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 from daemon import statements as sql
 from daemon.announcer import Announcer
 from daemon.database import Connection
-from daemon.events import Event, Message, rejection_message, terminal_events
+from daemon.events import Event, Message, rejection_messages, terminal_events
 from daemon.job_rows import jobs_from_rows, pair
 from daemon.jobs import Job, JobState, dump_json
 from daemon.settings import QueueSettings
@@ -26,6 +26,10 @@ class Submission:
     """Take the place of the pair's old job, unless that is being processed."""
     body: bytes | None = None
     """What came over MQTT, to answer a refusal with; None where the caller answers itself."""
+    sha256: str | None = None
+    """Of the whole message that it came in, where that held more than `body`."""
+    index: int | None = None
+    """Its place in a batch."""
     has_client_job_id: bool = False
     """The client chose the job_id, so that a refusal can be told on its topic."""
 
@@ -120,7 +124,7 @@ class Admission:
                     Event.ACCEPTED, job, now, duplicate=False
                 )
             if isinstance(outcome, Refused) and submission.body is not None:
-                changes.messages.append(self._rejection(submission, outcome, now))
+                changes.messages += self._rejection(submission, outcome, now)
             outcomes.append(outcome)
         self._room_left -= len(fresh)
         if fresh:
@@ -188,9 +192,9 @@ class Admission:
             job.correlation_data,
         ]
 
-    def _rejection(self, submission: Submission, refused: Refused, now: int) -> Message:
+    def _rejection(self, submission: Submission, refused: Refused, now: int) -> list[Message]:
         job = submission.job
-        return rejection_message(
+        return rejection_messages(
             code=refused.code,
             message=refused.message,
             topic_task=job.task_type.value,
@@ -201,4 +205,8 @@ class Admission:
             now=now,
             existing_job_id=refused.existing_job_id,
             retry_after_ms=refused.retry_after_ms,
+            sha256=submission.sha256,
+            index=submission.index,
+            reply_to=job.reply_to,
+            correlation_data=job.correlation_data,
         )

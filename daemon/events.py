@@ -54,7 +54,8 @@ def job_messages(
         "data": job.to_wire(),
         **extra,
     }
-    return _addressed(topics.job_event(job.job_id, event), envelope, job)
+    topic = topics.job_event(job.job_id, event)
+    return _addressed(topic, envelope, job.reply_to, job.correlation_data)
 
 
 def terminal_events(status: JobState) -> int:
@@ -79,7 +80,7 @@ def terminal_messages(job: Job, *, worker_id: str, now: int) -> list[Message]:
     ]
 
 
-def rejection_message(
+def rejection_messages(
     *,
     error: InvalidRequestError | None = None,
     code: str | None = None,
@@ -92,11 +93,17 @@ def rejection_message(
     now: int,
     existing_job_id: str | None = None,
     retry_after_ms: int | None = None,
-) -> Message:
+    sha256: str | None = None,
+    index: int | None = None,
+    reply_to: str | None = None,
+    correlation_data: str | None = None,
+) -> list[Message]:
     """Return a `rejected` event; a request without a usable job_id becomes a dead letter.
 
     Its seq is 0, since no job counts it, and its id follows from what came and why it was
     refused, so that a redelivered request repeats the event instead of making another.
+
+    Of an entry of a batch `body` is the entry, `index` its place, `sha256` the whole message's.
     """
     data: JsonObject = {
         "code": error.code if error else code,
@@ -108,14 +115,17 @@ def rejection_message(
         data["existing_job_id"] = existing_job_id
     if retry_after_ms is not None:
         data["retry_after_ms"] = retry_after_ms
-    digest = hashlib.sha256(body).hexdigest()
+    if index is not None:
+        data["index"] = index
+    digest = sha256 or hashlib.sha256(body).hexdigest()
+    name = f"{topic_task}:{digest}:{data['code']}" + ("" if index is None else f":{index}")
     if job_id is None:
         data["sha256"] = digest
         data["body"] = body[:200].decode("utf-8", "replace")
     envelope: JsonObject = {
         "v": 1,
         "event": f"job_{Event.REJECTED}",
-        "event_id": str(uuid.uuid5(NAMESPACE, f"{topic_task}:{digest}:{data['code']}")),
+        "event_id": str(uuid.uuid5(NAMESPACE, name)),
         "seq": 0,
         "timestamp": now,
         "job_id": job_id,
@@ -125,7 +135,7 @@ def rejection_message(
         "data": data,
     }
     topic = topics.job_event(job_id, Event.REJECTED) if job_id else topics.dead_letter(topic_task)
-    return Message(topic, dump_json(envelope))
+    return _addressed(topic, envelope, reply_to, correlation_data)
 
 
 def _event_id(job: Job, event: Event) -> str:
@@ -134,9 +144,11 @@ def _event_id(job: Job, event: Event) -> str:
     return str(uuid.uuid5(NAMESPACE, name))
 
 
-def _addressed(topic: str, envelope: JsonObject, job: Job) -> list[Message]:
+def _addressed(
+    topic: str, envelope: JsonObject, reply_to: str | None, correlation_data: str | None
+) -> list[Message]:
     payload = dump_json(envelope)
     messages = [Message(topic, payload)]
-    if job.reply_to:
-        messages.append(Message(job.reply_to, payload, job.correlation_data))
+    if reply_to:
+        messages.append(Message(reply_to, payload, correlation_data))
     return messages

@@ -1,15 +1,27 @@
 """From what a client sent to a job in the queue: the one way in, for MQTT and REST alike."""
 
+import hashlib
+import json
 import logging
 import time
 import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from daemon.admission import Accepted, Outcome, Submission
 from daemon.errors import ConflictError, InvalidRequestError, QueueFullError
-from daemon.events import rejection_message
+from daemon.events import Message, rejection_messages
 from daemon.job_queue import JobQueue
 from daemon.jobs import Clock, Job, JobState, TaskType
-from daemon.requests import JobRequest, MqttRequest, parse_json, parse_request, parse_task_type
+from daemon.requests import (
+    JobRequest,
+    MqttRequest,
+    parse_batch,
+    parse_json,
+    parse_request,
+    parse_task_type,
+)
 from daemon.topics import is_reply_topic, requested_task
 
 log = logging.getLogger(__name__)
@@ -27,29 +39,27 @@ class Intake:
         self._max_request_bytes = max_request_bytes
 
     async def on_request(self, request: MqttRequest) -> None:
-        """Take one MQTT request; return once it is durably accepted or durably refused.
+        """Take one MQTT message, a request or a batch; return once all of it is durable.
+
+        Each request of a batch is accepted or refused as if it had come alone.
 
         Raises:
             StorageError: neither, so it must not be acknowledged.
         """
         task = requested_task(request.topic) or "unknown"
         try:
-            submission = self._read(task, request)
+            entries = self._entries(request)
         except InvalidRequestError as error:
-            log.info("a request was rejected: %s", error.code, extra={"job_id": error.job_id})
-            await self._queue.announce(
-                rejection_message(
-                    error=error,
-                    topic_task=task,
-                    body=request.payload,
-                    job_id=error.job_id,
-                    request_id=error.request_id,
-                    worker_id=self._worker_id,
-                    now=self._clock(),
-                )
-            )
-            return
-        await self._queue.enqueue(submission)
+            log.info("a message was rejected: %s", error.code)
+            items: list[Submission | Message] = [
+                *self._refuse(task, request, _Entry(body=request.payload), error)
+            ]
+            entries = []
+        else:
+            items = [item for entry in entries for item in self._take(task, request, entry)]
+        if len(entries) > 1 and any(isinstance(item, Message) for item in items):
+            log.info("a batch of %d requests came with bad ones among them", len(entries))
+        await self._queue.enqueue_all(items)
 
     async def submit(self, task_type: TaskType, request: JobRequest) -> Accepted:
         """Take one checked REST request.
@@ -66,14 +76,53 @@ class Intake:
         )
         return _raise_refusal(outcome)
 
-    def _read(self, task: str, request: MqttRequest) -> Submission:
+    def _entries(self, request: MqttRequest) -> list["_Entry"]:
         if len(request.payload) > self._max_request_bytes:
             raise InvalidRequestError(
                 f"{len(request.payload)} bytes; at most {self._max_request_bytes} are read",
                 code="too_large",
             )
         body = parse_json(request.payload)
-        checked = parse_request(body)
+        batch = parse_batch(body)
+        if batch is None:
+            return [_Entry(body=request.payload, value=body)]
+        digest = hashlib.sha256(request.payload).hexdigest()
+        return [
+            _Entry(body=_rewritten(value), value=value, sha256=digest, index=index)
+            for index, value in enumerate(batch)
+        ]
+
+    def _take(
+        self, task: str, request: MqttRequest, entry: "_Entry"
+    ) -> Sequence[Submission | Message]:
+        try:
+            return [self._read(task, request, entry)]
+        except InvalidRequestError as error:
+            if entry.index is None:
+                log.info("a request was rejected: %s", error.code, extra={"job_id": error.job_id})
+            return self._refuse(task, request, entry, error)
+
+    def _refuse(
+        self, task: str, request: MqttRequest, entry: "_Entry", error: InvalidRequestError
+    ) -> list[Message]:
+        return rejection_messages(
+            error=error,
+            topic_task=task,
+            body=entry.body,
+            job_id=error.job_id,
+            request_id=error.request_id,
+            worker_id=self._worker_id,
+            now=self._clock(),
+            sha256=entry.sha256,
+            index=entry.index,
+            reply_to=_usable_reply(entry.value, request),
+            correlation_data=request.correlation_data,
+        )
+
+    def _read(self, task: str, request: MqttRequest, entry: "_Entry") -> Submission:
+        if not isinstance(entry.value, dict):
+            raise InvalidRequestError("a request must be a JSON object")
+        checked = parse_request(entry.value)
         try:
             task_type = parse_task_type(task)
             if request.is_retained:
@@ -90,11 +139,12 @@ class Intake:
         except InvalidRequestError as error:
             error.job_id, error.request_id = checked.job_id, checked.request_id
             raise
-        job = self._new_job(task_type, checked, reply_to, request.correlation_data)
         return Submission(
-            job=job,
+            job=self._new_job(task_type, checked, reply_to, request.correlation_data),
             force=checked.force,
-            body=request.payload,
+            body=entry.body,
+            sha256=entry.sha256,
+            index=entry.index,
             has_client_job_id=checked.job_id is not None,
         )
 
@@ -123,6 +173,33 @@ class Intake:
             reply_to=reply_to or request.reply_to,
             correlation_data=correlation_data,
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Entry:
+    """One request of a message, which may hold many."""
+
+    body: bytes
+    """Its own bytes, to be shown in a dead letter."""
+    value: Any = None
+    sha256: str | None = None
+    index: int | None = None
+
+
+def _rewritten(value: Any) -> bytes:
+    try:
+        return json.dumps(value).encode()
+    except RecursionError:
+        return b"nested too deeply"
+
+
+def _usable_reply(value: Any, request: MqttRequest) -> str | None:
+    """Return where a refusal is told besides; a topic that is refused itself hears nothing."""
+    asked = value.get("reply_to") if isinstance(value, dict) else None
+    for topic in (asked, request.response_topic):
+        if isinstance(topic, str) and is_reply_topic(topic):
+            return topic
+    return None
 
 
 def new_job_id() -> str:

@@ -5,6 +5,7 @@ guarded by its fence; whatever a client must hear of is written to the outbox in
 transaction. Enqueues and settles that come together share one commit.
 """
 
+import asyncio
 import sqlite3
 from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
@@ -26,6 +27,8 @@ from daemon.settlement import Settlement, lost_lease, settle, told
 from daemon.stage import Stage, StageClosedError
 
 ENQUEUE_BATCH = 256
+FEW = 4
+"""Up to so many items of one message need no commit of their own."""
 SETTLE_BATCH = 64
 ORPHANED_MS = 300_000
 """Age at which another daemon's event is no longer taken to be on its way."""
@@ -63,12 +66,16 @@ class JobQueue(JobReader):
         self._intake: Stage[Submission | Message, Outcome | None] = Stage(
             "enqueue", self._enqueue_batch, max_batch=ENQUEUE_BATCH, queue_size=4 * ENQUEUE_BATCH
         )
+        # One commit a group, and one group at a time: leases and settles get their turn between.
+        self._groups: Stage[Sequence[Submission | Message], Sequence[Outcome | Exception | None]]
+        self._groups = Stage("enqueue-group", self._enqueue_groups)
         self._settling: Stage[Settlement, Job] = Stage(
             "settle", self._settle_batch, max_batch=SETTLE_BATCH, queue_size=4 * SETTLE_BATCH
         )
 
     async def __aenter__(self) -> Self:
         await self._intake.__aenter__()
+        await self._groups.__aenter__()
         await self._settling.__aenter__()
         return self
 
@@ -79,6 +86,7 @@ class JobQueue(JobReader):
         traceback: TracebackType | None,
     ) -> None:
         await self._intake.close()
+        await self._groups.close()
         await self._settling.close()
 
     # -- into the queue ------------------------------------------------------------------------
@@ -101,6 +109,24 @@ class JobQueue(JobReader):
             StorageError: it is not.
         """
         await _submit(self._intake, message)
+
+    async def enqueue_all(self, items: Sequence[Submission | Message]) -> None:
+        """Return once all requests and messages of one MQTT message are durable.
+
+        Many go into one commit of their own, a few share one with whatever else comes.
+
+        Raises:
+            StorageError: they are not, and must come again.
+        """
+        if len(items) > FEW:
+            await _submit(self._groups, items)
+        else:
+            await asyncio.gather(*(_submit(self._intake, item) for item in items))
+
+    async def _enqueue_groups(
+        self, groups: Sequence[Sequence[Submission | Message]]
+    ) -> list[Sequence[Outcome | Exception | None]]:
+        return [await self._enqueue_batch(group) for group in groups]
 
     async def _enqueue_batch(
         self, items: Sequence[Submission | Message]

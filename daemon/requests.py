@@ -12,6 +12,8 @@ from daemon.jobs import MAX_MEDIA_STORE_ID, JsonObject, TaskType
 from daemon.topics import is_job_id, is_reply_topic
 
 MAX_REQUEST_ID = 256
+MAX_BATCH = 1000
+"""Requests in one message."""
 MAX_TIME_MS = 2**53
 """Times beyond it are not exact in every client's JSON."""
 
@@ -114,6 +116,29 @@ def parse_json(body: bytes) -> JsonObject:
     if not isinstance(value, dict):
         raise InvalidRequestError("the body must be a JSON object")
     return value
+
+
+def parse_batch(body: JsonObject) -> list[Any] | None:
+    """Return the entries of `{"requests": [...]}`, unchecked; None for a single request.
+
+    Raises:
+        InvalidRequestError: it is a batch, but not of 1 to MAX_BATCH entries and nothing else.
+    """
+    if "requests" not in body:
+        return None
+    entries = body["requests"]
+    other = sorted(body.keys() - {"requests", "v"})
+    if other:
+        raise InvalidRequestError(
+            f"{_printable(other[0])} is not a field of a batch", field=_printable(other[0])
+        )
+    if body.get("v", 1) != 1:
+        raise InvalidRequestError("v: must be 1", field="v")
+    if not isinstance(entries, list) or not 1 <= len(entries) <= MAX_BATCH:
+        raise InvalidRequestError(
+            f"requests must be a list of 1 to {MAX_BATCH} requests", field="requests"
+        )
+    return entries
 
 
 def parse_request(body: JsonObject) -> JobRequest:

@@ -14,7 +14,7 @@ import pytest
 
 from daemon.admission import Accepted, Outcome, Refused
 from daemon.errors import LeaseLostError, StorageError
-from daemon.events import rejection_message
+from daemon.events import rejection_messages
 from daemon.jobs import MAX_MEDIA_STORE_ID, JobState
 from tests.queue_bench import FACES, IMAGE, NOON, Bench, open_bench, submission
 
@@ -536,7 +536,7 @@ async def test_a_caller_that_answers_itself_leaves_no_refusal_in_the_outbox(benc
 
 
 async def test_a_dead_letter_is_durably_announced(bench: Bench) -> None:
-    message = rejection_message(
+    (message,) = rejection_messages(
         code="invalid_json",
         message="m",
         topic_task="unknown",

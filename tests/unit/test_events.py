@@ -13,7 +13,7 @@ from daemon.events import (
     Event,
     Message,
     job_messages,
-    rejection_message,
+    rejection_messages,
     terminal_events,
     terminal_messages,
 )
@@ -148,7 +148,8 @@ def rejected(job_id: str | None, **fields: Any) -> Message:
         "worker_id": "w",
         "now": 9,
     }
-    return rejection_message(job_id=job_id, **arguments | fields)
+    (message,) = rejection_messages(job_id=job_id, **arguments | fields)
+    return message
 
 
 def test_a_rejection_names_what_is_wrong() -> None:
