@@ -17,6 +17,8 @@ log = logging.getLogger(__name__)
 BATCH = 256
 POLL_SECONDS = 1.0
 REFUSED_MAX_SECONDS = 300
+LOST_ALONE = 3
+"""How often an event may be lost with its connection, sent alone, before it has to wait."""
 
 NEXT = "SELECT * FROM outbox WHERE owner = ? AND run_at IS NULL AND id > ? ORDER BY id LIMIT ?"
 HAS_DUE = "SELECT 1 FROM outbox WHERE run_at IS NOT NULL AND run_at <= ? LIMIT 1"
@@ -76,6 +78,8 @@ class Outbox:
         self._clock = clock
         self._metrics = metrics or Metrics()
         self._relaying = asyncio.Lock()
+        self._at_once = BATCH
+        self._lost_alone: dict[int, int] = {}
 
     async def run(self) -> None:
         """Relay until cancelled."""
@@ -110,9 +114,10 @@ class Outbox:
 
     async def _relay(self) -> int:
         await self._promote()
-        rows = await self._database.read(NEXT, (self._owner, 0, BATCH))
+        rows = await self._database.read(NEXT, (self._owner, 0, self._at_once))
         if not rows:
             return 0
+        was_up = self._publisher.is_up
         # Sent in order over one connection; only the confirmations are waited for together.
         outcomes = await asyncio.gather(*(self._publish(row) for row in rows))
         self._metrics.events_sent("published", outcomes.count(0))
@@ -124,6 +129,8 @@ class Outbox:
             for row, code in zip(rows, outcomes, strict=True)
             if code > 0
         ]
+        if self._is_poison(rows, outcomes, was_up=was_up):
+            refused = [[rows[0]["id"], self._clock() + _delay_ms(rows[0]["attempt"])]]
 
         async def settle(connection: Connection) -> None:
             await connection.execute(CONFIRM, (dump_json(confirmed),))
@@ -132,6 +139,33 @@ class Outbox:
         if confirmed or refused:
             await self._database.write(settle)
         return len(confirmed)
+
+    def _is_poison(self, rows: list[Row], outcomes: list[int], *, was_up: bool) -> bool:
+        """Find an event on which the broker hangs up, so that it does not hold up all others.
+
+        Where a whole batch is lost with its connection, events go one at a time; the one that is
+        lost alone again and again has to wait, like a refused one.
+        """
+        if outcomes.count(-1) < len(rows):
+            self._at_once = BATCH
+            self._lost_alone.clear()
+            return False
+        if not was_up:
+            return False
+        self._at_once = 1
+        if len(rows) > 1:
+            return False
+        row_id = rows[0]["id"]
+        self._lost_alone = {row_id: self._lost_alone.get(row_id, 0) + 1}
+        if self._lost_alone[row_id] < LOST_ALONE:
+            return False
+        log.error(
+            "the broker hangs up on an event",
+            extra={"topic": rows[0]["topic"], "job_id": _job_id(rows[0]["payload"])},
+        )
+        self._at_once = BATCH
+        self._lost_alone.clear()
+        return True
 
     async def _promote(self) -> None:
         now = self._clock()

@@ -364,3 +364,49 @@ class running:  # noqa: N801 - reads as a sentence where it is used
 
 async def is_empty(bench: Bench) -> bool:
     return await waiting(bench) == []
+
+
+class Fragile(Link):
+    """A broker that hangs up on one topic: what was sent after it is lost with it."""
+
+    hung_up = False
+
+    async def publish(
+        self,
+        topic: str,
+        payload: bytes,
+        *,
+        retain: bool = False,
+        correlation_data: str | None = None,
+    ) -> int:
+        self.hung_up = self.hung_up or topic == "poison"
+        if self.hung_up:
+            raise NOT_SENT
+        return await super().publish(topic, payload, correlation_data=correlation_data)
+
+
+async def test_an_event_the_broker_hangs_up_on_does_not_hold_up_the_others(bench: Bench) -> None:
+    # The batch is lost with its connection each time: who is to blame shows only one by one.
+    link = Fragile()
+    outbox = Outbox(bench.database, link, bench.queue.message_ready, owner=OWNER, clock=bench.clock)
+    await tell(bench, "poison", "one", "two")
+
+    for _ in range(6):
+        link.hung_up = False
+        await outbox.relay()
+
+    assert link.topics == ["one", "two"]
+    assert [row.topic for row in await bench.told()] == ["poison"]
+
+
+async def test_a_broker_that_is_away_makes_nothing_poison(bench: Bench) -> None:
+    link = Link(is_up=False, answers={"one": NOT_SENT})
+    outbox = Outbox(bench.database, link, bench.queue.message_ready, owner=OWNER, clock=bench.clock)
+    await tell(bench, "one")
+    for _ in range(10):
+        await outbox.relay()
+
+    link.answers.clear()
+    await outbox.relay()
+
+    assert link.topics == ["one"]
