@@ -57,7 +57,7 @@ VENDORS = {
     "pillow_heif": {"handlers.images"},
     "jwt": {"http_shim.auth"},
     "prometheus_client": {"daemon.metrics"},
-    "paho": {"demos.quickstart"},
+    "paho": {"demos.client_link", "demos.quickstart"},
     "sqlite3": {"daemon.database", "daemon.job_queue"},
 }
 """Who may import what; aiohttp is server in http_shim, client in handlers.media_store."""
