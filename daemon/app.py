@@ -13,6 +13,7 @@ from contextlib import AsyncExitStack
 from importlib.metadata import PackageNotFoundError, version
 
 from daemon import topics
+from daemon.cancellation import Cancellation
 from daemon.database import Database
 from daemon.errors import InferdError
 from daemon.health import Health
@@ -20,8 +21,9 @@ from daemon.identity import is_dead, own_identity
 from daemon.intake import Intake
 from daemon.job_queue import JobQueue
 from daemon.jobs import JsonObject
-from daemon.mqtt import MqttLink
+from daemon.mqtt import MqttLink, OnRequest
 from daemon.outbox import Outbox
+from daemon.requests import MqttRequest
 from daemon.settings import Settings
 from daemon.worker import Worker
 from handlers.assembly import HandlerSet, open_handlers
@@ -61,8 +63,16 @@ async def run(settings: Settings, *, started: Callable[[int | None], None] | Non
             worker_id=worker_id,
             max_request_bytes=settings.mqtt.max_request_bytes,
         )
+        cancellation = Cancellation(
+            queue,
+            stop_running=lambda job_id: worker.cancel(job_id),  # noqa: PLW0108 - made below
+            clock=epoch_ms,
+            worker_id=worker_id,
+        )
         link = MqttLink(
-            settings.mqtt, subscriptions=[topics.REQUEST_FILTER], on_request=intake.on_request
+            settings.mqtt,
+            subscriptions=[topics.REQUEST_FILTER, topics.CANCEL_FILTER],
+            on_request=_receiver(intake, cancellation),
         )
         outbox = Outbox(database, link, queue.message_ready, owner=identity, clock=epoch_ms)
         worker = Worker(
@@ -111,6 +121,16 @@ async def run(settings: Settings, *, started: Callable[[int | None], None] | Non
 def epoch_ms() -> int:
     """Return the wall clock in epoch milliseconds."""
     return time.time_ns() // 1_000_000
+
+
+def _receiver(intake: Intake, cancellation: Cancellation) -> OnRequest:
+    async def receive(message: MqttRequest) -> None:
+        if topics.cancelled_job(message.topic) is not None:
+            await cancellation.on_cancel(message)
+        else:
+            await intake.on_request(message)
+
+    return receive
 
 
 def _add_checks(

@@ -486,7 +486,7 @@ class JobQueue(JobReader):
             await self._announcer.write(connection, messages(job, now))
             return job
 
-        job = await self._database.write(work)
+        job = await self._database.write(work, durable=True)
         if job is None:
             raise await self._unfit(job_id)
         if job.status.is_terminal:

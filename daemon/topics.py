@@ -4,6 +4,7 @@ import re
 
 ROOT = "inference"
 REQUEST_FILTER = f"{ROOT}/request/+"
+CANCEL_FILTER = f"{ROOT}/cancel/+"
 
 _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 _WORD = re.compile(r"[a-z][a-z0-9_]{0,63}")
@@ -47,6 +48,14 @@ def availability(worker_id: str) -> str:
 
 def requested_task(topic: str) -> str | None:
     """Return the last level of a request topic, or None for any other topic."""
-    prefix = f"{ROOT}/request/"
-    task = topic.removeprefix(prefix)
-    return task if topic.startswith(prefix) and task and "/" not in task else None
+    return _last_level(topic, f"{ROOT}/request/")
+
+
+def cancelled_job(topic: str) -> str | None:
+    """Return the last level of a cancel topic, or None for any other topic."""
+    return _last_level(topic, f"{ROOT}/cancel/")
+
+
+def _last_level(topic: str, prefix: str) -> str | None:
+    level = topic.removeprefix(prefix)
+    return level if topic.startswith(prefix) and level and "/" not in level else None

@@ -86,6 +86,7 @@ class Worker:
         self._clock = clock
         self._report = report
         self._running: dict[str, tuple[Lease, asyncio.Task[None]]] = {}
+        self._cancelled: set[str] = set()
         self._jobs = _Nursery()
         self._gate = asyncio.Lock()
         self._taking = asyncio.Lock()
@@ -122,6 +123,24 @@ class Worker:
             log.info("waiting for %d running jobs", len(running))
             await asyncio.wait(running, timeout=self._settings.shutdown_grace_seconds)
         await self._jobs.cancel()
+
+    async def cancel(self, job_id: str) -> bool:
+        """End a job that runs here in error cancelled; return False where none of this id does.
+
+        An outcome that is being settled already wins.
+        """
+        async with self._taking:
+            # Whatever is leased has begun by now.
+            _, task = self._running.get(job_id, (None, None))
+        if task is None:
+            return False
+        if job_id not in self._cancelled:
+            self._cancelled.add(job_id)
+            # A task that is cancelled before its first step could settle nothing.
+            await asyncio.sleep(0)
+            task.cancel()
+        await asyncio.wait([task])
+        return True
 
     # -- leasing -------------------------------------------------------------------------------
 
@@ -205,6 +224,7 @@ class Worker:
     def _ended(self, job_id: str, task: asyncio.Task[None]) -> None:
         if self._running.get(job_id, (None, None))[1] is task:
             del self._running[job_id]
+            self._cancelled.discard(job_id)
         self._room.ring()
 
     # -- one job -------------------------------------------------------------------------------
@@ -215,12 +235,19 @@ class Worker:
         except asyncio.CancelledError:
             # Shutting down is not the job's fault. The release itself must not be cancelled.
             with contextlib.suppress(LeaseLostError, StorageError):
-                await asyncio.shield(self._queue.release(lease))
+                await asyncio.shield(self._let_go(lease))
         except LeaseLostError as error:
             log.warning("%s: its result is dropped", error, extra={"job_id": lease.job.job_id})
         except StorageError as error:
             # The lease runs out and the job comes back: nothing is lost.
             log.error("cannot settle: %s", error, extra={"job_id": lease.job.job_id})  # noqa: TRY400 - the sentence has it all
+
+    async def _let_go(self, lease: Lease) -> Job:
+        if lease.job.job_id in self._cancelled:
+            return await self._queue.bury(
+                lease, code="cancelled", message="the job was cancelled while it ran"
+            )
+        return await self._queue.release(lease)
 
     async def _attempt(self, lease: Lease) -> None:
         job = lease.job

@@ -16,7 +16,7 @@ LAYERS = (
     {"daemon.__main__"},
     {"daemon.app"},
     {"http_shim"},
-    {"daemon.worker", "daemon.intake", "daemon.outbox", "daemon.health"},
+    {"daemon.worker", "daemon.intake", "daemon.cancellation", "daemon.outbox", "daemon.health"},
     {"daemon.job_queue"},
     {"daemon.admission", "daemon.settlement", "daemon.job_reader"},
     {"daemon.announcer", "daemon.job_rows"},
