@@ -199,8 +199,9 @@ class InferdClient:
         poll_seconds: distance of those questions while the broker is away.
         reach_seconds: how long to try before the first sign of life of a broker or REST door;
             after one, outages are waited out for as long as the call has time.
-        on_event: called with (name, event) for every event of our jobs, such as
-            ("started", {...}), in the library's thread: it must return soon, and not call back.
+        on_event: called with (name, event) for every event of a job that is submitted or waited
+            for, such as ("started", {...}), until `wait` has returned; in the library's thread, so
+            it must return soon, and not call back.
 
     Raises:
         ValueError: an address is none, or REST is wanted without `inference_url`.
@@ -588,6 +589,8 @@ class InferdClient:
             return  # an event was faster
         if answer.status in (200, 201) and _is_job(answer.body):
             self._take_accepted(watch, answer.body, "rest", is_duplicate=False)
+            # Who listened before will hear the events, and need not ask over MQTT as well.
+            watch.is_answered = watch.is_heard
             return
         if answer.status >= HTTPStatus.INTERNAL_SERVER_ERROR or answer.status in (408, 429):
             self._trouble.rest = f"{self._rest} answers {answer.detail}"

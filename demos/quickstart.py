@@ -1,26 +1,19 @@
 """The body of `make demo`: real pictures through all three tasks, told as it happens."""
 
 import argparse
-import asyncio
-import json
 import sys
 import tempfile
 import time
 import uuid
-from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import aiohttp
-import paho.mqtt.client as paho
-from paho.mqtt.enums import CallbackAPIVersion
 
 from daemon.errors import ConfigError
 from daemon.jobs import JsonObject, TaskType
 from demos.annotate import draw_faces
 from demos.choose_models import Choice, choose_models
+from demos.client import ClientError, InferdClient, RejectedError, upload
 from demos.stack import Stack, StackError
 from handlers.vectors import QdrantFaceStore, QdrantImageStore
 
@@ -49,56 +42,6 @@ class Asked:
     picture: str
 
 
-class Listener:
-    """A paho client whose events arrive in an asyncio queue."""
-
-    def __init__(self, port: int) -> None:
-        self.events: asyncio.Queue[JsonObject] = asyncio.Queue()
-        self._loop = asyncio.get_running_loop()
-        self._port = port
-        self._subscribed = asyncio.Event()
-        self._client = paho.Client(
-            CallbackAPIVersion.VERSION2, f"demo-{uuid.uuid4().hex[:8]}", protocol=paho.MQTTv5
-        )
-        self._client.on_message = self._on_message
-        self._client.on_subscribe = self._on_subscribe
-
-    async def open(self) -> None:
-        """Connect and subscribe to every job's events; return after SUBACK."""
-        await asyncio.to_thread(self._client.connect, "127.0.0.1", self._port)
-        self._client.loop_start()
-        self._client.subscribe("inference/job/+/+", qos=1)
-        async with asyncio.timeout(10):
-            await self._subscribed.wait()
-
-    def ask(self, task_type: TaskType, body: JsonObject) -> None:
-        """Publish a request."""
-        self._client.publish(f"inference/request/{task_type}", json.dumps(body), qos=1)
-
-    def close(self) -> None:
-        """Disconnect."""
-        self._client.disconnect()
-        self._client.loop_stop()
-
-    def _on_subscribe(self, *_: Any) -> None:
-        self._loop.call_soon_threadsafe(self._subscribed.set)
-
-    def _on_message(self, _client: Any, _data: Any, message: paho.MQTTMessage) -> None:
-        event = json.loads(message.payload)
-        event["topic"] = message.topic
-        self._loop.call_soon_threadsafe(self.events.put_nowait, event)
-
-
-@asynccontextmanager
-async def _listening(port: int) -> AsyncIterator[Listener]:
-    listener = Listener(port)
-    await listener.open()
-    try:
-        yield listener
-    finally:
-        listener.close()
-
-
 def find_pictures() -> dict[str, Path]:
     """Return the sample pictures that are installed here, by name."""
     from importlib.util import find_spec  # noqa: PLC0415 - the packages themselves load slowly
@@ -111,16 +54,6 @@ def find_pictures() -> dict[str, Path]:
     return found
 
 
-async def upload(session: aiohttp.ClientSession, url: str, path: Path) -> int:
-    """Put a picture into the media store and return its id."""
-    form = aiohttp.FormData({"is_collection": "false", "label": path.name})
-    data = await asyncio.to_thread(path.read_bytes)
-    form.add_field("file", data, filename=path.name)
-    async with session.post(f"{url}/entity/", data=form) as response:
-        response.raise_for_status()
-        return int((await response.json())["id"])
-
-
 class Show:
     """One run of the demo over a stack."""
 
@@ -131,76 +64,75 @@ class Show:
         self._finished: dict[str, JsonObject] = {}
         self.ids: dict[str, int] = {}
 
-    async def run(self, pictures: dict[str, Path]) -> None:
+    def run(self, pictures: dict[str, Path]) -> None:
         """Upload, ask over MQTT and REST, follow the events, show the results."""
-        async with (
-            aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=30)) as session,
-            _listening(self._stack.broker_port) as listener,
-        ):
+        with InferdClient(
+            f"mqtt://127.0.0.1:{self._stack.broker_port}",
+            inference_url=self._stack.inferd_url,
+            on_event=self._tell,
+        ) as client:
             _title("1. Pictures go to the media store")
             for name, path in pictures.items():
-                self.ids[name] = await upload(session, self._stack.media_store_url, path)
+                self.ids[name] = self._upload(path)
                 print(f"   {name:24} -> id {self.ids[name]}")
             _title("2. Ask over MQTT, hear the events")
-            self._ask_over_mqtt(listener)
-            await self._follow(listener)
+            self._ask_over_mqtt(client)
             _title("3. Ask over REST")
-            await self._ask_over_rest(session, pictures, listener)
-            self._show_results()
-            self._draw(pictures)
+            self._ask_over_rest(client, pictures)
+        self._show_results()
+        self._draw(pictures)
 
-    def _ask_over_mqtt(self, listener: Listener) -> None:
-        for name, media_store_id in self.ids.items():
+    def _upload(self, path: Path) -> int:
+        return upload(self._stack.media_store_url, path.read_bytes(), path.name)
+
+    def _ask_over_mqtt(self, client: InferdClient) -> None:
+        for name in self.ids:
             for task_type in TaskType:
                 job_id = str(uuid.uuid4())
                 self._asked[job_id] = Asked(job_id, task_type, name)
-                body = {"media_store_id": media_store_id, "job_id": job_id, "priority": 5}
-                listener.ask(task_type, body)
         first = next(iter(self._asked.values()))
         print(f"   inference/request/{first.task_type}  media_store_id {self.ids[first.picture]}")
         print(f"   ... {len(self._asked)} requests, 3 tasks for each picture\n")
+        requests = [
+            {
+                "task_type": asked.task_type,
+                "media_store_id": self.ids[asked.picture],
+                "job_id": asked.job_id,
+            }
+            for asked in self._asked.values()
+        ]
+        for outcome in client.submit_many(requests, timeout=DEADLINE_SECONDS):
+            if outcome.error is not None:
+                raise outcome.error
+            if outcome.job is not None:
+                self._finished[outcome.job["job_id"]] = outcome.job
 
-    async def _follow(self, listener: Listener) -> None:
-        async with asyncio.timeout(DEADLINE_SECONDS):
-            while self._asked.keys() - self._finished.keys():
-                event = await listener.events.get()
-                kind = event["topic"].rpartition("/")[2]
-                asked = self._asked.get(event["job_id"])
-                if asked is None:
-                    continue
-                self._tell(kind, asked, event)
-                if kind == "completed":
-                    self._finished[asked.job_id] = event["data"]
-                if kind == "rejected":
-                    raise StackError(f"a request was rejected: {event['data']}")
+    def _ask_over_rest(self, client: InferdClient, pictures: dict[str, Path]) -> None:
+        media_store_id = self._upload(pictures.get(GROUP) or next(iter(pictures.values())))
+        task_type = TaskType.FACE_DETECTION
+        asked = Asked(str(uuid.uuid4()), task_type, "the same, again")
+        self._asked[asked.job_id] = asked
+        submitted = client.submit(
+            task_type, media_store_id, priority=8, job_id=asked.job_id, rest=True
+        )
+        body = {"media_store_id": media_store_id, "priority": 8}
+        print(f"   POST /job/{task_type} {body} -> 201 {submitted.job['status']}")
+        self._finished[asked.job_id] = client.wait(asked.job_id, DEADLINE_SECONDS)
+        try:
+            client.submit(task_type, media_store_id, priority=8, rest=True)
+        except RejectedError as error:
+            print(f"   the same again -> {error.code}: {error.message}")
+        job = client.job(asked.job_id)
+        print(f"   GET /job/{asked.job_id} -> {job['status'] if job else 'nothing'}")
 
-    def _tell(self, kind: str, asked: Asked, event: JsonObject) -> None:
+    def _tell(self, kind: str, event: JsonObject) -> None:
+        asked = self._asked.get(event["job_id"])
+        if asked is None:
+            return
         seconds = time.monotonic() - self._began
         about = f"{asked.task_type:16} {asked.picture}"
         says = summary(event["data"]) if kind == "completed" else ""
         print(f"   {seconds:6.2f} s  {kind:10} {about:42} {says}")
-
-    async def _ask_over_rest(
-        self, session: aiohttp.ClientSession, pictures: dict[str, Path], listener: Listener
-    ) -> None:
-        media_store_id = await upload(
-            session,
-            self._stack.media_store_url,
-            pictures.get(GROUP) or next(iter(pictures.values())),
-        )
-        url = f"{self._stack.inferd_url}/job/{TaskType.FACE_DETECTION}"
-        body = {"media_store_id": media_store_id, "priority": 8}
-        async with session.post(url, json=body) as response:
-            job = await response.json()
-            print(f"   POST /job/face_detection {body} -> {response.status} {job['status']}")
-        asked = Asked(job["job_id"], TaskType.FACE_DETECTION, "the same, again")
-        self._asked[asked.job_id] = asked
-        await self._follow(listener)
-        async with session.post(url, json=body) as response:
-            print(f"   the same again -> {response.status} {(await response.json())['detail']}")
-        async with session.get(f"{self._stack.inferd_url}/job/{asked.job_id}") as response:
-            job = await response.json()
-            print(f"   GET /job/{asked.job_id} -> {response.status} {job['status']}")
 
     def _show_results(self) -> None:
         _title("4. Results and where the time went (ms)")
@@ -290,7 +222,7 @@ def _print_models(choice: Choice) -> None:
 
 def _show(stack: Stack, *, stay: bool) -> int:
     show = Show(stack)
-    asyncio.run(show.run(find_pictures()))
+    show.run(find_pictures())
     code = stack.stop_daemon()
     search(stack.folder, show.ids)
     if code != 0:
@@ -336,8 +268,8 @@ def main() -> int:
         except KeyboardInterrupt:
             print("\nstopped")
             return 0
-        except (StackError, TimeoutError) as error:
-            print(f"\nthe demo failed: {error or 'no answer in time'}", file=sys.stderr)
+        except (StackError, ClientError) as error:
+            print(f"\nthe demo failed: {error}", file=sys.stderr)
             return 1
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 import threading
 import time
@@ -122,7 +123,7 @@ def main(
         teller.say(f"{name}: {error}")
         return _exit_code(error)
     teller.clear()
-    print(json.dumps(job, indent=2))
+    _print(json.dumps(job, indent=2))
     if job["status"] != "completed":
         teller.say(f"{name}: {job['status']}: {job['error_message']}")
     if can_draw and options.save is not None and job["result"] is not None:
@@ -130,6 +131,14 @@ def main(
         if code:
             return code
     return COMPLETED if job["status"] == "completed" else JOB_FAILED
+
+
+def _print(text: str) -> None:
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        # Who reads has seen enough, such as `head`; Python must not stumble over it at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _parser(name: str, description: str, *, can_draw: bool) -> argparse.ArgumentParser:

@@ -230,6 +230,27 @@ def test_it_runs_from_another_folder(tmp_path: Path) -> None:
         assert "example:" in ran.out
 
 
+def test_a_reader_that_has_seen_enough_is_no_error(world: World, picture: Path) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [
+            *(sys.executable, "-W", "error", str(SCRIPT), str(picture)),
+            *("--media-store", world.store.url, "--inference", world.rest),
+            *("--broker", world.broker.url),
+        ],
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=START,
+        check=False,
+    )
+    os.close(writing)
+
+    assert done.returncode == 0, done.stderr
+    assert "BrokenPipe" not in done.stderr
+
+
 def test_over_rest(world: World, picture: Path) -> None:
     ran = ask(world, picture, "--rest")
 

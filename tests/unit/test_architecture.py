@@ -57,7 +57,7 @@ VENDORS = {
     "pillow_heif": {"handlers.images"},
     "jwt": {"http_shim.auth"},
     "prometheus_client": {"daemon.metrics"},
-    "paho": {"demos.client_link", "demos.quickstart"},
+    "paho": {"demos.client_link"},
     "sqlite3": {"daemon.database", "daemon.job_queue"},
 }
 """Who may import what; aiohttp is server in http_shim, client in handlers.media_store."""
