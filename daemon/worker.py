@@ -22,6 +22,7 @@ from daemon.errors import (
 from daemon.identity import is_alive
 from daemon.job_queue import JobQueue
 from daemon.jobs import Clock, Job, JsonObject, Lease, TaskType, dump_result
+from daemon.logs import about
 from daemon.settings import QueueSettings, WorkerSettings
 
 log = logging.getLogger(__name__)
@@ -230,6 +231,10 @@ class Worker:
     # -- one job -------------------------------------------------------------------------------
 
     async def _work(self, lease: Lease) -> None:
+        with about(lease.job):
+            await self._carry_out(lease)
+
+    async def _carry_out(self, lease: Lease) -> None:
         try:
             await self._attempt(lease)
         except asyncio.CancelledError:
@@ -349,7 +354,8 @@ class Worker:
         while delivering and not self._stopping.is_set():
             try:
                 for job in await self._queue.due_syncs(list(delivering), SYNC_BATCH):
-                    await self._sync(job, delivering[job.task_type])
+                    with about(job):
+                        await self._sync(job, delivering[job.task_type])
             except StorageError as error:
                 log.warning("cannot look for undelivered results: %s", error)
             await self._pause(self._settings.poll_seconds)

@@ -4,6 +4,7 @@ import asyncio
 import functools
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from types import TracebackType
 from typing import Any, ParamSpec, Self, TypeVar, cast
 
@@ -46,7 +47,9 @@ class Decoders:
             StageClosedError: the decoders are closed.
             Exception: whatever `work` raised.
         """
-        return cast("T", await self._stage.submit(functools.partial(work, *args, **kwargs)))
+        # In the caller's context: lines logged on the thread carry its job.
+        task = functools.partial(copy_context().run, work, *args, **kwargs)
+        return cast("T", await self._stage.submit(task))
 
     async def _run_one(self, batch: Sequence[Callable[[], Any]]) -> Sequence[Any]:
         (work,) = batch
