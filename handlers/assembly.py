@@ -7,7 +7,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-from daemon.errors import ConfigError, DependencyDownError
+from daemon.errors import ConfigError, DependencyDownError, InferdError
 from daemon.jobs import Job, JsonObject, TaskType
 from daemon.settings import Settings
 from handlers.claims import StoreClaim
@@ -58,8 +58,24 @@ class HandlerSet:
         if store is not None:
             await store.remove_by_media_store_id(job.media_store_id)
 
+    def running(self) -> dict[str, dict[str, str]]:
+        """Return model, weights, device and precision by name, empty while it is not loaded."""
+        words = ("model", "weights", "device", "precision")
+        found = {}
+        for runner in self.runners:
+            ran = runner.provenance if runner.is_loaded else None
+            found[runner.name] = {word: str(getattr(ran, word, "")) for word in words}
+        return found
+
     async def check_models(self) -> JsonObject:
-        """Return each model with what really runs, once it is loaded."""
+        """Return each model with what really runs, once it is loaded.
+
+        Raises:
+            InferdError: one could not be loaded at the latest attempt.
+        """
+        failed = [f"{each.name}: {each.load_error}" for each in self.runners if each.load_error]
+        if failed:
+            raise InferdError("; ".join(failed), code="model_error")
         return {
             runner.name: {"loaded": True, **runner.provenance.to_wire()}
             if runner.is_loaded
@@ -98,7 +114,7 @@ class _Builder:
                 case TaskType.FACE_EMBEDDING:
                     await self._open_face_embedding()
         self.set.checks["media_store"] = self._check_media_store, False
-        self.set.checks["models"] = self.set.check_models, False
+        self.set.checks["models"] = self.set.check_models, True
         if self.set.stores:
             self.set.checks["vectors"] = self._check_vectors, True
         return self.set
@@ -179,7 +195,7 @@ class _Builder:
 
     async def _check_media_store(self) -> JsonObject:
         await self._media_store.check()
-        return {"url": self._settings.media_store.url}
+        return {"url": self._media_store.address}
 
     async def _check_vectors(self) -> JsonObject:
         counts = {}

@@ -9,8 +9,9 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import Context, copy_context
 from types import TracebackType
-from typing import Any, Generic, ParamSpec, Self, TypeVar
+from typing import Any, Generic, ParamSpec, Self, TypeAlias, TypeVar
 
 from numpy.typing import NDArray
 
@@ -22,6 +23,8 @@ log = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 T = TypeVar("T")
+Item: TypeAlias = tuple[NDArray[Any], Context]
+"""A buffer, and what its job's log lines carry."""
 
 
 class DeviceLane:
@@ -60,7 +63,9 @@ class ModelRunner(Generic[Result]):
         self.name = name
         self._inference = inference
         self._lane = lane
-        self._stage: Stage[NDArray[Any], Result] = Stage(
+        self.load_error: str | None = None
+        """Why the latest attempt to load it failed; None once one went well."""
+        self._stage: Stage[Item, Result] = Stage(
             f"infer-{name}", self._run_batch, max_batch=max_batch, queue_size=2 * max_batch
         )
 
@@ -105,7 +110,7 @@ class ModelRunner(Generic[Result]):
         Raises:
             ConfigError: it cannot be loaded.
         """
-        await self._lane.run(self._inference.load)
+        await self._lane.run(self._load)
 
     async def infer(self, buffer: NDArray[Any]) -> Result:
         """Return the model's result for one buffer, batched with others that wait.
@@ -114,28 +119,35 @@ class ModelRunner(Generic[Result]):
             PermanentError: the buffer is not what the model takes.
             RetryableError: the model could not be loaded or failed, code model_error.
         """
-        return await self._stage.submit(buffer)
+        return await self._stage.submit((buffer, copy_context()))
 
-    async def _run_batch(self, buffers: Sequence[NDArray[Any]]) -> Sequence[Result | Exception]:
-        return await self._lane.run(self._infer_on_lane, buffers)
+    async def _run_batch(self, items: Sequence[Item]) -> Sequence[Result | Exception]:
+        return await self._lane.run(self._infer_on_lane, items)
 
-    def _infer_on_lane(self, buffers: Sequence[NDArray[Any]]) -> Sequence[Result | Exception]:
+    def _load(self) -> None:
         try:
             self._inference.load()
+        except Exception as error:
+            self.load_error = str(error) or type(error).__name__
+            raise
+        self.load_error = None
+
+    def _infer_on_lane(self, items: Sequence[Item]) -> Sequence[Result | Exception]:
+        try:
+            self._load()
         except ConfigError as error:
             failure = RetryableError(error.message, code="model_error")
             failure.__cause__ = error
-            return [failure] * len(buffers)
-        try:
-            return self._inference.infer_batch(buffers)
-        except Exception as error:  # noqa: BLE001 - told to the picture it belongs to, below
-            if len(buffers) == 1:
-                return [error]
-            log.warning("a batch of %d failed in %s, one by one now", len(buffers), self.name)
-        outcomes: list[Result | Exception] = []
-        for buffer in buffers:
+            return [failure] * len(items)
+        if len(items) > 1:
             try:
-                outcomes.extend(self._inference.infer_batch([buffer]))
-            except Exception as error:  # noqa: BLE001 - it belongs to this one picture
-                outcomes.append(error)
-        return outcomes
+                return self._inference.infer_batch([buffer for buffer, _ in items])
+            except Exception:  # noqa: BLE001 - told to the picture it belongs to, below
+                log.warning("a batch of %d failed in %s, one by one now", len(items), self.name)
+        return [self._infer_one(buffer, context) for buffer, context in items]
+
+    def _infer_one(self, buffer: NDArray[Any], context: Context) -> Result | Exception:
+        try:
+            return context.run(self._inference.infer_batch, [buffer])[0]
+        except Exception as error:  # noqa: BLE001 - it belongs to this one picture
+            return error

@@ -102,6 +102,11 @@ class MediaStoreClient:
         if session is not None:
             await session.close()
 
+    @property
+    def address(self) -> str:
+        """Where it is, without the user and password that the URL may hold."""
+        return str(self._base.with_user(None)).rstrip("/")
+
     async def fetch(self, media_store_id: int) -> Media:
         """Return the bytes of one picture file.
 

@@ -58,7 +58,7 @@ class ServerEngine:
         # As a header, because the library warns on stderr of a key given by its own name.
         headers = {"api-key": self._api_key} if self._api_key else None
         if headers and urlsplit(self._url).scheme == "http":
-            log.warning("the API key goes unencrypted to %s", self._url)
+            log.warning("the API key goes unencrypted to %s", urlsplit(self._url).hostname)
         self._opened = AsyncQdrantClient(
             url=self._url,
             grpc_port=self._grpc_port,
