@@ -6,9 +6,10 @@ The only module that sees the queue and the handlers. Reading `run` tells how in
 import asyncio
 import contextlib
 import logging
+import platform
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AsyncExitStack
 from importlib.metadata import PackageNotFoundError, version
 
@@ -21,6 +22,7 @@ from daemon.identity import is_dead, own_identity
 from daemon.intake import Intake
 from daemon.job_queue import JobQueue
 from daemon.jobs import JsonObject
+from daemon.metrics import MeteredHandler, Metrics, Reading
 from daemon.mqtt import MqttLink, OnRequest
 from daemon.outbox import Outbox
 from daemon.requests import MqttRequest
@@ -47,12 +49,20 @@ async def run(settings: Settings, *, started: Callable[[int | None], None] | Non
     """
     worker_id = settings.mqtt.client_id
     health = Health(version=_version(), worker_id=worker_id)
+    metrics = Metrics()
     async with AsyncExitStack() as stack:
         stop = stack.enter_context(_stop_signals())
         database = await stack.enter_async_context(Database(settings.queue_path))
         identity = own_identity()
         queue = await stack.enter_async_context(
-            JobQueue(database, settings.queue, clock=epoch_ms, worker=identity, worker_id=worker_id)
+            JobQueue(
+                database,
+                settings.queue,
+                clock=epoch_ms,
+                worker=identity,
+                worker_id=worker_id,
+                metrics=metrics,
+            )
         )
         handlers = await stack.enter_async_context(open_handlers(settings))
         for job in await queue.reclaim_dead(is_dead):
@@ -62,6 +72,7 @@ async def run(settings: Settings, *, started: Callable[[int | None], None] | Non
             clock=epoch_ms,
             worker_id=worker_id,
             max_request_bytes=settings.mqtt.max_request_bytes,
+            metrics=metrics,
         )
         cancellation = Cancellation(
             queue,
@@ -74,15 +85,18 @@ async def run(settings: Settings, *, started: Callable[[int | None], None] | Non
             subscriptions=[topics.REQUEST_FILTER, topics.CANCEL_FILTER],
             on_request=_receiver(intake, cancellation),
         )
-        outbox = Outbox(database, link, queue.message_ready, owner=identity, clock=epoch_ms)
+        outbox = Outbox(
+            database, link, queue.message_ready, owner=identity, clock=epoch_ms, metrics=metrics
+        )
         worker = Worker(
             queue,
-            handlers.handlers,
+            [MeteredHandler(handler, metrics) for handler in handlers.handlers],
             settings=settings.worker,
             queue_settings=settings.queue,
             clock=epoch_ms,
         )
         _add_checks(health, queue, link, worker, handlers)
+        _add_sources(metrics, queue, link, worker, handlers)
         port = None
         if settings.http.enabled:
             app = create_app(
@@ -92,6 +106,7 @@ async def run(settings: Settings, *, started: Callable[[int | None], None] | Non
                 forget_vectors=handlers.forget_vectors,
                 authenticate=Authenticator(settings.auth),
                 max_body_bytes=settings.http.max_body_bytes,
+                metrics=metrics,
             )
             _warn_if_open(settings)
             port = await stack.enter_async_context(
@@ -149,6 +164,68 @@ def _add_checks(
     health.add("worker", working)
     for name, (check, is_required) in handlers.checks.items():
         health.add(name, check, is_required=is_required)
+
+
+def _add_sources(
+    metrics: Metrics, queue: JobQueue, link: MqttLink, worker: Worker, handlers: HandlerSet
+) -> None:
+    """Let the metrics read what is, at each scrape; all but the queue answer at once."""
+
+    async def waiting() -> Iterable[Reading]:
+        found = await queue.snapshot()
+        return [
+            Reading("inferd_jobs_pending", "Jobs that wait, delayed ones included.", found.pending),
+            Reading("inferd_jobs_delayed", "Jobs that wait for their next try.", found.delayed),
+            Reading("inferd_jobs_processing", "Jobs that some worker holds.", found.processing),
+            Reading(
+                "inferd_jobs_undelivered",
+                "Face results that the media store has not taken and is still offered.",
+                found.undelivered,
+            ),
+            Reading(
+                "inferd_oldest_pending_seconds",
+                "Since the request of the longest waiting job; 0 if none waits.",
+                found.oldest_pending_seconds,
+            ),
+            Reading("inferd_outbox_events", "Events the broker has not confirmed.", found.outbox),
+            Reading(
+                "inferd_outbox_oldest_seconds",
+                "Age of the oldest event the broker has not confirmed; 0 if there is none.",
+                found.oldest_event_seconds,
+            ),
+        ]
+
+    async def broker() -> Iterable[Reading]:
+        return [
+            Reading("inferd_broker_up", "Whether the broker is connected.", float(link.is_up)),
+            Reading(
+                "inferd_broker_reconnects",
+                "Connections to the broker after the first.",
+                max(0, link.connects - 1),
+                is_total=True,
+            ),
+        ]
+
+    async def working() -> Iterable[Reading]:
+        return [Reading("inferd_jobs_in_flight", "Jobs this daemon runs.", worker.in_flight)]
+
+    async def models() -> Iterable[Reading]:
+        return [
+            Reading(
+                "inferd_model_loaded",
+                "1 once a model is in memory; where it runs and of which weights it is.",
+                float(bool(ran["model"])),
+                {"name": name, **ran},
+            )
+            for name, ran in handlers.running().items()
+        ]
+
+    async def build() -> Iterable[Reading]:
+        labels = {"version": _version(), "python": platform.python_version()}
+        return [Reading("inferd_build_info", "What runs here.", 1, labels)]
+
+    for source in (waiting, broker, working, models, build):
+        metrics.add_source("queue" if source is waiting else source.__name__, source)
 
 
 def _warn_if_open(settings: Settings) -> None:

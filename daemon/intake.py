@@ -14,6 +14,7 @@ from daemon.errors import ConflictError, InvalidRequestError, QueueFullError
 from daemon.events import Message, rejection_messages
 from daemon.job_queue import JobQueue
 from daemon.jobs import Clock, Job, JobState, TaskType
+from daemon.metrics import Metrics
 from daemon.requests import (
     JobRequest,
     MqttRequest,
@@ -31,9 +32,16 @@ class Intake:
     """Checks requests and puts them into the queue."""
 
     def __init__(
-        self, queue: JobQueue, *, clock: Clock, worker_id: str, max_request_bytes: int
+        self,
+        queue: JobQueue,
+        *,
+        clock: Clock,
+        worker_id: str,
+        max_request_bytes: int,
+        metrics: Metrics | None = None,
     ) -> None:
         self._queue = queue
+        self._metrics = metrics or Metrics()
         self._clock = clock
         self._worker_id = worker_id
         self._max_request_bytes = max_request_bytes
@@ -105,6 +113,7 @@ class Intake:
     def _refuse(
         self, task: str, request: MqttRequest, entry: "_Entry", error: InvalidRequestError
     ) -> list[Message]:
+        self._metrics.request_rejected("mqtt", error.code)
         return rejection_messages(
             error=error,
             topic_task=task,

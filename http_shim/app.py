@@ -12,11 +12,13 @@ from daemon.health import Health
 from daemon.intake import Intake
 from daemon.job_queue import JobQueue
 from daemon.jobs import Job
+from daemon.metrics import Metrics
 from http_shim import keys
 from http_shim.auth import Authenticator
 from http_shim.errors import answer_errors
 from http_shim.health_routes import add_health_routes
 from http_shim.job_routes import add_job_routes
+from http_shim.metrics_routes import add_metrics_routes, count_refusals
 
 log = logging.getLogger(__name__)
 server_log = logging.getLogger(f"{__name__}.server")
@@ -42,6 +44,7 @@ def create_app(
     forget_vectors: Callable[[Job], Awaitable[None]],
     authenticate: Authenticator,
     max_body_bytes: int,
+    metrics: Metrics | None = None,
 ) -> web.Application:
     """Return the application; it owns nothing of what it is given.
 
@@ -52,8 +55,12 @@ def create_app(
         forget_vectors: removes the vectors of a completed job.
         authenticate: tells who may do what.
         max_body_bytes: larger bodies are answered 413.
+        metrics: what is counted, and shown at /metrics.
     """
-    app = web.Application(middlewares=[answer_errors], client_max_size=max_body_bytes)
+    app = web.Application(
+        middlewares=[count_refusals, answer_errors], client_max_size=max_body_bytes
+    )
+    app[keys.METRICS] = metrics or Metrics()
     app[keys.INTAKE] = intake
     app[keys.QUEUE] = queue
     app[keys.HEALTH] = health
@@ -62,6 +69,7 @@ def create_app(
     app.on_response_prepare.append(_add_headers)
     add_job_routes(app)
     add_health_routes(app)
+    add_metrics_routes(app)
     return app
 
 

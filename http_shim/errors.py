@@ -1,5 +1,6 @@
 """Turns every error into its answer: a status, and JSON with `detail` and a stable `code`."""
 
+import json
 import logging
 import math
 from http import HTTPStatus
@@ -37,6 +38,18 @@ class DrainingError(InferdError):
     """The daemon is stopping and takes no more jobs; HTTP 503 with Retry-After."""
 
     default_code = "draining"
+
+
+class ErrorResponse(web.Response):
+    """An answer to an error, with its code for whoever counts."""
+
+    def __init__(
+        self, body: dict[str, str], *, status: int, headers: dict[str, str] | None
+    ) -> None:
+        # Escaped to ASCII by default: a text from the request cannot break the encoding.
+        text = json.dumps(body)
+        super().__init__(text=text, status=status, headers=headers, content_type="application/json")
+        self.code = body["code"]
 
 
 @web.middleware
@@ -122,5 +135,4 @@ def _refusal(error: web.HTTPException) -> web.Response:
 def _json(
     body: dict[str, str], *, status: int, headers: dict[str, str] | None = None
 ) -> web.Response:
-    # Escaped to ASCII by default: a text from the request cannot break the encoding.
-    return web.json_response(body, status=status, headers=headers)
+    return ErrorResponse(body, status=status, headers=headers)

@@ -8,10 +8,12 @@ from daemon.health import Health
 from daemon.intake import Intake
 from daemon.job_queue import JobQueue
 from daemon.jobs import Job
+from daemon.metrics import Metrics
 from http_shim.auth import Authenticator
 
 INTAKE = web.AppKey("intake", Intake)
 QUEUE = web.AppKey("queue", JobQueue)
 HEALTH = web.AppKey("health", Health)
+METRICS = web.AppKey("metrics", Metrics)
 AUTHENTICATOR = web.AppKey("authenticator", Authenticator)
 FORGET_VECTORS: web.AppKey[Callable[[Job], Awaitable[None]]] = web.AppKey("forget_vectors")

@@ -81,7 +81,7 @@ OUTBOX_PLANS = {
     "DELAY": [OUTBOX_BY_ROWID],
 }
 SELDOM = {"FIND_WORKERS", "FIND_OWNERS", "FIND_OLD_OWNERS"}
-SQL = re.compile(r"\s*(SELECT|INSERT|UPDATE|DELETE)\b")
+SQL = re.compile(r"\s*(WITH|SELECT|INSERT|UPDATE|DELETE)\b")
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ from daemon.health import Health
 from daemon.intake import Intake
 from daemon.job_queue import JobQueue
 from daemon.jobs import Job, JsonObject, Lease, TaskType
+from daemon.metrics import Metrics
 from daemon.settings import AuthSettings, QueueSettings
 from http_shim.app import create_app, serve
 from http_shim.auth import Authenticator
@@ -74,6 +75,7 @@ class Rig:
     health: Health
     clock: Clock
     vectors: Vectors
+    metrics: Metrics
 
     async def ask(self, method: str, path: str, **kwargs: Any) -> Answer:
         """Send one request; whatever has a body must be JSON."""
@@ -126,12 +128,17 @@ async def rest(
     path: Path, *, auth: AuthSettings | None = None, max_pending: int = 0
 ) -> AsyncIterator[Rig]:
     """Serve REST over a queue at `path`; authentication is off unless told otherwise."""
-    clock, vectors = Clock(), Vectors()
+    clock, vectors, metrics = Clock(), Vectors(), Metrics()
     health = Health(version="test", worker_id="rig")
     async with (
         Database(path) as database,
         JobQueue(
-            database, QueueSettings(max_pending=max_pending), clock=clock, worker="w", worker_id="w"
+            database,
+            QueueSettings(max_pending=max_pending),
+            clock=clock,
+            worker="w",
+            worker_id="w",
+            metrics=metrics,
         ) as queue,
     ):
         app = create_app(
@@ -141,12 +148,13 @@ async def rest(
             forget_vectors=vectors.forget,
             authenticate=Authenticator(auth or AuthSettings(disabled=True)),
             max_body_bytes=MAX_BODY,
+            metrics=metrics,
         )
         async with (
             aiohttp.ClientSession() as session,
             serve(app, "127.0.0.1", 0) as port,
         ):
-            yield Rig(session, port, database, path, queue, health, clock, vectors)
+            yield Rig(session, port, database, path, queue, health, clock, vectors, metrics)
 
 
 async def until(is_true: Callable[[], bool]) -> None:
