@@ -11,7 +11,7 @@ export PATH := $(PATH):/usr/local/sbin:/usr/sbin
 export PYTHON ?=
 # An index with PyTorch's CPU wheels; empty: pip's own settings, else the registry's CUDA build.
 export TORCH_INDEX ?=
-# Further words for demo, run and test.
+# Further words for demo, run, token and test.
 ARGS ?=
 
 # GPU=1 and GPU=0 choose; without either, what is installed stays.
@@ -28,7 +28,7 @@ python := $(venv)/bin/python
 installed := $(venv)/.inferd-$(flavour)
 installed_dev := $(venv)/.inferd-dev
 
-.PHONY: help setup setup-dev mosquitto demo run test check lint types imports lock clean
+.PHONY: help setup setup-dev mosquitto demo run token test check lint types imports lock clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -40,6 +40,9 @@ demo: setup mosquitto ## show it: real pictures in, events, vectors and a search
 
 run: setup mosquitto ## as demo, and stay up until Ctrl-C
 	@$(python) -m demos.quickstart --stay $(ARGS)
+
+token: setup ## a development key and a token for REST (ARGS='--sub me --hours 8 --admin')
+	@$(python) -m demos.make_token $(ARGS)
 
 test: setup-dev mosquitto ## all tests (ARGS='-k name' for some)
 	@$(python) -m pytest $(ARGS)

@@ -7,6 +7,7 @@ are all reported at once. README's table is held to these fields by a test.
 import socket
 import tomllib
 from collections.abc import Mapping
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -45,6 +46,25 @@ def _http_url(value: str) -> str:
 
 def _optional_http_url(value: str) -> str:
     return _http_url(value) if value else ""
+
+
+def _jwks_url(value: str) -> str:
+    if not value:
+        return ""
+    parts = urlsplit(value) if _is_url(value, ("http", "https")) else None
+    if parts is None or parts.username is not None or parts.fragment:
+        raise ValueError("must be https://host[:port]/path, without a user or a fragment")
+    if parts.scheme == "http" and not _is_loopback(parts.hostname or ""):
+        # Whoever can change the answer on its way could sign tokens.
+        raise ValueError("must be https, or http on this machine only")
+    return value
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _mqtt_url(value: SecretStr) -> SecretStr:
@@ -235,7 +255,16 @@ class AuthSettings(_Group):
     """Who may use the REST shim; also set by PUBLIC_KEY_PATH, AUTH_DISABLED and TEST_MODE."""
 
     public_key_path: Path | None = Field(None, description="ES256 public key (PEM) of the issuer")
+    jwks_url: Annotated[str, AfterValidator(_jwks_url)] = Field(
+        "", description="the issuer's key set instead of a key file: https, or http on loopback"
+    )
     disabled: bool = Field(False, description="no token is asked for")
+
+    @model_validator(mode="after")
+    def _check_one_source(self) -> "AuthSettings":
+        if self.public_key_path is not None and self.jwks_url:
+            raise ValueError("public_key_path and jwks_url are both set; tokens have one issuer")
+        return self
 
 
 class Settings(_Group):

@@ -15,8 +15,10 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, EllipticCurvePublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
-from daemon.errors import ConfigError, InferdError
+from daemon.errors import ConfigError, InferdError, RetryableError
+from daemon.jobs import JsonObject
 from daemon.settings import AuthSettings
+from http_shim.jwks import IssuerKeys
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +38,12 @@ class ForbiddenError(InferdError):
     """The token is good but does not grant this; HTTP 403."""
 
     default_code = "forbidden"
+
+
+class KeysUnavailableError(RetryableError):
+    """No token can be checked yet: the issuer's keys were never fetched; HTTP 503."""
+
+    default_code = "auth_unavailable"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,36 +67,56 @@ class Authenticator:
 
     Where both a key and the switch are set, the switch wins: it is named by hand and it is
     logged at every start, with the key that is not used.
+
+    With a JWKS URL it must be made in a running event loop, in which the keys are then fetched
+    and refreshed until that loop ends or `close` is called.
     """
 
     def __init__(self, settings: AuthSettings) -> None:
-        """Read the key; it is not read again before the next start.
+        """Read the key file, which is not read again before the next start, or begin to fetch.
 
         Raises:
             ConfigError: there is neither a key nor the switch, or the file holds no P-256 key.
         """
         self._key: EllipticCurvePublicKey | None = None
+        self._issuer: IssuerKeys | None = None
+        source = settings.public_key_path or settings.jwks_url
         if settings.disabled:
-            unused = ""
-            if settings.public_key_path is not None:
-                unused = f" The key {settings.public_key_path} is NOT used."
+            unused = f" The key {source} is NOT used." if source else ""
             log.warning(
                 "AUTHENTICATION IS OFF: whoever reaches the REST port may create and delete jobs."
                 " Unset AUTH_DISABLED and TEST_MODE to turn it on.%s",
                 unused,
             )
-        elif settings.public_key_path is None:
+        elif settings.public_key_path is not None:
+            self._key = _read_key(settings.public_key_path)
+        elif settings.jwks_url:
+            self._issuer = IssuerKeys(settings.jwks_url)
+            self._issuer.start()
+        else:
             raise ConfigError(
                 "REST has no way to check tokens: set PUBLIC_KEY_PATH to the issuer's ES256 public"
-                " key (PEM), or turn authentication off with AUTH_DISABLED=true or TEST_MODE=true"
+                " key (PEM) or INFERD_AUTH__JWKS_URL to its key set, or turn authentication off"
+                " with AUTH_DISABLED=true or TEST_MODE=true"
             )
-        else:
-            self._key = _read_key(settings.public_key_path)
 
     @property
     def is_disabled(self) -> bool:
         """Whether everybody may do everything."""
-        return self._key is None
+        return self._key is None and self._issuer is None
+
+    async def check(self) -> JsonObject:
+        """Return what is known of the keys; for health.
+
+        Raises:
+            IssuerError: the issuer's key set could not be fetched the last time.
+        """
+        return {} if self._issuer is None else await self._issuer.check()
+
+    async def close(self) -> None:
+        """Stop to refresh the issuer's keys. Safe twice."""
+        if self._issuer is not None:
+            await self._issuer.close()
 
     def authorize(self, authorization: str | None, permission: str | None = None) -> Caller:
         """Return who sent a request.
@@ -100,10 +128,14 @@ class Authenticator:
         Raises:
             UnauthorizedError: there is no good token.
             ForbiddenError: the token does not grant the permission.
+            KeysUnavailableError: there is a token, and no key yet to check any with.
         """
-        if self._key is None:
+        key = self._key
+        if self._issuer is not None:
+            key = _issuers_key(self._issuer, _bearer(authorization))
+        if key is None:
             return ANYBODY
-        caller = _caller(_claims(_bearer(authorization), self._key))
+        caller = _caller(_claims(_bearer(authorization), key))
         if permission is not None and not caller.is_admin and permission not in caller.permissions:
             raise ForbiddenError(f"Missing required permission: {permission}")
         return caller
@@ -134,6 +166,25 @@ def _bearer(authorization: str | None) -> str:
     if scheme.lower() != "bearer" or not token.isascii():
         raise _unauthorized()
     return token.strip()
+
+
+def _issuers_key(issuer: IssuerKeys, token: str) -> EllipticCurvePublicKey:
+    found = issuer.find(_key_id(token))
+    if found is not None:
+        return found
+    if len(issuer) == 0:
+        raise KeysUnavailableError("the issuer's keys are not there yet; ask again")
+    # Perhaps new: it is asked for in the background, and a later try will find it.
+    raise _unauthorized()
+
+
+def _key_id(token: str) -> str | None:
+    try:
+        kid = jwt.get_unverified_header(token).get("kid")
+    except (jwt.PyJWTError, ValueError, RecursionError, AttributeError, TypeError) as error:
+        log.debug("a token was refused: %s", type(error).__name__)
+        raise _unauthorized() from None
+    return kid if isinstance(kid, str) else None
 
 
 def _claims(token: str, key: EllipticCurvePublicKey) -> dict[str, Any]:

@@ -55,7 +55,7 @@ VENDORS = {
     },
     "PIL": {"handlers.images", "demos.annotate"},
     "pillow_heif": {"handlers.images"},
-    "jwt": {"http_shim.auth"},
+    "jwt": {"http_shim.auth", "demos.make_token"},
     "prometheus_client": {"daemon.metrics"},
     "paho": {"demos.client_link"},
     "sqlite3": {"daemon.database", "daemon.job_queue"},
