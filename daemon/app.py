@@ -25,6 +25,7 @@ from daemon.jobs import JsonObject
 from daemon.metrics import MeteredHandler, Metrics, Reading
 from daemon.mqtt import MqttLink, OnRequest
 from daemon.outbox import Outbox
+from daemon.progress import Progress
 from daemon.requests import MqttRequest
 from daemon.settings import Settings
 from daemon.worker import Worker
@@ -85,6 +86,7 @@ async def run(settings: Settings, *, started: Callable[[int | None], None] | Non
             subscriptions=[topics.REQUEST_FILTER, topics.CANCEL_FILTER],
             on_request=_receiver(intake, cancellation),
         )
+        progress = Progress(link, clock=epoch_ms, worker_id=worker_id, is_on=settings.mqtt.progress)
         outbox = Outbox(
             database, link, queue.message_ready, owner=identity, clock=epoch_ms, metrics=metrics
         )
@@ -94,6 +96,7 @@ async def run(settings: Settings, *, started: Callable[[int | None], None] | Non
             settings=settings.worker,
             queue_settings=settings.queue,
             clock=epoch_ms,
+            report=progress.report,
         )
         _add_checks(health, queue, link, worker, handlers)
         _add_sources(metrics, queue, link, worker, handlers)

@@ -26,7 +26,7 @@ class Event(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """What goes to the broker, QoS 1 and not retained."""
+    """What goes to the broker, not retained; QoS 1 but for progress."""
 
     topic: str
     payload: str
@@ -55,6 +55,27 @@ def job_messages(
         **extra,
     }
     topic = topics.job_event(job.job_id, event)
+    return _addressed(topic, envelope, job.reply_to, job.correlation_data)
+
+
+def progress_messages(
+    job: Job, stage: str, *, fraction: float, worker_id: str, now: int
+) -> list[Message]:
+    """Return a `progress` event, which no outbox keeps; its seq is that of the last event kept."""
+    name = f"{job.job_id}:{job.created_at}:{job.seq}:{Event.PROGRESS}:{stage}"
+    envelope: JsonObject = {
+        "v": 1,
+        "event": f"job_{Event.PROGRESS}",
+        "event_id": str(uuid.uuid5(NAMESPACE, name)),
+        "seq": job.seq,
+        "timestamp": now,
+        "job_id": job.job_id,
+        "request_id": job.request_id,
+        "worker_id": worker_id,
+        "status": job.status.value,
+        "data": {"stage": stage, "fraction": fraction},
+    }
+    topic = topics.job_event(job.job_id, Event.PROGRESS)
     return _addressed(topic, envelope, job.reply_to, job.correlation_data)
 
 

@@ -45,6 +45,8 @@ NEVER_RECONNECT = -2
 SPARE_IDS = 3
 """gmqtt runs out of packet ids before the broker's window is full, and SUBSCRIBE shares them."""
 MOST_UNCONFIRMED = 1024
+MOST_UNSENT_BYTES = 65_536
+"""With more waiting for the broker, messages of QoS 0 are dropped."""
 HEADER_BYTES = 512
 """Room for topic, properties and headers beside a payload."""
 REFUSED = 0x80
@@ -89,6 +91,20 @@ class Link(Protocol):
         Raises:
             TooLargeError: the broker does not take it.
             PublishError: not connected, not confirmed in time, or refused (with reason_code).
+        """
+
+    def send(
+        self,
+        topic: str,
+        payload: bytes,
+        *,
+        retain: bool = False,
+        correlation_data: str | None = None,
+    ) -> bool:
+        """Send with QoS 0, or drop it where that is not possible at once; never raises.
+
+        Returns:
+            Whether it was sent; whether it came is not known.
         """
 
 
@@ -166,13 +182,8 @@ class MqttLink:
         client, window = self._client, self._window
         if client is None:
             raise PublishError("not connected to the broker")
-        properties = {}
-        if correlation_data is not None and self._settings.version == "5":
-            properties["correlation_data"] = base64.b64decode(correlation_data)
-        size = len(payload) + len(topic.encode()) + sum(map(len, properties.values()))
-        if size + HEADER_BYTES > self._most_bytes:
-            # gmqtt would send it, be disconnected for it, and send it again for ever.
-            raise TooLargeError(f"{size} bytes are more than the broker takes")
+        properties = self._properties(correlation_data)
+        self._check_size(topic, payload, properties)
         pubacks = self._pubacks
         try:
             async with asyncio.timeout(self._settings.publish_timeout_seconds):
@@ -195,6 +206,45 @@ class MqttLink:
         if code >= REFUSED:
             raise PublishError(f"the broker refused {topic}: 0x{code:02x}", reason_code=code)
         return code
+
+    def send(
+        self,
+        topic: str,
+        payload: bytes,
+        *,
+        retain: bool = False,
+        correlation_data: str | None = None,
+    ) -> bool:
+        """Send with QoS 0, or drop it where that is not possible at once; never raises.
+
+        Returns:
+            Whether it was sent; whether it came is not known.
+        """
+        client = self._client
+        if client is None:
+            return False
+        transport = client._connection._transport  # noqa: SLF001 - no public way to its buffer
+        if transport.is_closing() or transport.get_write_buffer_size() > MOST_UNSENT_BYTES:
+            # The broker reads too slowly: what must arrive comes first.
+            return False
+        properties = self._properties(correlation_data)
+        try:
+            self._check_size(topic, payload, properties)
+        except TooLargeError:
+            return False
+        client.publish(topic, payload, qos=0, retain=retain, **properties)
+        return True
+
+    def _properties(self, correlation_data: str | None) -> dict[str, bytes]:
+        if correlation_data is None or self._settings.version != "5":
+            return {}
+        return {"correlation_data": base64.b64decode(correlation_data)}
+
+    def _check_size(self, topic: str, payload: bytes, properties: dict[str, bytes]) -> None:
+        size = len(payload) + len(topic.encode()) + sum(map(len, properties.values()))
+        if size + HEADER_BYTES > self._most_bytes:
+            # gmqtt would send it, be disconnected for it, and send it again for ever.
+            raise TooLargeError(f"{size} bytes are more than the broker takes")
 
     async def _connect_once(self) -> None:
         """Connect, then return or raise when that connection is over."""

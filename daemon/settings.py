@@ -124,6 +124,7 @@ class MqttSettings(_Group):
     connect_timeout_seconds: float = Field(5, gt=0, description="for CONNACK and SUBACK")
     publish_timeout_seconds: float = Field(10, gt=0, description="for the PUBACK of an event")
     max_request_bytes: int = Field(1_048_576, ge=1024, description="larger requests are rejected")
+    progress: bool = Field(True, description="tell each stage of a running job, QoS 0")
 
 
 class MediaStoreSettings(_Group):

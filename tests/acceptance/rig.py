@@ -308,6 +308,7 @@ def event_of(client: Client, asked: Asked, event: str, seconds: float = 60) -> M
 
 
 def events(client: Client, asked: Asked) -> list[str]:
-    """Return the names of all events of a job so far, in order."""
+    """Return the names of all events of a job so far, in order, but for progress."""
     prefix = f"inference/job/{asked.job_id}/"
-    return [each.event for each in client.received if each.topic.startswith(prefix)]
+    names = [each.event for each in client.received if each.topic.startswith(prefix)]
+    return [name for name in names if name != "progress"]
