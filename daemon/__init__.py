@@ -5,6 +5,7 @@
     intake       what came -> a job in the queue        worker   lease -> handle -> settle
     outbox       events -> broker, until confirmed      health   what the daemon says of itself
     cancellation a cancel -> the job's end              progress how far running jobs are
+    worker_topics  what this daemon is, how busy it is
 
     job_queue    the verbs, each one transaction        job_reader  looks, changes nothing
     admission    accepted, known already, or refused    settlement  how leases end

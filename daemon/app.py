@@ -26,9 +26,10 @@ from daemon.metrics import MeteredHandler, Metrics, Reading
 from daemon.mqtt import MqttLink, OnRequest
 from daemon.outbox import Outbox
 from daemon.progress import Progress
-from daemon.requests import MqttRequest
+from daemon.requests import MAX_BATCH, MqttRequest
 from daemon.settings import Settings
 from daemon.worker import Worker
+from daemon.worker_topics import WorkerTopics
 from handlers.assembly import HandlerSet, open_handlers
 from http_shim.app import create_app, serve
 from http_shim.auth import Authenticator
@@ -98,6 +99,16 @@ async def run(settings: Settings, *, started: Callable[[int | None], None] | Non
             clock=epoch_ms,
             report=progress.report,
         )
+        board = WorkerTopics(
+            link,
+            queue,
+            worker_id=worker_id,
+            facts=_facts(settings, handlers),
+            models=handlers.check_models,
+            is_busy=lambda: worker.in_flight > 0,
+            stats_seconds=settings.mqtt.stats_seconds,
+            clock=epoch_ms,
+        )
         _add_checks(health, queue, link, worker, handlers)
         _add_sources(metrics, queue, link, worker, handlers)
         port = None
@@ -118,6 +129,7 @@ async def run(settings: Settings, *, started: Callable[[int | None], None] | Non
         async with asyncio.TaskGroup() as group:
             linking = group.create_task(link.run(), name="mqtt-link")
             relaying = group.create_task(outbox.run(), name="outbox-relay")
+            telling = group.create_task(board.run(), name="worker-topics")
             working = group.create_task(worker.run(), name="worker")
             loading = group.create_task(handlers.preload(), name="preload")
             log.info("inferd is running", extra={"worker_id": worker_id, "port": port})
@@ -128,7 +140,7 @@ async def run(settings: Settings, *, started: Callable[[int | None], None] | Non
             health.is_draining = True
             await link.drain()
             await worker.drain()
-            for task in (working, loading):
+            for task in (working, loading, telling):
                 task.cancel()
             await outbox.flush(timeout_seconds=LAST_EVENTS_SECONDS)
             relaying.cancel()
@@ -139,6 +151,19 @@ async def run(settings: Settings, *, started: Callable[[int | None], None] | Non
 def epoch_ms() -> int:
     """Return the wall clock in epoch milliseconds."""
     return time.time_ns() // 1_000_000
+
+
+def _facts(settings: Settings, handlers: HandlerSet) -> JsonObject:
+    return {
+        "version": _version(),
+        "task_types": [each.task_type.value for each in handlers.handlers],
+        "limits": {
+            "max_request_bytes": settings.mqtt.max_request_bytes,
+            "max_batch": MAX_BATCH,
+            "max_pixels": settings.images.max_pixels,
+            "max_bytes": settings.media_store.max_bytes,
+        },
+    }
 
 
 def _receiver(intake: Intake, cancellation: Cancellation) -> OnRequest:

@@ -89,6 +89,10 @@ class JobQueue(JobReader):
         await self._groups.close()
         await self._settling.close()
 
+    def ended(self) -> dict[str, dict[str, int]]:
+        """Return how many jobs this daemon ended since its start: by task type, by status."""
+        return self._metrics.ended()
+
     # -- into the queue ------------------------------------------------------------------------
 
     async def enqueue(self, submission: Submission) -> Outcome:

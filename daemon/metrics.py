@@ -171,6 +171,17 @@ class Metrics:
             seconds = max(0, job.completed_at - job.created_at) / 1000
             self._durations.labels(job.task_type.value, job.status.value).observe(seconds)
 
+    def ended(self) -> dict[str, dict[str, int]]:
+        """Return how many jobs ended since the start: by task type, by status."""
+        return {
+            task_type.value: {
+                status.value: int(self._value(self._jobs, task_type=task_type, status=status))
+                for status in JobState
+                if status.is_terminal
+            }
+            for task_type in TaskType
+        }
+
     def attempt_began(self, job: Job) -> None:
         """Count a lease."""
         self._attempts.labels(job.task_type.value).inc()
@@ -218,6 +229,11 @@ class Metrics:
             self._source_errors.labels(name).inc()
             log.debug("%s is left out of a scrape: %s", name, type(error).__name__)
             return []
+
+    def _value(self, counter: Counter, **labels: str) -> float:
+        metrics = counter.labels(**labels).collect()
+        samples = (each for metric in metrics for each in metric.samples)
+        return float(next(each.value for each in samples if each.name.endswith("_total")))
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(name, text, labels, registry=self._registry)

@@ -125,6 +125,7 @@ class MqttSettings(_Group):
     publish_timeout_seconds: float = Field(10, gt=0, description="for the PUBACK of an event")
     max_request_bytes: int = Field(1_048_576, ge=1024, description="larger requests are rejected")
     progress: bool = Field(True, description="tell each stage of a running job, QoS 0")
+    stats_seconds: float = Field(10, ge=0, description="how often stats are told; 0 = never")
 
 
 class MediaStoreSettings(_Group):

@@ -46,6 +46,16 @@ def availability(worker_id: str) -> str:
     return f"{ROOT}/worker/{worker_id}/availability"
 
 
+def info(worker_id: str) -> str:
+    """Return the retained topic that says what a daemon is."""
+    return f"{ROOT}/worker/{worker_id}/info"
+
+
+def stats(worker_id: str) -> str:
+    """Return the retained topic that says how busy a daemon is."""
+    return f"{ROOT}/worker/{worker_id}/stats"
+
+
 def requested_task(topic: str) -> str | None:
     """Return the last level of a request topic, or None for any other topic."""
     return _last_level(topic, f"{ROOT}/request/")

@@ -17,7 +17,7 @@ LAYERS = (
     {"daemon.app"},
     {"http_shim"},
     {"daemon.worker", "daemon.intake", "daemon.cancellation", "daemon.outbox", "daemon.health"},
-    {"daemon.progress"},
+    {"daemon.progress", "daemon.worker_topics"},
     {"daemon.job_queue"},
     {"daemon.admission", "daemon.settlement", "daemon.job_reader"},
     {"daemon.announcer", "daemon.job_rows"},
