@@ -54,19 +54,19 @@ def test_each_hostile_file_ends_by_itself_and_harms_no_good_one(
 
     ends = {event["job_id"]: event for event in (message.json() for message in received)}
     assert ends.keys() == files.keys()
-    results = set()
-    for job_id, path in files.items():
+    results: set[str] = set()
+    for job_id, source in files.items():
         job = ends[job_id]["data"]
-        if path is None:
+        if source is None:
             assert job["status"] == "completed", job["error_message"]
             results.add(json.dumps(job["result"].get("faces", "embedding")))
         elif job["status"] == "error":
             assert job["error_message"].partition(":")[0] in NAMED, (
-                path.name,
+                source.name,
                 job["error_message"],
             )
         else:
-            assert job["status"] == "completed", (path.name, job["error_message"])
+            assert job["status"] == "completed", (source.name, job["error_message"])
     # Every good picture gave the same six faces (and every embedding was stored).
     assert len(results) == 2
     # A bad file is no error of ours; Pillow may say what it likes.
