@@ -71,6 +71,8 @@ class Session:
         """Disconnect and end the thread."""
         self._client.disconnect()
         self._client.loop_stop()
+        # Else the garbage collector may find the sockets before their owner, and warns.
+        self._client._reset_sockets()
 
     def _on_connect(
         self, _c: object, _u: object, _f: object, code: ReasonCode, properties: Properties | None
