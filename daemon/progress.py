@@ -9,6 +9,8 @@ from daemon.jobs import Clock, Job
 STAGES = {"fetch": 0.0, "decode": 0.2, "detect": 0.4, "infer": 0.6, "store": 0.8, "deliver": 0.9}
 """What is behind a job when a stage begins, roughly."""
 MOST_JOBS = 8192
+MOST_A_SECOND = 100
+"""Stages told: a bound on the cost, where jobs are too quick for anybody to watch them."""
 
 
 class Sender(Protocol):
@@ -32,12 +34,20 @@ class Progress:
         self._clock = clock
         self._worker_id = worker_id
         self._is_on = is_on
+        self._second = 0
+        self._told = 0
         self._stages: OrderedDict[str, str] = OrderedDict()
 
     def report(self, job: Job, stage: str) -> None:
         """Tell that a stage of a job begins, unless it was told already."""
         if not self._is_on or not self._sender.is_up or self._stages.get(job.job_id) == stage:
             return
+        now = self._clock()
+        if now // 1000 != self._second:
+            self._second, self._told = now // 1000, 0
+        if self._told >= MOST_A_SECOND:
+            return
+        self._told += 1
         self._stages[job.job_id] = stage
         self._stages.move_to_end(job.job_id)
         if len(self._stages) > MOST_JOBS:
@@ -47,7 +57,7 @@ class Progress:
             stage,
             fraction=STAGES.get(stage, 0.5),
             worker_id=self._worker_id,
-            now=self._clock(),
+            now=now,
         ):
             self._sender.send(
                 message.topic, message.payload.encode(), correlation_data=message.correlation_data

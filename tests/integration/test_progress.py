@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from daemon.jobs import Job, JobState, TaskType
-from daemon.progress import STAGES, Progress
+from daemon.progress import MOST_A_SECOND, STAGES, Progress
 from tests.broker import Broker
 from tests.integration.test_intake_over_mqtt import Daemon, client_of, until
 
@@ -84,6 +84,22 @@ async def test_the_reply_topic_hears_it_with_correlation_data(
 
     assert copy.payload == original.payload
     assert (copy.correlation_data, original.correlation_data) == (b"abc", None)
+
+
+async def test_so_many_are_told_in_a_second_and_no_more(broker: Broker, tmp_path: Path) -> None:
+    now = 5000
+    async with Daemon(broker, tmp_path / "queue.db") as daemon, client_of(broker) as client:
+        progress = Progress(daemon.link, clock=lambda: now, worker_id="w")
+        for number in range(300):
+            progress.report(JOB, f"stage {number}")
+        now += 1000
+        progress.report(JOB, "infer")
+        assert daemon.link.send("inference/reply/last", b"")
+        await client.wait_for(lambda message: message.topic == "inference/reply/last")
+        *told, _last = client.received
+
+    assert len(told) == MOST_A_SECOND + 1
+    assert told[-1].json()["data"]["stage"] == "infer"
 
 
 async def test_it_can_be_turned_off(broker: Broker, tmp_path: Path) -> None:
