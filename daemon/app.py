@@ -113,12 +113,17 @@ async def run(settings: Settings, *, started: Callable[[int | None], None] | Non
         _add_sources(metrics, queue, link, worker, handlers)
         port = None
         if settings.http.enabled:
+            authenticate = Authenticator(settings.auth)
+            stack.push_async_callback(authenticate.close)
+            if settings.auth.jwks_url and not authenticate.is_disabled:
+                # Jobs asked for over MQTT do not need it.
+                health.add("auth", authenticate.check, is_required=False)
             app = create_app(
                 intake=intake,
                 queue=queue,
                 health=health,
                 forget_vectors=handlers.forget_vectors,
-                authenticate=Authenticator(settings.auth),
+                authenticate=authenticate,
                 max_body_bytes=settings.http.max_body_bytes,
                 metrics=metrics,
             )

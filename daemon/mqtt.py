@@ -450,10 +450,15 @@ class MqttLink:
         ).encode()
 
     def _tls(self) -> ssl.SSLContext:
+        setting = "CA_FILE"
         try:
-            return ssl.create_default_context(cafile=self._settings.ca_file)
+            context = ssl.create_default_context(cafile=self._settings.ca_file)
+            if self._settings.cert_file is not None:
+                setting = "CERT_FILE or KEY_FILE"
+                context.load_cert_chain(self._settings.cert_file, self._settings.key_file)
         except (OSError, ssl.SSLError) as error:
-            raise ConfigError(f"INFERD_MQTT__CA_FILE: {error}") from error
+            raise ConfigError(f"INFERD_MQTT__{setting}: {error}") from error
+        return context
 
 
 class _SentIds:

@@ -117,6 +117,8 @@ class MqttSettings(_Group):
     )
     version: Literal["5", "3.1.1"] = Field("5", description="protocol spoken to the broker")
     ca_file: Path | None = Field(None, description="CA certificate for mqtts (else the system's)")
+    cert_file: Path | None = Field(None, description="our certificate, where the broker wants one")
+    key_file: Path | None = Field(None, description="its private key (PEM, without a password)")
     keepalive_seconds: int = Field(30, ge=3, le=3600, description="silence after which we ping")
     receive_maximum: int = Field(
         200, ge=1, le=65535, description="requests the broker may send before we confirm"
@@ -126,6 +128,12 @@ class MqttSettings(_Group):
     max_request_bytes: int = Field(1_048_576, ge=1024, description="larger requests are rejected")
     progress: bool = Field(True, description="tell each stage of a running job, QoS 0")
     stats_seconds: float = Field(10, ge=0, description="how often stats are told; 0 = never")
+
+    @model_validator(mode="after")
+    def _check_certificate(self) -> "MqttSettings":
+        if (self.cert_file is None) != (self.key_file is None):
+            raise ValueError("cert_file and key_file go together")
+        return self
 
 
 class MediaStoreSettings(_Group):

@@ -216,3 +216,4 @@ Tell the daemon:
     INFERD_MQTT__URL_FILE='$folder/$name'
 TOLD
 [ -z "$hosts" ] || echo "    INFERD_MQTT__CA_FILE='$certs/ca.crt'"
+[ -z "$require" ] || echo "    INFERD_MQTT__CERT_FILE='$certs/client-inferd.crt' INFERD_MQTT__KEY_FILE='$certs/client-inferd.key'"

@@ -305,6 +305,26 @@ def test_a_listener_can_demand_client_certificates(other: Path) -> None:
         assert not answers("server")
 
 
+async def test_the_link_shows_its_certificate_where_one_is_demanded(tmp_path: Path) -> None:
+    folder = tmp_path / "a"
+    setup(folder, options=[*TLS, "--require-certificate"])
+    certs = folder / "certs"
+    certificate = {
+        "cert_file": certs / "client-inferd.crt",
+        "key_file": certs / "client-inferd.key",
+    }
+    with started(folder) as broker:
+        without = broker.link("localhost", certs / "ca.crt")
+        async with running(without):
+            await until(lambda: without.last_error is not None)
+            assert without.connects == 0
+        shown = broker.link("localhost", certs / "ca.crt", **certificate)
+        async with running(shown):
+            async with asyncio.timeout(DEADLINE):
+                await shown.wait_up()
+            assert shown.last_error is None
+
+
 # -- the script ----------------------------------------------------------------------------------
 
 
