@@ -127,7 +127,8 @@ class Show:
 
     def _tell(self, kind: str, event: JsonObject) -> None:
         asked = self._asked.get(event["job_id"])
-        if asked is None:
+        # Progress is for progress bars: several lines a job would bury the rest here.
+        if asked is None or kind == "progress":
             return
         seconds = time.monotonic() - self._began
         about = f"{asked.task_type:16} {asked.picture}"
@@ -264,6 +265,9 @@ def main() -> int:
         try:
             with Stack(Path(folder), choice.environ) as stack:
                 print(f"   up: broker :{stack.broker_port}, REST :{stack.http_port}")
+                began = time.monotonic()
+                stack.wait_for_models()
+                print(f"   models loaded in {time.monotonic() - began:.1f} s")
                 return _show(stack, stay=arguments.stay)
         except KeyboardInterrupt:
             print("\nstopped")

@@ -1,6 +1,7 @@
 """Everything a demo needs as child processes: broker, media store and daemon."""
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -94,6 +95,26 @@ class Stack:
             StackError: it is not, in that time.
         """
         self._wait_for_http("daemon", f"{self.inferd_url}/health/ready", seconds=seconds)
+
+    def wait_for_models(self, *, seconds: float = 600) -> None:
+        """Return once every model is in memory; a download may be part of that.
+
+        Raises:
+            StackError: they are not, in that time.
+        """
+        deadline = time.monotonic() + seconds
+        while not all(model["loaded"] for model in self._models().values()):
+            self._check("daemon", deadline)
+
+    def _models(self) -> dict[str, dict[str, bool]]:
+        try:
+            with urllib.request.urlopen(f"{self.inferd_url}/health", timeout=5) as answer:
+                models = dict(json.load(answer)["checks"]["models"])
+        except (urllib.error.URLError, OSError):
+            return {"daemon": {"loaded": False}}
+        return {name: told for name, told in models.items() if isinstance(told, dict)} or {
+            "any": {"loaded": False}
+        }
 
     def stop_daemon(self) -> int:
         """Ask the daemon to stop (SIGTERM) and return its exit code."""
