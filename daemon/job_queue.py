@@ -106,14 +106,6 @@ class JobQueue(JobReader):
             raise StorageError("an enqueue gave no outcome")
         return outcome
 
-    async def announce(self, message: Message) -> None:
-        """Return once a message of no job (a dead letter) is durably in the outbox.
-
-        Raises:
-            StorageError: it is not.
-        """
-        await _submit(self._intake, message)
-
     async def enqueue_all(self, items: Sequence[Submission | Message]) -> None:
         """Return once all requests and messages of one MQTT message are durable.
 

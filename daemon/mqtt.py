@@ -19,7 +19,7 @@ import struct
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn
 from urllib.parse import unquote, urlsplit
 
 import gmqtt
@@ -65,51 +65,8 @@ class TooLargeError(PublishError):
     default_code = "too_large"
 
 
-class Link(Protocol):
-    """What the daemon needs of a broker connection; the tests hold any implementation to it."""
-
-    async def run(self) -> None:
-        """Connect, subscribe and reconnect until cancelled."""
-
-    @property
-    def is_up(self) -> bool:
-        """Whether the latest connection stands and is subscribed."""
-
-    async def wait_up(self) -> None:
-        """Return once the link is up."""
-
-    async def publish(
-        self,
-        topic: str,
-        payload: bytes,
-        *,
-        retain: bool = False,
-        correlation_data: str | None = None,
-    ) -> int:
-        """Send with QoS 1 and return the PUBACK's reason code, below 0x80.
-
-        Raises:
-            TooLargeError: the broker does not take it.
-            PublishError: not connected, not confirmed in time, or refused (with reason_code).
-        """
-
-    def send(
-        self,
-        topic: str,
-        payload: bytes,
-        *,
-        retain: bool = False,
-        correlation_data: str | None = None,
-    ) -> bool:
-        """Send with QoS 0, or drop it where that is not possible at once; never raises.
-
-        Returns:
-            Whether it was sent; whether it came is not known.
-        """
-
-
 class MqttLink:
-    """The gmqtt implementation of Link."""
+    """The connection to the broker; outbox, progress and worker_topics say what they need of it."""
 
     def __init__(
         self,

@@ -50,10 +50,6 @@ class BackgroundLoop:
             raise RuntimeError("the background loop is not running")
         return self._run(self._loop, call)
 
-    def is_current(self) -> bool:
-        """Whether the caller runs on this very loop."""
-        return asyncio.get_running_loop() is self._loop
-
     @staticmethod
     def _run(loop: asyncio.AbstractEventLoop, call: Callable[[], Coroutine[Any, Any, T]]) -> T:
         future = asyncio.run_coroutine_threadsafe(call(), loop)

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from daemon.errors import (
     ConfigError,
     InferdError,
-    PermanentError,
     RetryableError,
 )
 from daemon.jobs import Job, JsonObject, TaskType
@@ -25,13 +24,10 @@ from handlers.face_alignment import FACE_SIZE
 from handlers.face_detection import FaceDetectionInference, upright_pixels
 from handlers.faces import EMBEDDING_DIM, ArcFaceRecogniser, Face, align
 from handlers.images import Limits
-from handlers.inference import ModelInference, Pixels, Vector
+from handlers.inference import ModelInference, Pixels, Vector, check_pixels
 from handlers.media_store import MediaStoreClient
 from handlers.timings import Timings
 from handlers.vectors import Point, QdrantFaceStore, face_point_id
-
-FARTHEST_NORMALISED = 50.0
-"""No normalised face leaves [-1, 1]; bytes turned to floats without normalising do."""
 
 
 class FaceEmbeddingInference(ModelInference[Vector]):
@@ -101,24 +97,8 @@ class FaceEmbeddingInference(ModelInference[Vector]):
         return [self._recogniser.embed(buffer) for buffer in buffers]
 
     def _check(self, buffer: NDArray[Any], label: str) -> None:
-        what = f"buffer {label}" if label else "the buffer"
         shape = (*self.input_size, 3)
-        # The documented interface is open to untyped callers: a list or None must not get by.
-        if not isinstance(buffer, np.ndarray) or buffer.dtype not in (np.uint8, np.float32):
-            kind = getattr(buffer, "dtype", type(buffer).__name__)
-            raise PermanentError(f"{what} is {kind}, not uint8 or float32", code="bad_buffer")
-        if buffer.shape != shape:
-            raise PermanentError(f"{what} is {buffer.shape}, not {shape}", code="bad_buffer")
-        if buffer.dtype == np.float32:
-            farthest = float(np.abs(buffer).max())
-            if not np.isfinite(farthest):
-                raise PermanentError(f"{what} holds NaN or infinity", code="bad_buffer")
-            if farthest > FARTHEST_NORMALISED:
-                raise PermanentError(
-                    f"{what} is float32 but not normalised: it reaches {farthest:.0f}; "
-                    "give uint8, or (x - 127.5) / 127.5",
-                    code="bad_buffer",
-                )
+        check_pixels(buffer, shape, normalised="(x - 127.5) / 127.5", label=label)
 
 
 class FaceEmbeddingHandler:

@@ -9,14 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from daemon.errors import ConfigError, InferdError, PermanentError
+from daemon.errors import ConfigError, InferdError
 from daemon.settings import Settings
 from handlers.clip import ClipModel, normalise, normalise_floats
 from handlers.images import Limits, decode, square_crop
-from handlers.inference import ModelInference, Vector
-
-FARTHEST_NORMALISED = 50.0
-"""No normalised picture leaves [-1.8, 2.2]; bytes turned to floats without normalising do."""
+from handlers.inference import ModelInference, Vector, check_pixels
 
 
 class ImageEmbeddingInference(ModelInference[Vector]):
@@ -97,24 +94,8 @@ class ImageEmbeddingInference(ModelInference[Vector]):
         return list(self._model.encode_images(pixels))
 
     def _check(self, buffer: NDArray[Any], label: str) -> None:
-        what = f"buffer {label}" if label else "the buffer"
         shape = (*self.input_size, 3)
-        # The documented interface is open to untyped callers: a list or None must not get by.
-        if not isinstance(buffer, np.ndarray) or buffer.dtype not in (np.uint8, np.float32):
-            kind = getattr(buffer, "dtype", type(buffer).__name__)
-            raise PermanentError(f"{what} is {kind}, not uint8 or float32", code="bad_buffer")
-        if buffer.shape != shape:
-            raise PermanentError(f"{what} is {buffer.shape}, not {shape}", code="bad_buffer")
-        if buffer.dtype == np.float32:
-            farthest = np.abs(buffer).max()
-            if not np.isfinite(farthest):
-                raise PermanentError(f"{what} holds NaN or infinity", code="bad_buffer")
-            if farthest > FARTHEST_NORMALISED:
-                raise PermanentError(
-                    f"{what} is float32 but not normalised: it reaches {farthest:.0f}; "
-                    "give uint8, or (x / 255 - mean) / std",
-                    code="bad_buffer",
-                )
+        check_pixels(buffer, shape, normalised="(x / 255 - mean) / std", label=label)
 
 
 def demo(arguments: Sequence[str]) -> int:

@@ -8,6 +8,7 @@ from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from daemon.errors import PermanentError
 from daemon.jobs import JsonObject
 
 Result = TypeVar("Result")
@@ -42,6 +43,44 @@ class Provenance:
         if self.notes:
             wire["notes"] = list(self.notes)
         return wire
+
+
+FARTHEST_NORMALISED = 50.0
+"""No normalised picture comes near it; bytes turned to floats without normalising do."""
+
+
+def check_pixels(
+    buffer: NDArray[Any], shape: tuple[int, ...], *, normalised: str, label: str = ""
+) -> None:
+    """Refuse what is neither uint8 nor normalised float32 of the given shape.
+
+    The documented interface is open to untyped callers: a list or None must not get by.
+
+    Args:
+        buffer: what the caller gave.
+        shape: the one shape that is taken.
+        normalised: the formula of normalised float32, for the caller to read.
+        label: names the buffer in the error.
+
+    Raises:
+        PermanentError: code bad_buffer.
+    """
+    what = f"buffer {label}" if label else "the buffer"
+    if not isinstance(buffer, np.ndarray) or buffer.dtype not in (np.uint8, np.float32):
+        kind = getattr(buffer, "dtype", type(buffer).__name__)
+        raise PermanentError(f"{what} is {kind}, not uint8 or float32", code="bad_buffer")
+    if buffer.shape != shape:
+        raise PermanentError(f"{what} is {buffer.shape}, not {shape}", code="bad_buffer")
+    if buffer.dtype == np.float32:
+        farthest = float(np.abs(buffer).max())
+        if not np.isfinite(farthest):
+            raise PermanentError(f"{what} holds NaN or infinity", code="bad_buffer")
+        if farthest > FARTHEST_NORMALISED:
+            raise PermanentError(
+                f"{what} is float32 but not normalised: it reaches {farthest:.0f}; "
+                f"give uint8, or {normalised}",
+                code="bad_buffer",
+            )
 
 
 class MLInference(ABC, Generic[Result]):

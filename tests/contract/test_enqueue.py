@@ -547,7 +547,7 @@ async def test_a_dead_letter_is_durably_announced(bench: Bench) -> None:
         now=NOON,
     )
 
-    await bench.queue.announce(message)
+    await bench.queue.enqueue_all([message])
 
     assert [told.event for told in await bench.told()] == [json.loads(message.payload)]
 

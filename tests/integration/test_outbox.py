@@ -77,7 +77,7 @@ def outbox(bench: Bench, link: Link) -> Outbox:
 
 async def tell(bench: Bench, *topics: str, payload: str = "{}") -> None:
     for topic in topics:
-        await bench.queue.announce(Message(topic, payload, "YWJj"))
+        await bench.queue.enqueue_all([Message(topic, payload, "YWJj")])
 
 
 async def waiting(bench: Bench) -> list[str]:

@@ -368,7 +368,7 @@ async def test_the_relay_counts_what_became_of_events(tmp_path: Path) -> None:
     metrics = Metrics()
     async with open_bench(tmp_path / "queue.db") as bench:
         for topic in "aabc":
-            await bench.queue.announce(Message(topic, "{}", None))
+            await bench.queue.enqueue_all([Message(topic, "{}", None)])
         outbox = Outbox(
             bench.database,
             Link(),
