@@ -1,41 +1,37 @@
-"""Process entry: settings, logging, the daemon, and which exit code an error gets."""
+"""Process entry: which sub-command runs, and which exit code an error gets."""
 
-import argparse
-import asyncio
-import os
+import importlib
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from daemon.errors import ConfigError
-from daemon.logs import set_up_logging
-from daemon.settings import Settings
 
 EXIT_CONFIG = 78
 """EX_CONFIG of sysexits.h: a supervisor need not try again."""
 
+COMMANDS = {
+    "serve": ("daemon.cli.serve", "take requests and do them, until SIGTERM (the default)"),
+    "demo": ("demos.quickstart", "start all parts here and send real pictures through"),
+}
+"""By name: the module whose `main(argv, prog)` runs it, and what it does. Only the module of the
+command that was asked for is imported, so that each starts as fast as its own imports allow."""
 
-def main() -> int:
-    """Run `python -m daemon`; return its exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m daemon",
-        description="Turn pictures into vectors and faces, asked over MQTT or REST. "
-        "Configured by INFERD_* variables; see README.",
-    )
-    parser.add_argument(
-        "command", nargs="?", default="serve", choices=["serve"], help="serve (default)"
-    )
-    parser.add_argument("--check", action="store_true", help="check the configuration, then exit")
-    arguments = parser.parse_args()
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `python -m daemon [command] ...`; return its exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments and arguments[0] in ("-h", "--help", "help"):
+        sys.stdout.write(_usage())
+        return 0
+    name = "serve"
+    if arguments and not arguments[0].startswith("-"):
+        name = arguments.pop(0)
+    if name not in COMMANDS:
+        sys.stderr.write(f"inferd: there is no command {name!r}\n\n{_usage()}")
+        return 2
     try:
-        settings = Settings.from_env(os.environ)
-        if arguments.check:
-            sys.stdout.write(settings.model_dump_json(indent=2) + "\n")
-            return 0
-        set_up_logging(settings.log)
-        # Heavy and only needed to serve.
-        from daemon.app import run  # noqa: PLC0415
-
-        asyncio.run(run(settings))
+        command = importlib.import_module(COMMANDS[name][0])
+        code: int = command.main(arguments, prog=f"python -m daemon {name}")
     except ConfigError as error:
         return _refuse([error])
     except ExceptionGroup as group:
@@ -43,7 +39,17 @@ def main() -> int:
         if wrong is None:
             raise
         return _refuse(_leaves(wrong))
-    return 0
+    return code
+
+
+def _usage() -> str:
+    lines = "\n".join(f"  {name:<9}{said}" for name, (_, said) in COMMANDS.items())
+    return (
+        "usage: python -m daemon [command] [options]\n\n"
+        "Turn pictures into vectors and faces, asked over MQTT or REST. Configured by INFERD_*\n"
+        f"variables; see README.\n\n{lines}\n\n"
+        "Each command has its own --help.\n"
+    )
 
 
 def _refuse(errors: Iterable[BaseException]) -> int:

@@ -5,7 +5,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -249,11 +249,11 @@ def _stay(stack: Stack, ids: Iterable[str]) -> None:
         time.sleep(3600)
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None, *, prog: str = "python -m demos.quickstart") -> int:
     """Run the demo; return its exit code."""
-    parser = argparse.ArgumentParser(description="Show inferd at work on real pictures.")
+    parser = argparse.ArgumentParser(prog=prog, description="Show inferd at work on real pictures.")
     parser.add_argument("--stay", action="store_true", help="stay up afterwards, until Ctrl-C")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     try:
         choice = choose_models()
     except ConfigError as error:
