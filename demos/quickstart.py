@@ -15,7 +15,8 @@ from demos.annotate import draw_faces
 from demos.choose_models import Choice, choose_models
 from demos.client import ClientError, InferdClient, RejectedError, upload
 from demos.stack import Stack, StackError
-from handlers.vectors import QdrantFaceStore, QdrantImageStore
+from handlers.face_store import QdrantFaceStore
+from handlers.image_store import QdrantImageStore
 
 DEADLINE_SECONDS = 170
 OUTPUT = Path("demo-output")

@@ -16,7 +16,8 @@ imports no model library; those load when the daemon opens a handler.
     weights                  where model files come from
     images, decoders         bytes -> upright RGB picture, and the threads that do it
     media_store              pictures in, face results out
-    vectors, vector_store    the documented stores and their base; claims: one model a collection
+    image_store, face_store  the documented stores, on qdrant_store and its base vector_store;
+                             claims: one model a collection; engine_choice: where vectors lie
     vector_engine, vector_points
                              what stores and engines say to each other
     qdrant_edge, qdrant_local, qdrant_server

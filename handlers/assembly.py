@@ -13,15 +13,18 @@ from daemon.settings import Settings
 from handlers.claims import StoreClaim
 from handlers.decoders import Decoders
 from handlers.device import DeviceLane, ModelRunner
+from handlers.engine_choice import make_engine
 from handlers.face_detection import FaceDetectionHandler, FaceDetectionInference
 from handlers.face_embedding import FaceEmbeddingHandler, FaceEmbeddingInference
+from handlers.face_store import QdrantFaceStore
 from handlers.faces import Face
 from handlers.image_embedding import ImageEmbeddingInference
 from handlers.image_embedding_handler import ImageEmbeddingHandler
+from handlers.image_store import QdrantImageStore
 from handlers.images import Limits
 from handlers.inference import MLInference
 from handlers.media_store import MediaStoreClient
-from handlers.vectors import QdrantFaceStore, QdrantImageStore, VectorStore, make_engine
+from handlers.vector_store import VectorStore
 
 log = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ import asyncio
 from daemon.errors import ConfigError, DependencyDownError
 from handlers.device import ModelRunner
 from handlers.inference import Vector
-from handlers.vectors import VectorStore
+from handlers.vector_store import VectorStore
 
 
 class StoreClaim:

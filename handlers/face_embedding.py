@@ -22,12 +22,14 @@ from handlers.decoders import Decoders
 from handlers.device import ModelRunner
 from handlers.face_alignment import FACE_SIZE
 from handlers.face_detection import FaceDetectionInference, upright_pixels
+from handlers.face_store import QdrantFaceStore
 from handlers.faces import EMBEDDING_DIM, ArcFaceRecogniser, Face, align
 from handlers.images import Limits
 from handlers.inference import ModelInference, Pixels, Vector, check_pixels
 from handlers.media_store import MediaStoreClient
 from handlers.timings import Timings
-from handlers.vectors import Point, QdrantFaceStore, face_point_id
+from handlers.vector_engine import Point
+from handlers.vector_points import face_point_id
 
 
 class FaceEmbeddingInference(ModelInference[Vector]):

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from handlers.vectors import QdrantFaceStore, QdrantImageStore
+from handlers.face_store import QdrantFaceStore
+from handlers.image_store import QdrantImageStore
 from tests.acceptance.rig import Asked, Daemon, MediaStore, finished
 from tests.broker import Broker, Client
 

@@ -11,22 +11,22 @@ import pytest
 from qdrant_client import AsyncQdrantClient, models
 
 from daemon.errors import ConfigError, DependencyDownError, PermanentError, RetryableError
+from handlers.face_store import QdrantFaceStore
+from handlers.image_store import QdrantImageStore
 from handlers.inference import Vector
 from handlers.qdrant_edge import EdgeEngine
 from handlers.qdrant_local import LocalEngine
 from handlers.qdrant_server import ServerEngine
-from handlers.vector_engine import CollectionSpec
-from handlers.vectors import (
+from handlers.vector_engine import (
     AtLeast,
+    CollectionSpec,
     Equals,
     Filter,
     Point,
-    QdrantFaceStore,
-    QdrantImageStore,
     SharedEngine,
     VectorEngine,
-    face_point_id,
 )
+from handlers.vector_points import face_point_id
 
 # The server engine speaks to the library's in-memory server here, which has no indexes.
 pytestmark = pytest.mark.filterwarnings("ignore:Payload indexes have no effect")

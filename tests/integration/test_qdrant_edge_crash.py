@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from daemon.errors import ConfigError, RetryableError
+from handlers.face_store import QdrantFaceStore
+from handlers.image_store import QdrantImageStore
 from handlers.qdrant_edge import EdgeEngine
-from handlers.vector_engine import CollectionSpec, Point
-from handlers.vectors import QdrantFaceStore, QdrantImageStore, SharedEngine
+from handlers.vector_engine import CollectionSpec, Point, SharedEngine
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -21,7 +22,8 @@ import asyncio, sys
 import numpy as np
 from pathlib import Path
 from handlers.qdrant_edge import EdgeEngine
-from handlers.vectors import Point, QdrantImageStore, SharedEngine
+from handlers.image_store import QdrantImageStore
+from handlers.vector_engine import Point, SharedEngine
 
 async def main():
     engine = SharedEngine(lambda: EdgeEngine(Path(sys.argv[1]), flush_seconds=float(sys.argv[2])))

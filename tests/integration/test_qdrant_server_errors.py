@@ -14,9 +14,9 @@ from aiohttp import web
 from qdrant_client import grpc as grpc_models
 
 from daemon.errors import ConfigError, DependencyDownError, RetryableError
+from handlers.image_store import QdrantImageStore
 from handlers.qdrant_server import ServerEngine
 from handlers.vector_engine import AtLeast, CollectionSpec, Equals, Filter, Point
-from handlers.vectors import QdrantImageStore
 
 SPEC = CollectionSpec("c", 4)
 POINT = Point(1, np.ones(4, np.float32), {"a": 1})

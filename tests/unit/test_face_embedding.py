@@ -16,8 +16,9 @@ from handlers.decoders import Decoders
 from handlers.device import DeviceLane, ModelRunner
 from handlers.face_detection import FaceDetectionInference
 from handlers.face_embedding import FaceEmbeddingHandler, FaceEmbeddingInference, demo
+from handlers.face_store import QdrantFaceStore
 from handlers.images import Limits
-from handlers.vectors import QdrantFaceStore, face_point_id
+from handlers.vector_points import face_point_id
 from tests.unit.face_graphs import save_recogniser
 from tests.unit.face_rig import Store, cut_out, ignore_steps, job, media_store
 

@@ -23,12 +23,12 @@ from handlers.decoders import Decoders
 from handlers.device import DeviceLane, ModelRunner
 from handlers.image_embedding import ImageEmbeddingInference
 from handlers.image_embedding_handler import ImageEmbeddingHandler
+from handlers.image_store import QdrantImageStore
 from handlers.images import Limits
 from handlers.inference import Vector
 from handlers.media_store import MediaStoreClient
 from handlers.timings import Timings
 from handlers.vector_engine import Point
-from handlers.vectors import QdrantImageStore
 from tests import clip_models
 
 LIMITS = Limits(max_pixels=100_000_000, background=(255, 255, 255))

@@ -14,7 +14,10 @@ from pydantic import SecretStr
 
 from daemon.errors import ConfigError, PermanentError
 from daemon.settings import QdrantSettings
+from handlers.engine_choice import make_engine
 from handlers.engine_folder import FolderLock
+from handlers.face_store import QdrantFaceStore
+from handlers.image_store import QdrantImageStore
 from handlers.qdrant_edge import EdgeEngine
 from handlers.qdrant_local import LocalEngine
 from handlers.qdrant_server import ServerEngine
@@ -29,7 +32,6 @@ from handlers.vector_points import (
     stored_point,
     unit_vector,
 )
-from handlers.vectors import QdrantFaceStore, QdrantImageStore, make_engine
 
 ROOT = Path(__file__).resolve().parents[2]
 ONES = np.ones(512, np.float32)
@@ -281,7 +283,9 @@ def test_no_vendor_is_imported_before_an_engine_opens() -> None:
         "import sys\n"
         "from pathlib import Path\n"
         "from daemon.settings import QdrantSettings\n"
-        "from handlers.vectors import QdrantImageStore, QdrantFaceStore, make_engine\n"
+        "from handlers.engine_choice import make_engine\n"
+        "from handlers.face_store import QdrantFaceStore\n"
+        "from handlers.image_store import QdrantImageStore\n"
         "QdrantImageStore(url='http://localhost:6333'); QdrantFaceStore(path='x')\n"
         "make_engine(QdrantSettings(), Path('x'))\n"
         "make_engine(QdrantSettings(url='http://q'), Path('x'))\n"
@@ -295,7 +299,7 @@ def test_no_vendor_is_imported_before_an_engine_opens() -> None:
 def test_a_script_that_closes_nothing_ends_and_loses_nothing(tmp_path: Path) -> None:
     script = (
         "import sys, numpy as np\n"
-        "from handlers.vectors import QdrantImageStore\n"
+        "from handlers.image_store import QdrantImageStore\n"
         "store = QdrantImageStore(path=sys.argv[1])\n"
         "print(store.get_vector('a') is not None)\n"
         "store.add_vector('a', np.ones(512, np.float32))\n"
@@ -308,7 +312,7 @@ def test_a_script_that_closes_nothing_ends_and_loses_nothing(tmp_path: Path) -> 
 def test_a_store_left_open_is_closed_at_exit(tmp_path: Path) -> None:
     out = run(
         "import sys, numpy as np\n"
-        "from handlers.vectors import QdrantImageStore\n"
+        "from handlers.image_store import QdrantImageStore\n"
         "class Telling(QdrantImageStore):\n"
         "    async def _close(self):\n"
         "        await super()._close()\n"
@@ -318,16 +322,3 @@ def test_a_store_left_open_is_closed_at_exit(tmp_path: Path) -> None:
     )
 
     assert out.strip() == "closed"
-
-
-def test_the_demo_runs() -> None:
-    out = subprocess.run(
-        [sys.executable, "-W", "error", "-m", "handlers.vectors"],
-        check=True,
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        timeout=60,
-    ).stdout
-
-    assert "opened again: job-124 is there" in out

@@ -1,0 +1,80 @@
+"""QdrantFaceStore: one vector a face, in the collection face_embeddings.
+
+Run `python -m handlers.face_store` to see it at work.
+"""
+
+import sys
+from collections.abc import Sequence
+
+import numpy as np
+
+from handlers.qdrant_store import QdrantStore
+from handlers.store_demo import run_demo, say
+from handlers.vector_engine import AtLeast, Equals, Filter, Point
+from handlers.vector_points import face_point_id
+
+
+class QdrantFaceStore(QdrantStore):
+    """Faces; the daemon's point ids are `face_point_id(media_store_id, face_index)`."""
+
+    collection = "face_embeddings"
+
+    async def replace(self, media_store_id: int, points: Sequence[Point]) -> None:
+        """Make `points` the only faces of a picture.
+
+        Stores them, then removes those of a run that found more: done twice, or again after a
+        crash in between, it ends the same.
+
+        Args:
+            media_store_id: the picture.
+            points: its faces in order; each payload has media_store_id and face_index (0, 1, ...).
+
+        Raises:
+            ValueError: a payload says something else.
+            PermanentError: a point can't be stored.
+        """
+        for index, point in enumerate(points):
+            said = point.payload.get("media_store_id"), point.payload.get("face_index")
+            if said != (media_store_id, index):
+                raise ValueError(f"face {index} of picture {media_store_id} says it is {said}")
+        await self.upsert(points)
+        surplus = Filter.where(
+            Equals("media_store_id", media_store_id), AtLeast("face_index", len(points))
+        )
+        await self._engine.delete_where(self.collection, surplus)
+
+    def search_by_media_store_id(self, media_store_id: int | str) -> list[Point]:
+        """Return the faces of one picture in their order; blocks."""
+        return self._blocking(lambda: self.find_by_media_store_id(media_store_id))
+
+    def delete_by_job_id(self, job_id: str) -> None:
+        """Delete all faces that one job stored; blocks."""
+        self._blocking(lambda: self.remove_by_job_id(job_id))
+
+
+def demo(arguments: Sequence[str]) -> int:
+    """Store three faces of two pictures, find them by picture and by likeness, delete them."""
+    return run_demo(QdrantFaceStore, _show, arguments, prog="python -m handlers.face_store")
+
+
+def _show(store: QdrantFaceStore) -> None:
+    vectors = np.random.default_rng(7).standard_normal((3, store.dimension)).astype(np.float32)
+    for vector, (picture, index) in zip(vectors, ((123, 0), (123, 1), (124, 0)), strict=True):
+        payload = {"media_store_id": picture, "job_id": f"job-{picture}", "face_index": index}
+        store.add_vector(face_point_id(picture, index), vector, payload)
+    say(f"stored three faces of the pictures 123 and 124 in {store.collection}")
+    found = store.search_by_media_store_id(123)
+    say(f"faces of 123: {[point.payload['face_index'] for point in found]}")
+    best = store.search(vectors[2] + 0.3 * vectors[0], limit=1)[0]
+    say(
+        f"most similar to a mixture: face {best.payload['face_index']} of picture "
+        f"{best.payload['media_store_id']} with {best.score:.3f}"
+    )
+    store.delete_by_job_id("job-123")
+    say(f"after deleting job-123: {len(store.search_by_media_store_id(123))} faces of 123")
+    store.delete_by_job_id("job-124")
+    say(f"after deleting job-124: {len(store.search_by_media_store_id(124))} faces of 124")
+
+
+if __name__ == "__main__":
+    sys.exit(demo(sys.argv[1:]))
