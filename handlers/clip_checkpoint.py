@@ -2,7 +2,7 @@
 
 OpenAI's TorchScript archive, or a plain state dict (.pt, .pth, .bin, .safetensors), told apart by
 content. OpenAI's keys are open_clip's. No pickled code in a file is ever executed. The libraries
-are handed in by handlers/clip.py, the one file that imports them.
+are handed in; handlers/clip_vendors.py imports them.
 """
 
 import contextlib

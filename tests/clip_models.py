@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from daemon.settings import Settings
-from handlers.clip import ClipModel, load_vendors
+from handlers.clip import ClipModel
 from handlers.clip_catalog import architecture
+from handlers.clip_vendors import load_vendors
 from handlers.image_embedding import ImageEmbeddingInference
 
 MODEL = "ViT-B-32-quickgelu"

@@ -38,12 +38,20 @@ LAYERS = (
 
 SEEN_BY_HANDLERS = {"daemon.errors", "daemon.jobs", "daemon.settings", "daemon.stage"}
 
+CLIP = {
+    "handlers.clip",
+    "handlers.clip_checkpoint",
+    "handlers.clip_text",
+    "handlers.clip_tower",
+    "handlers.clip_vendors",
+}
+
 VENDORS = {
     "gmqtt": {"daemon.mqtt"},
     "aiosqlite": {"daemon.database"},
-    "torch": {"handlers.clip", "handlers.clip_checkpoint"},
-    "torchvision": {"handlers.clip", "handlers.clip_checkpoint"},
-    "open_clip": {"handlers.clip", "handlers.clip_checkpoint"},
+    "torch": CLIP,
+    "torchvision": CLIP,
+    "open_clip": CLIP,
     "insightface": {"handlers.faces"},
     "onnxruntime": {"handlers.faces"},
     "onnx": {"handlers.faces"},

@@ -16,16 +16,11 @@ import pytest
 
 from daemon.errors import ConfigError
 from handlers import clip_catalog
-from handlers.clip import (
-    UNTRAINED_SEED,
-    ClipModel,
-    choose_device,
-    load_vendors,
-    normalise,
-    normalise_floats,
-)
+from handlers.clip import ClipModel, normalise, normalise_floats
 from handlers.clip_catalog import PUBLISHED, architecture
 from handlers.clip_checkpoint import read_model
+from handlers.clip_tower import UNTRAINED_SEED
+from handlers.clip_vendors import choose_device, load_vendors
 from handlers.images import Limits, decode, square_crop
 from tests import clip_models
 from tests.clip_models import MODEL, TINY
@@ -149,7 +144,7 @@ def test_the_architecture_equals_an_independent_implementation() -> None:
     with vendors.torch.device("meta"):
         other = CLIPVisionModelWithProjection(config)
     inference = clip_models.untrained()
-    visual = inference._model._visual
+    visual = inference._model._module
     assert visual is not None
     batch = pixels(2)
 
@@ -295,7 +290,7 @@ def test_an_archive_of_full_size_as_openai_published_it_loads(
 
 
 def test_only_the_image_tower_stays_in_memory() -> None:
-    visual = clip_models.untrained()._model._visual
+    visual = clip_models.untrained()._model._module
     assert visual is not None
 
     assert sum(tensor.numel() for tensor in visual.parameters()) == 87_849_216

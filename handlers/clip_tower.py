@@ -1,0 +1,246 @@
+"""ClipTower: what the image tower and the text tower of a CLIP share: files, device, life.
+
+Both are read from the same file, so a text may be compared with the pictures of equal weights.
+"""
+
+import logging
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from daemon.errors import ConfigError, RetryableError
+from handlers.clip_catalog import architecture, find_weights
+from handlers.clip_checkpoint import read_model
+from handlers.clip_vendors import choose_device, load_vendors, trim
+from handlers.inference import Provenance, Vector
+from handlers.weights import sha256
+
+if TYPE_CHECKING:
+    import torch
+
+log = logging.getLogger(__name__)
+
+PREPROCESSING = "openai-preprocess-v1"
+"""How pictures are normalised; part of the fingerprint."""
+
+UNTRAINED_SEED = 20210105
+"""Fixed, so that a restart of a demo gives the same vectors. The day CLIP was published."""
+
+
+class ClipTower(ABC):
+    """One tower of one CLIP with one set of weights, on one device; the other is not kept.
+
+    Every method blocks, and none is safe to call from two threads at once.
+    """
+
+    tower: ClassVar[str]
+    """Names the tower in the log."""
+
+    def __init__(
+        self,
+        *,
+        model: str,
+        weights: str,
+        models_dir: Path,
+        device: str = "auto",
+        require_gpu: bool = False,
+        offline: bool = False,
+    ) -> None:
+        self.model = model
+        self._weights = weights
+        self._models_dir = models_dir
+        self._asked_device = device
+        self._require_gpu = require_gpu
+        self._offline = offline
+        self._config: dict[str, Any] | None = None
+        self._path: Path | None = None
+        self._digest = ""
+        self._parameters = 0
+        self._module: torch.nn.Module | None = None
+        self._provenance: Provenance | None = None
+
+    @property
+    def is_untrained(self) -> bool:
+        """Whether the weights are random: demos and tests only."""
+        return self._weights == "untrained"
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """The architecture, as open_clip describes it.
+
+        Raises:
+            ConfigError: open_clip is absent or does not know the model.
+        """
+        if self._config is None:
+            self._config = architecture(self.model)
+        return self._config
+
+    @property
+    def embedding_dim(self) -> int:
+        """Length of the vectors."""
+        return int(self.config["embed_dim"])
+
+    @property
+    def fingerprint(self) -> str:
+        """What vectors of this model may be compared with; known after `resolve`."""
+        if self.is_untrained:
+            return f"{self.model}:untrained-seed-{UNTRAINED_SEED}"
+        if not self._digest:
+            raise RuntimeError("the fingerprint is known after resolve()")
+        return f"{self.model}:{self._digest[:16]}:{PREPROCESSING}"
+
+    @property
+    def provenance(self) -> Provenance:
+        """What really runs; known after `load`."""
+        if self._provenance is None:
+            raise RuntimeError("the provenance is known after load()")
+        return self._provenance
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether it may be run without loading."""
+        return self._module is not None
+
+    def resolve(self) -> None:
+        """Find the weights, downloading the published ones where they are absent.
+
+        Raises:
+            ConfigError: the model is unknown, or its weights are nowhere.
+        """
+        _ = self.config
+        if self.is_untrained or self._digest:
+            return
+        self._path = find_weights(
+            self.model, self._weights, self._models_dir, offline=self._offline
+        )
+        self._digest = sha256(self._path)
+
+    def load(self) -> None:
+        """Load the weights, hold them to what is known of them, and run the model once.
+
+        Raises:
+            ConfigError: torch is absent or broken, the weights are absent, no checkpoint, of
+                another shape, or not what they claim to be, or a demanded GPU does not run.
+        """
+        if self.is_loaded:
+            return
+        self.resolve()
+        began = time.monotonic()
+        torch = load_vendors().torch
+        device = choose_device(self._asked_device, require_gpu=self._require_gpu)
+        module = self._build()
+        with torch.inference_mode():
+            module = module.eval().requires_grad_(False)
+            self._check_facts(module)
+            try:
+                module = module.to(device)
+                ran_on = self._forward(module, self._probe().to(device)).device
+            except RuntimeError as error:
+                raise ConfigError(f"{self.model} does not run on {device}: {error}") from error
+        self._module = module
+        trim()
+        name = self._path.name if self._path else "UNTRAINED"
+        self._provenance = Provenance(
+            model=self.model,
+            weights="openai" if self._weights == "openai" else name,
+            device=str(ran_on),
+            precision="fp32",
+        )
+        if self.is_untrained:
+            log.warning(
+                "UNTRAINED WEIGHTS: %s IS RANDOM (SEED %d), ITS VECTORS MEAN NOTHING",
+                self.model,
+                UNTRAINED_SEED,
+            )
+        log.info(
+            "loaded the %s tower of %s (%s) on %s in %.1f s",
+            self.tower,
+            self.model,
+            self._path or "UNTRAINED",
+            ran_on,
+            time.monotonic() - began,
+        )
+
+    def unload(self) -> None:
+        """Give the memory back."""
+        if self._module is None:
+            return
+        on_gpu = self.provenance.device.startswith("cuda")
+        self._module = None
+        if on_gpu:
+            load_vendors().torch.cuda.empty_cache()
+        trim()
+        log.info("unloaded the %s tower of %s", self.tower, self.model)
+
+    @abstractmethod
+    def _take(self, model: Any) -> "torch.nn.Module":
+        """Return what stays in memory of open_clip's whole model, on the CPU."""
+
+    @abstractmethod
+    def _probe(self) -> "torch.Tensor":
+        """Return a batch of one to try the model with."""
+
+    @abstractmethod
+    def _forward(self, module: Any, batch: "torch.Tensor") -> "torch.Tensor":
+        """Return the projected embeddings [n, dim] of a batch, of any length."""
+
+    @abstractmethod
+    def _check_facts(self, module: "torch.nn.Module") -> None:
+        """Hold the weights to what is published of them: on the CPU, in fp32.
+
+        Raises:
+            ConfigError: they are not what they claim to be.
+        """
+
+    def _encode(self, batch: NDArray[Any]) -> Vector:
+        """Return float32 [n, dim], each of length 1.
+
+        Raises:
+            RetryableError: code model_error; the device failed, or gave no numbers.
+        """
+        if self._module is None:
+            raise RuntimeError("run before load()")
+        torch = load_vendors().torch
+        try:
+            with torch.inference_mode():
+                given = torch.from_numpy(batch).to(self.provenance.device)
+                features = torch.nn.functional.normalize(self._forward(self._module, given), dim=-1)
+                vectors: Vector = features.float().cpu().numpy()
+        except RuntimeError as error:
+            raise RetryableError(f"{self.model} failed: {error}", code="model_error") from error
+        if not np.isfinite(vectors).all():
+            raise RetryableError(f"{self.model} gave NaN", code="model_error")
+        return vectors
+
+    def _build(self) -> "torch.nn.Module":
+        vendors = load_vendors()
+        if self._path is None:
+            # The generator of the process stays as it was.
+            with vendors.torch.random.fork_rng(devices=[]):
+                vendors.torch.manual_seed(UNTRAINED_SEED)
+                return self._take(vendors.open_clip.CLIP(**self.config))
+        if sha256(self._path) != self._digest:
+            raise ConfigError(
+                f"{self._path} changed since it was found: vectors of two models must not mix; "
+                "start again"
+            )
+        model = read_model(vendors, self.config, self._path)
+        self._parameters = sum(tensor.numel() for tensor in model.parameters())
+        module = self._take(model)
+        # Copies: the file may be a mapping that somebody else writes to or truncates.
+        own = {
+            name: tensor.to(vendors.torch.float32, copy=True)
+            for name, tensor in module.state_dict().items()
+        }
+        broken = [name for name, tensor in own.items() if not tensor.isfinite().all()]
+        if broken:
+            raise ConfigError(
+                f"{self._path}: {broken[0]} of the {self.tower} tower holds NaN or infinity"
+            )
+        module.load_state_dict(own, assign=True)
+        return module
