@@ -5,11 +5,18 @@ import unicodedata
 from dataclasses import dataclass
 from typing import Annotated, Any, NoReturn
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    WithJsonSchema,
+)
 
 from daemon.errors import InvalidRequestError
 from daemon.jobs import MAX_MEDIA_STORE_ID, JsonObject, TaskType
-from daemon.topics import is_job_id, is_reply_topic
+from daemon.topics import MAX_REPLY_BYTES, ROOT, UUID, is_job_id, is_reply_topic
 
 MAX_REQUEST_ID = 256
 MAX_BATCH = 1000
@@ -61,26 +68,94 @@ class MqttRequest:
     """In base64."""
 
 
+# What the validators above check, as far as JSON Schema can say it. `not` stands beside a pattern
+# for readers whose `$` lets a line break follow.
+_CONTROL = r"\x00-\x1f\x7f-\x9f"
+_MEDIA_STORE_ID: JsonObject = {
+    "anyOf": [
+        {"type": "integer", "minimum": 0, "maximum": MAX_MEDIA_STORE_ID},
+        {"type": "string", "pattern": "^[0-9]{1,19}$", "not": {"pattern": "[^0-9]"}},
+    ]
+}
+_JOB_ID: JsonObject = {"type": "string", "pattern": f"^{UUID}$", "maxLength": 36}
+_REQUEST_ID: JsonObject = {
+    "type": "string",
+    "maxLength": MAX_REQUEST_ID,
+    "not": {"pattern": f"[{_CONTROL}]"},
+}
+_REPLY_TO: JsonObject = {
+    "type": "string",
+    "pattern": f"^{ROOT}/reply(/[^/+#${_CONTROL}]+)+$",
+    "maxLength": MAX_REPLY_BYTES,
+    "not": {"pattern": f"[{_CONTROL}]"},
+}
+
+
 class JobRequest(BaseModel):
     """The body of `inference/request/{task_type}` and of POST /job/{task_type}.
 
     Unknown fields are refused: a misspelt option must not become a silent default.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        json_schema_extra={"examples": [{"media_store_id": 12345, "priority": 7}]},
+    )
 
-    media_store_id: Annotated[int, BeforeValidator(_media_store_id)] = Field(
-        ge=0, le=MAX_MEDIA_STORE_ID
+    media_store_id: Annotated[
+        int,
+        BeforeValidator(_media_store_id),
+        Field(ge=0, le=MAX_MEDIA_STORE_ID),
+        WithJsonSchema(_MEDIA_STORE_ID),
+    ] = Field(
+        description="The picture's id in the media store; its decimal text will do, up to 2**63-1."
     )
-    priority: int = Field(5, ge=0, le=10)
-    job_id: Annotated[str, BeforeValidator(_job_id)] | None = None
-    request_id: Annotated[str, BeforeValidator(_text)] | None = Field(
-        None, max_length=MAX_REQUEST_ID
+    priority: int = Field(5, ge=0, le=10, description="0 (last) to 10 (first).")
+    job_id: Annotated[str, BeforeValidator(_job_id), WithJsonSchema(_JOB_ID)] | None = Field(
+        None,
+        description="A UUID made by the client: a repeat of it makes no second job. Without one "
+        "the daemon makes it.",
     )
-    expires_at: int | None = Field(None, ge=0, le=MAX_TIME_MS)
-    force: bool = False
-    reply_to: Annotated[str, BeforeValidator(_text), BeforeValidator(_reply_topic)] | None = None
-    v: int | None = Field(None, ge=1, le=1)
+    request_id: (
+        Annotated[
+            str,
+            BeforeValidator(_text),
+            Field(max_length=MAX_REQUEST_ID),
+            WithJsonSchema(_REQUEST_ID),
+        ]
+        | None
+    ) = Field(
+        None,
+        description="The client's own word, echoed in every event; no control characters, no lone "
+        "surrogates.",
+    )
+    expires_at: int | None = Field(
+        None,
+        ge=0,
+        le=MAX_TIME_MS,
+        description="Epoch milliseconds; what has not begun by then is not done any more.",
+    )
+    force: bool = Field(
+        False,
+        description="Take the place of the job that this picture and task has, unless that one "
+        "is being processed.",
+    )
+    reply_to: (
+        Annotated[
+            str,
+            BeforeValidator(_text),
+            BeforeValidator(_reply_topic),
+            WithJsonSchema(_REPLY_TO),
+        ]
+        | None
+    ) = Field(
+        None,
+        description="Over MQTT: a topic below `inference/reply/` for copies of all answers and "
+        "events, of at most 256 bytes of UTF-8. It goes before the MQTT 5 response topic.",
+    )
+    v: int | None = Field(None, ge=1, le=1, description="Version of the envelope.")
 
 
 def parse_task_type(text: str) -> TaskType:

@@ -6,7 +6,10 @@ ROOT = "inference"
 REQUEST_FILTER = f"{ROOT}/request/+"
 CANCEL_FILTER = f"{ROOT}/cancel/+"
 
-_UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+UUID = "[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}"
+"""The pattern of a job_id."""
+
+_UUID = re.compile(UUID)
 _WORD = re.compile(r"[a-z][a-z0-9_]{0,63}")
 # Control characters, surrogates and noncharacters: a broker hangs up on whoever publishes to a
 # topic with one of them, and an event is sent again until it is confirmed.
