@@ -133,6 +133,23 @@ class RetryableError(HandlerError):
         self.retry_after_seconds = retry_after_seconds
 
 
+class OutOfMemoryError(RetryableError):
+    """Memory ran out while a model was loaded or run; no picture is at fault yet.
+
+    Raised by the files that speak to a model's vendor; the runner takes smaller steps, and only
+    what does not fit by itself reaches the worker.
+
+    Attributes:
+        device: whose memory it was, such as cuda:0; `cpu` is the machine's own.
+    """
+
+    default_code = "out_of_memory"
+
+    def __init__(self, message: str, *, device: str) -> None:
+        super().__init__(message)
+        self.device = device
+
+
 class DependencyDownError(RetryableError):
     """Something every job needs is away (media store, Qdrant); no picture is at fault.
 

@@ -1,0 +1,83 @@
+"""Memory: what running out of it looks like in each vendor's words, and giving it back.
+
+No vendor is imported here: their errors are known by name and by what they say.
+"""
+
+import contextlib
+import ctypes
+import re
+from collections.abc import Iterator
+
+from daemon.errors import OutOfMemoryError
+
+HOST = "cpu"
+MOST_WORDS = 200
+"""How much of a vendor's message goes into ours; torch's goes on with advice."""
+
+_HOST_WORDS = re.compile(
+    r"DefaultCPUAllocator|std::bad_alloc|bad allocation|Insufficient memory|Cannot allocate memory"
+)
+_DEVICE_WORDS = re.compile(
+    r"CUDA out of memory|CUDA error: out of memory|CUDA failure 2\b|cudaErrorMemoryAllocation|"
+    r"CU(BLAS|DNN)_STATUS_(ALLOC_FAILED|INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED)"
+)
+_EITHER_WORDS = re.compile(r"Failed to allocate memory|BFCArena")
+"""ONNX Runtime's arena says the same whatever it is an arena of."""
+
+
+@contextlib.contextmanager
+def memory_watched(name: str, device: str) -> Iterator[None]:
+    """Turn whatever a vendor raises for want of memory into our own word for it.
+
+    Args:
+        name: of the model, for the message.
+        device: where it runs; an error that is plainly the host's says `cpu` all the same.
+
+    Raises:
+        OutOfMemoryError: memory ran out; all else passes as it came.
+    """
+    try:
+        yield
+    except OutOfMemoryError:
+        raise
+    except Exception as error:
+        found = _memory_error(error)
+        if found is None:
+            raise
+        words = str(found).partition("\n")[0][:MOST_WORDS] or type(found).__name__
+        where = HOST if _is_of_host(found) else device
+        raise OutOfMemoryError(f"{name}: no memory left on {where}: {words}", device=where) from (
+            error
+        )
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether a vendor's error, or what caused it, says that memory ran out."""
+    return _memory_error(error) is not None
+
+
+def trim() -> None:
+    """Give freed memory back to the system: glibc keeps 260 MB of what a loading left."""
+    # Only glibc has malloc_trim; elsewhere nothing needs to be done.
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def _memory_error(error: BaseException | None) -> BaseException | None:
+    """Return the first of an error and its causes that says so."""
+    while error is not None:
+        # torch.OutOfMemoryError, known by its name.
+        if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+            return error
+        text = str(error)
+        if any(words.search(text) for words in (_HOST_WORDS, _DEVICE_WORDS, _EITHER_WORDS)):
+            return error
+        error = error.__cause__
+    return None
+
+
+def _is_of_host(error: BaseException) -> bool:
+    if isinstance(error, MemoryError):
+        return True
+    text = str(error)
+    return bool(_HOST_WORDS.search(text)) and not _DEVICE_WORDS.search(text)
