@@ -9,7 +9,7 @@ import tomllib
 from collections.abc import Mapping
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -89,6 +89,7 @@ def _path_template(value: str) -> str:
 
 HttpUrl = Annotated[str, AfterValidator(_http_url)]
 PathTemplate = Annotated[str, AfterValidator(_path_template)]
+Decoding: TypeAlias = Literal["fast", "exact"]
 
 
 class _Group(BaseModel):
@@ -228,13 +229,16 @@ class FacesSettings(_Group):
 
 
 class ImageSettings(_Group):
-    """Limits on what is decoded."""
+    """What of pictures is decoded, and how."""
 
     max_pixels: int = Field(100_000_000, ge=1, description="larger pictures are refused")
     background: str = Field(
         "#ffffff", pattern=r"^#[0-9a-fA-F]{6}$", description="behind transparent pixels"
     )
     decode_threads: int = Field(2, ge=1, le=256, description="pictures decoded at a time")
+    decoding: Decoding = Field(
+        "fast", description="fast: large JPEGs at a smaller scale for CLIP; exact: every pixel"
+    )
 
 
 class WorkerSettings(_Group):

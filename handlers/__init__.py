@@ -15,6 +15,7 @@ imports no model library; those load when the daemon opens a handler.
     cascade                  scikit-image's frontal cascade, for machines without weights
     weights                  where model files come from
     images, decoders         bytes -> upright RGB picture, and the threads that do it
+    clip_input               bytes -> the square that CLIP takes, large JPEGs the fast way
     media_store              pictures in, face results out
     image_store, face_store  the documented stores, on qdrant_store and its base vector_store;
                              claims: one model a collection; engine_choice: where vectors lie

@@ -123,11 +123,8 @@ class _Builder:
         return self.set
 
     async def _open_image_embedding(self) -> None:
-        runner = await self._runner(
-            "clip",
-            ImageEmbeddingInference(settings=self._settings),
-            max_batch=self._settings.clip.batch_size,
-        )
+        inference = ImageEmbeddingInference(settings=self._settings)
+        runner = await self._runner("clip", inference, max_batch=self._settings.clip.batch_size)
         store = self._store(TaskType.IMAGE_EMBEDDING, QdrantImageStore(engine=self._engine))
         handler = ImageEmbeddingHandler(
             media_store=self._media_store,
@@ -135,6 +132,8 @@ class _Builder:
             runner=runner,
             store=store,
             limits=self._limits,
+            side=inference.input_size[0],
+            decoding=self._settings.images.decoding,
         )
         await self._bind(handler.claim)
         self.set.handlers.append(await self._stack.enter_async_context(handler))

@@ -145,6 +145,9 @@ class FaceDetectionHandler:
 def upright_pixels(data: bytes, limits: Limits, content_type: str | None) -> Pixels:
     """Return every pixel of a picture file, upright; blocks.
 
+    Never decoded scaled, whatever INFERD_IMAGES__DECODING says: insightface looks at single pixels
+    of a large picture, so that boxes and landmarks would move and other vectors come out.
+
     Raises:
         PermanentError: it is no picture, or a larger one than is allowed.
     """

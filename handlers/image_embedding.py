@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from daemon.errors import ConfigError, InferdError
 from daemon.settings import Settings
 from handlers.clip import ClipModel, normalise, normalise_floats
-from handlers.images import Limits, decode, square_crop
+from handlers.clip_input import read
+from handlers.images import Limits
 from handlers.inference import ModelInference, Vector, check_pixels
 
 
@@ -105,9 +106,13 @@ def demo(arguments: Sequence[str]) -> int:
         buffer = np.full((*inference.input_size, 3), 128, np.uint8)
         label = arguments[0] if arguments else "an even grey"
         if arguments:
-            limits = Limits.from_settings(Settings.from_env(os.environ).images)
-            picture = decode(Path(label).read_bytes(), limits)
-            buffer = square_crop(picture, side=inference.input_size[0])
+            images = Settings.from_env(os.environ).images
+            buffer = read(
+                Path(label).read_bytes(),
+                Limits.from_settings(images),
+                side=inference.input_size[0],
+                decoding=images.decoding,
+            ).pixels
         vector = inference.infer(buffer, label=label)
     except (InferdError, OSError) as error:
         sys.stderr.write(f"{error}\n")

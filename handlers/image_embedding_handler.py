@@ -6,12 +6,14 @@ from typing import Self
 
 from daemon.errors import PermanentError
 from daemon.jobs import Job, JsonObject, TaskType
+from daemon.settings import Decoding
 from daemon.stage import Stage
 from handlers.claims import StoreClaim
+from handlers.clip_input import read
 from handlers.decoders import Decoders
 from handlers.device import ModelRunner
-from handlers.images import Limits, decode, square_crop
-from handlers.inference import Pixels, Vector
+from handlers.images import Limits
+from handlers.inference import Vector
 from handlers.media_store import MediaStoreClient
 from handlers.timings import Timings
 from handlers.vector_engine import Point
@@ -38,12 +40,27 @@ class ImageEmbeddingHandler:
         runner: ModelRunner[Vector],
         store: VectorStore,
         limits: Limits,
+        side: int,
+        decoding: Decoding,
     ) -> None:
+        """Take the parts that it works with.
+
+        Args:
+            media_store: where pictures come from.
+            decoders: the threads that decode them.
+            runner: the model.
+            store: takes the vectors.
+            limits: what is refused of pictures, and their background.
+            side: pixels of the square that the model takes.
+            decoding: how large JPEGs are decoded.
+        """
         self._media_store = media_store
         self._decoders = decoders
         self._runner = runner
         self._store = store
         self._limits = limits
+        self._side = side
+        self._decoding = decoding
         self.claim = StoreClaim(store, runner)
         self._upserts: Stage[Point, None] = Stage(
             "upsert-images", self._upsert, max_batch=MAX_UPSERT, queue_size=MAX_UPSERT
@@ -73,12 +90,17 @@ class ImageEmbeddingHandler:
         with timings.stage("fetch"):
             media = await self._media_store.fetch(media_id)
         with timings.stage("decode"):
-            width, height, crop = await self._decoders.run(
-                _prepare, media.data, self._limits, media.content_type
+            picture = await self._decoders.run(
+                read,
+                media.data,
+                self._limits,
+                side=self._side,
+                decoding=self._decoding,
+                content_type=media.content_type,
             )
         del media
         with timings.stage("infer"):
-            vector = await self._runner.infer(crop)
+            vector = await self._runner.infer(picture.pixels)
         ran = self._runner.provenance
         payload = {"job_id": job.job_id, "media_store_id": media_id, "model": ran.model}
         with timings.stage("store"):
@@ -88,7 +110,7 @@ class ImageEmbeddingHandler:
             "stored_in_vector_db": True,
             "collection": self._store.collection,
             "point_id": media_id,
-            "image": {"width": width, "height": height},
+            "image": {"width": picture.width, "height": picture.height},
             "inference": {**ran.to_wire(), "timings_ms": timings.to_wire()},
         }
 
@@ -105,9 +127,3 @@ class ImageEmbeddingHandler:
             # One point cannot be stored: the others must not fail with it.
             return [(await self._upsert([point]))[0] for point in points]
         return [None] * len(points)
-
-
-def _prepare(data: bytes, limits: Limits, content_type: str | None) -> tuple[int, int, Pixels]:
-    """Return width, height and CLIP's crop; the whole picture dies here, on the thread."""
-    picture = decode(data, limits, content_type=content_type)
-    return picture.width, picture.height, square_crop(picture)

@@ -98,6 +98,9 @@ _TRANSPOSE = {
 }
 
 _SIDES_SWAPPED = frozenset((5, 6, 7, 8))
+_LEFT_WAS_RIGHT = frozenset((2, 3, 6, 7))
+_TOP_WAS_BOTTOM = frozenset((3, 4, 7, 8))
+"""Orientations whose upright picture begins with what was stored last, once sides are swapped."""
 
 _MARKER = re.compile(rb"\xff[^\x00\x01\xff\xd0-\xd8]")
 _START_OF_SCAN = 0xDA
@@ -138,6 +141,10 @@ class Picture:
     """Pixels of the file's picture, upright."""
     height: int
     """Pixels of the file's picture, upright."""
+    box: tuple[float, float, float, float] | None = None
+    """Left, top, right, bottom of the file's picture within `image`, where it was decoded scaled:
+    an eighth of 1,001 pixels is 126 pixels, the last of which is mostly made up. None: all of it.
+    """
 
     def pixels(self) -> NDArray[np.uint8]:
         """Return `image` as read-only uint8 [height, width, 3]; each call makes one copy."""
@@ -153,8 +160,8 @@ def decode(
         data: the file.
         limits: what is refused, and the background.
         content_type: what the sender called it; only ever repeated in messages.
-        min_side: a large JPEG may be decoded at 1/2, 1/4 or 1/8 scale as long as no side gets
-            shorter than this (pixels); much faster. None keeps every pixel.
+        min_side: a large JPEG is decoded at 1/2, 1/4 or 1/8 scale, the smallest at which no side
+            is shorter than this (pixels); much faster. None keeps every pixel.
 
     Raises:
         PermanentError: code `empty`, `unsupported_format`, `decode_error` or `too_many_pixels`.
@@ -196,9 +203,10 @@ def square_crop(picture: Picture, side: int = 224) -> NDArray[np.uint8]:
     Equal to torchvision's Resize(side, bicubic) and CenterCrop(side) on a PIL image, which is
     what OpenAI's and open_clip's preprocessing do. A picture more than 64 times as long as wide
     is cropped first, since its resized whole may not fit into memory; it may differ by 1 of 255.
+    One that was decoded scaled is cropped where all its pixels would be, but differs a little.
     """
     image = picture.image
-    width, height = image.size
+    width, height = picture.width, picture.height
     short = min(width, height)
     new_width = side * width // short
     new_height = side * height // short
@@ -206,24 +214,30 @@ def square_crop(picture: Picture, side: int = 224) -> NDArray[np.uint8]:
     left = round((new_width - side) / 2)
     top = round((new_height - side) / 2)
     if max(width, height) <= _WHOLE_RESIZE_RATIO * short:
-        resized = image.resize((new_width, new_height), Image.Resampling.BICUBIC)
+        resized = image.resize((new_width, new_height), Image.Resampling.BICUBIC, picture.box)
         return np.asarray(resized.crop((left, top, left + side, top + side)))
-    x, x_box = _span(width, new_width, left, side)
-    y, y_box = _span(height, new_height, top, side)
+    x0, y0, x1, y1 = picture.box or (0, 0, *image.size)
+    x, x_box = _span((x0, x1), image.width, new_width, left, side)
+    y, y_box = _span((y0, y1), image.height, new_height, top, side)
     middle = image.crop((x[0], y[0], x[1], y[1]))
     box = (x_box[0], y_box[0], x_box[1], y_box[1])
     return np.asarray(middle.resize((side, side), Image.Resampling.BICUBIC, box=box))
 
 
 def _span(
-    length: int, new_length: int, start: int, side: int
+    extent: tuple[float, float], length: int, new_length: int, start: int, side: int
 ) -> tuple[tuple[int, int], tuple[float, float]]:
-    """Return the pixels that a crop's bicubic filter sees, and the crop's box within them."""
-    scale = length / new_length
+    """Return the pixels that a crop's bicubic filter sees, and the crop's box within them.
+
+    `extent` is the part of `length` pixels that becomes `new_length`.
+    """
+    scale = (extent[1] - extent[0]) / new_length
     support = 2 * max(scale, 1.0) + 1
-    first = max(0, int(start * scale - support))
-    last = min(length, int((start + side) * scale + support) + 1)
-    return (first, last), (start * scale - first, min((start + side) * scale - first, last - first))
+    low = extent[0] + start * scale
+    high = extent[0] + (start + side) * scale
+    first = max(0, int(low - support))
+    last = min(length, int(high + support) + 1)
+    return (first, last), (low - first, min(high - first, last - first))
 
 
 def _sniff(data: bytes) -> str | None:
@@ -268,8 +282,9 @@ def _decode(name: str, data: bytes, limits: Limits, min_side: int | None) -> Pic
         _check_size(name, image.size, limits)
         _check_cost(name, image, len(data))
         size = image.size
+        extent = None
         if name == "JPEG" and min_side is not None:
-            image.draft(None, (min_side, min_side))
+            extent = _scale(image, min_side)
         elif name == "PNG":
             _rescale_transparency(image)
         image.load()
@@ -283,7 +298,26 @@ def _decode(name: str, data: bytes, limits: Limits, min_side: int | None) -> Pic
         rgb = rgb.transpose(_TRANSPOSE[orientation])
     if orientation in _SIDES_SWAPPED:
         size = (size[1], size[0])
-    return Picture(rgb, *size)
+    return Picture(rgb, *size, _upright_box(rgb.size, extent, orientation) if extent else None)
+
+
+def _scale(image: ImageFile.ImageFile, min_side: int) -> tuple[float, float] | None:
+    """Have a JPEG decoded at 1/2, 1/4 or 1/8; return the width and height that it will fill."""
+    whole = image.size
+    drafted = image.draft(None, (min_side, min_side))
+    if drafted is None or image.size == whole:
+        return None
+    return drafted[1][2], drafted[1][3]
+
+
+def _upright_box(
+    size: tuple[int, int], extent: tuple[float, float], orientation: int
+) -> tuple[float, float, float, float]:
+    """Return where the picture lies in its upright pixels; `extent` is its size as stored."""
+    width, height = extent[::-1] if orientation in _SIDES_SWAPPED else extent
+    left = size[0] - width if orientation in _LEFT_WAS_RIGHT else 0
+    top = size[1] - height if orientation in _TOP_WAS_BOTTOM else 0
+    return left, top, left + width, top + height
 
 
 def _check_size(name: str, size: tuple[int, int], limits: Limits) -> None:

@@ -218,7 +218,13 @@ async def rig(tmp_path: Path, inference: ImageEmbeddingInference) -> AsyncIterat
         ModelRunner("clip", inference, lane, max_batch=8) as runner,
         QdrantImageStore(path=tmp_path / "vectors") as store,
         ImageEmbeddingHandler(
-            media_store=media_store, decoders=decoders, runner=runner, store=store, limits=LIMITS
+            media_store=media_store,
+            decoders=decoders,
+            runner=runner,
+            store=store,
+            limits=LIMITS,
+            side=224,
+            decoding="fast",
         ) as handler,
     ):
         yield Rig(handler, store, server)
@@ -354,6 +360,8 @@ async def test_points_are_written_together_and_a_bad_one_fails_alone(
             runner=runner,
             store=store,
             limits=LIMITS,
+            side=224,
+            decoding="fast",
         ) as handler,
     ):
         vector = np.ones(512, np.float32)
