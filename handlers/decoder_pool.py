@@ -1,0 +1,286 @@
+"""Decodes pictures in other processes: a codec that crashes, hangs or eats memory harms nobody.
+
+Each slot is a thread of the daemon with one child process (handlers/decoder_process.py): the thread
+puts the file into memory both share, asks by a line of JSON, and waits as long as a picture may
+take. A child that dies or is silent is replaced, and the one picture it had is what failed.
+"""
+
+import contextlib
+import json
+import os
+import select
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from daemon.errors import HandlerError, PermanentError, RetryableError
+from handlers.images import Limits
+
+START_SECONDS = 60.0
+"""For the first picture of a child: it has to import numpy and Pillow first."""
+BYTES_A_PIXEL = 24
+"""What decoding may need at its worst: the file's own pixels, as RGBA, as RGB, a turned copy."""
+SPARE_BYTES = 512 << 20
+KEEP_BYTES = 64 << 20
+"""Shared memory above it is given back after each picture."""
+LAST_WORDS = 400
+POLL_SECONDS = 0.5
+MAX_REPLY = 1 << 16
+_THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS")
+
+CHILD = (sys.executable, "-m", "handlers.decoder_process")
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """A picture as a decoder process gave it."""
+
+    width: int
+    """Of the file's picture, upright."""
+    height: int
+    pixels: NDArray[np.uint8]
+    """uint8 RGB [rows, columns, 3]; ours alone."""
+
+
+class DecoderCrashedError(Exception):
+    """The child died or said nothing that makes sense; its last words are the message."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Child:
+    process: "subprocess.Popen[bytes]"
+    stdin: IO[bytes]
+    stdout: IO[bytes]
+
+    @property
+    def is_alive(self) -> bool:
+        return self.process.poll() is None
+
+
+class DecoderProcess:
+    """One child and the memory that is shared with it; used by one thread at a time. Blocks."""
+
+    def __init__(
+        self, *, memory_bytes: int, seconds: float, command: Sequence[str] = CHILD
+    ) -> None:
+        """Take the limits; nothing is started yet.
+
+        Args:
+            memory_bytes: what the child may map beyond what it starts with; 0 sets no limit.
+            seconds: longest decoding of one picture; 0 sets no limit.
+            command: the child, for tests of a bad one.
+        """
+        self._memory_bytes = memory_bytes
+        self._seconds = seconds
+        self._command = tuple(command)
+        self._child: _Child | None = None
+        self._is_warm = False
+        self._is_closed = threading.Event()
+        self._source = _memory_file("inferd-file")
+        self._target = _memory_file("inferd-pixels")
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the slot
+
+    def decode(
+        self, work: str, data: bytes, limits: Limits, content_type: str | None, side: int = 0
+    ) -> Decoded:
+        """Return the picture in a file.
+
+        Args:
+            work: `crop` for CLIP's square of `side` pixels, `upright` for every pixel.
+            data: the file.
+            limits: what is refused, and the background.
+            content_type: what the sender called it; only ever repeated in messages.
+            side: pixels of the square.
+
+        Raises:
+            PermanentError: it is no picture that we take; codes of `handlers.images.decode`.
+            RetryableError: code `decoder_crashed`, `decode_timeout` or `out_of_memory`.
+        """
+        asked = {
+            "work": work,
+            "length": len(data),
+            "max_pixels": limits.max_pixels,
+            "background": limits.background,
+            "content_type": content_type,
+            "side": side,
+        }
+        try:
+            reply = self._ask(asked, data)
+            if "code" in reply:
+                raise _error(reply)
+            return self._take(reply)
+        except DecoderCrashedError as error:
+            self._kill()
+            raise RetryableError(
+                f"the decoder process died over this file: {error}", code="decoder_crashed"
+            ) from error
+        except TimeoutError as error:
+            self._kill()
+            raise RetryableError(
+                f"decoding took more than {self._seconds:g} s", code="decode_timeout"
+            ) from error
+        finally:
+            self._tidy()
+
+    def close(self) -> None:
+        """Kill the child; a thread in `decode` comes back with an error. Safe twice."""
+        self._is_closed.set()
+        child = self._child
+        if child is not None:
+            child.process.kill()
+
+    def release(self) -> None:
+        """Give everything back, once no thread is in `decode`."""
+        self._kill()
+        for descriptor in (self._source, self._target):
+            os.close(descriptor)
+        self._errors.close()
+
+    def _ask(self, asked: dict[str, Any], data: bytes) -> dict[str, Any]:
+        child = self._alive()
+        view = memoryview(data)
+        written = 0
+        while written < len(view):
+            written += os.pwrite(self._source, view[written:], written)
+        try:
+            child.stdin.write(json.dumps(asked).encode() + b"\n")
+            child.stdin.flush()
+        except OSError as error:
+            raise DecoderCrashedError(self._last_words()) from error
+        seconds = (
+            self._seconds if self._is_warm or not self._seconds else START_SECONDS + self._seconds
+        )
+        line = self._read_line(child, seconds)
+        self._is_warm = True
+        try:
+            reply = json.loads(line)
+        except ValueError as error:
+            raise DecoderCrashedError("it answered nonsense") from error
+        if not isinstance(reply, dict):
+            raise DecoderCrashedError("it answered nonsense")
+        return reply
+
+    def _read_line(self, child: _Child, seconds: float) -> bytes:
+        """Return the child's line; bounded in time and length, however it behaves."""
+        descriptor = child.stdout.fileno()
+        ends_at = time.monotonic() + seconds if seconds else float("inf")
+        line = b""
+        while not line.endswith(b"\n"):
+            left = ends_at - time.monotonic()
+            if left <= 0:
+                raise TimeoutError
+            ready, _, _ = select.select([descriptor], [], [], min(left, POLL_SECONDS))
+            if self._is_closed.is_set():
+                raise DecoderCrashedError("the daemon stops")
+            if not ready:
+                continue
+            more = os.read(descriptor, MAX_REPLY)
+            line += more
+            if not more or len(line) > MAX_REPLY:
+                raise DecoderCrashedError(self._last_words())
+        return line
+
+    def _take(self, reply: dict[str, Any]) -> Decoded:
+        try:
+            width, height = int(reply["width"]), int(reply["height"])
+            rows, columns, channels = (int(each) for each in reply["shape"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise DecoderCrashedError("it answered nonsense") from error
+        # The size of the memory is the child's to set: never believe more than is there.
+        if min(width, height, rows, columns) < 1 or channels != 3:  # noqa: PLR2004 - RGB
+            raise DecoderCrashedError("it answered nonsense")
+        if rows * columns * channels != os.fstat(self._target).st_size:
+            raise DecoderCrashedError("it gave fewer pixels than it said")
+        pixels = np.empty((rows, columns, channels), np.uint8)
+        view = pixels.data.cast("B")
+        read = 0
+        while read < len(view):
+            got = os.preadv(self._target, [view[read:]], read)
+            if not got:
+                raise DecoderCrashedError("it gave fewer pixels than it said")
+            read += got
+        return Decoded(width, height, pixels)
+
+    def _alive(self) -> _Child:
+        if self._is_closed.is_set():
+            raise DecoderCrashedError("the daemon stops")
+        if self._child is None or not self._child.is_alive:
+            self._kill()
+            self._is_warm = False
+            self._child = self._start()
+        return self._child
+
+    def _start(self) -> _Child:
+        arguments = (self._source, self._target, self._memory_bytes, self._seconds)
+        process = subprocess.Popen(  # noqa: S603 - our own module
+            [*self._command, *map(str, arguments)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            # Codecs write there whatever they please.
+            stderr=self._errors,
+            pass_fds=(self._source, self._target),
+            # One thread and one arena: the memory limit counts what is mapped.
+            env={**os.environ, "MALLOC_ARENA_MAX": "1", **dict.fromkeys(_THREADS, "1")},
+        )
+        if process.stdin is None or process.stdout is None:
+            raise DecoderCrashedError("it has no pipes")
+        return _Child(process, process.stdin, process.stdout)
+
+    def _kill(self) -> None:
+        child, self._child = self._child, None
+        if child is None:
+            return
+        child.process.kill()
+        for pipe in (child.stdin, child.stdout):
+            # What was not flushed has nobody to read it.
+            with contextlib.suppress(OSError):
+                pipe.close()
+        child.process.wait()
+
+    def _tidy(self) -> None:
+        """Give large shared memory back, and drop what codecs wrote to stderr."""
+        os.ftruncate(self._source, 0)
+        if os.fstat(self._target).st_size > KEEP_BYTES:
+            os.ftruncate(self._target, 0)
+        if self._child is not None and self._child.is_alive:
+            self._errors.truncate(0)
+            self._errors.seek(0)
+
+    def _last_words(self) -> str:
+        """Return how the child ended, and the end of its stderr on one line."""
+        ended = "no exit code"
+        if self._child is not None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                code = self._child.process.wait(POLL_SECONDS)
+                ended = f"signal {-code}" if code < 0 else f"exit code {code}"
+        size = os.fstat(self._errors.fileno()).st_size
+        tail = os.pread(self._errors.fileno(), LAST_WORDS, max(0, size - LAST_WORDS))
+        said = " ".join(tail.decode("utf-8", "replace").split())
+        return f"{ended}: {said}" if said else ended
+
+
+def memory_limit(limits: Limits) -> int:
+    """Return the bytes that decoding a picture within the limits may need."""
+    return SPARE_BYTES + BYTES_A_PIXEL * limits.max_pixels
+
+
+def _memory_file(name: str) -> int:
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create(name)
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())
+
+
+def _error(reply: dict[str, Any]) -> HandlerError:
+    code, message = str(reply["code"]), str(reply.get("message", ""))
+    if reply.get("retryable"):
+        return RetryableError(message, code=code)
+    return PermanentError(message, code=code)

@@ -1,0 +1,104 @@
+"""The decoder process: untrusted bytes in, pixels out, and nobody else is harmed by what they do.
+
+Runs as `python -m handlers.decoder_process`, started by handlers/decoder_pool.py. It reads one JSON
+line a picture on stdin and answers one JSON line on stdout; the bytes and the pixels lie in two
+files in memory that it inherited. Its parent unpickles and runs nothing of it: numbers and texts
+only. It limits its own memory and time, since a file may make a codec want any amount of both.
+"""
+
+import contextlib
+import json
+import os
+import resource
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from daemon.errors import HandlerError, RetryableError
+from handlers.images import Limits, decode, square_crop
+
+SPARE_SECONDS = 5.0
+"""The parent kills first; this is for a parent that died."""
+MAX_OPEN_FILES = 64
+
+
+def main(argv: list[str]) -> int:
+    """Decode until stdin ends: two file descriptors, bytes of memory and seconds in argv."""
+    source, target = int(argv[0]), int(argv[1])
+    limit_memory(int(argv[2]))
+    seconds = float(argv[3])
+    # Ctrl-C on a terminal goes to the whole group; the daemon decides when we end.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for line in sys.stdin:
+        signal.setitimer(signal.ITIMER_REAL, seconds + SPARE_SECONDS if seconds else 0)
+        reply = answer(json.loads(line), source, target)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        sys.stdout.write(json.dumps(reply) + "\n")
+        sys.stdout.flush()
+    return 0
+
+
+def limit_memory(memory_bytes: int) -> None:
+    """Allow so much beyond what this process maps by now, and no core dumps."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (MAX_OPEN_FILES, MAX_OPEN_FILES))
+    if memory_bytes:
+        # Elsewhere than on Linux the limit is looser by what is mapped already.
+        mapped = 0
+        with contextlib.suppress(OSError):
+            pages = Path("/proc/self/statm").read_text(encoding="ascii").split()[0]
+            mapped = int(pages) * resource.getpagesize()
+        limit = mapped + memory_bytes
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+
+
+def answer(asked: dict[str, Any], source: int, target: int) -> dict[str, Any]:
+    """Return the reply to one request; the pixels, if any, are in `target` by then."""
+    try:
+        data = os.pread(source, asked["length"], 0)
+        limits = Limits(asked["max_pixels"], tuple(asked["background"]))
+        work = WORK[asked["work"]]
+        width, height, pixels = work(data, limits, asked["content_type"], asked["side"])
+        del data
+        view = np.ascontiguousarray(pixels).data.cast("B")
+        os.ftruncate(target, len(view))
+        written = 0
+        while written < len(view):
+            written += os.pwrite(target, view[written:], written)
+    except HandlerError as error:
+        is_retryable = isinstance(error, RetryableError)
+        return {"code": error.code, "message": error.message, "retryable": is_retryable}
+    except MemoryError:
+        return {
+            "code": "out_of_memory",
+            "message": f"not enough memory to decode {asked['length']} bytes",
+            "retryable": True,
+        }
+    return {"width": width, "height": height, "shape": list(pixels.shape)}
+
+
+Decoded = tuple[int, int, NDArray[np.uint8]]
+
+
+def _crop(data: bytes, limits: Limits, content_type: str | None, side: int) -> Decoded:
+    picture = decode(data, limits, content_type=content_type)
+    return picture.width, picture.height, square_crop(picture, side)
+
+
+def _upright(data: bytes, limits: Limits, content_type: str | None, _side: int) -> Decoded:
+    picture = decode(data, limits, content_type=content_type)
+    return picture.width, picture.height, picture.pixels()
+
+
+WORK: dict[str, Callable[[bytes, Limits, str | None, int], Decoded]] = {
+    "crop": _crop,
+    "upright": _upright,
+}
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,185 @@
+"""Decoder processes: equal pixels, and whatever a codec does to its process harms one picture."""
+
+import io
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from daemon.errors import HandlerError, PermanentError, RetryableError
+from handlers.decoder_pool import DecoderProcess, memory_limit
+from handlers.images import Limits, decode, square_crop
+
+LIMITS = Limits(4_000_000, (255, 255, 255))
+BAD = (sys.executable, "-m", "tests.bad_decoder")
+ROOT = Path(__file__).parent.parent.parent
+
+
+def _png(width: int = 300, height: int = 200, seed: int = 0) -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+    with io.BytesIO() as file:
+        Image.fromarray(pixels).save(file, "PNG")
+        return file.getvalue()
+
+
+@pytest.fixture
+def bad(monkeypatch: pytest.MonkeyPatch) -> Iterator[DecoderProcess]:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    process = DecoderProcess(memory_bytes=memory_limit(LIMITS), seconds=30, command=BAD)
+    yield process
+    process.release()
+
+
+def _code(process: DecoderProcess, data: bytes) -> str:
+    with pytest.raises(HandlerError) as caught:
+        process.decode("upright", data, LIMITS, None)
+    return caught.value.code
+
+
+def _is_well(process: DecoderProcess) -> bool:
+    picture = process.decode("upright", _png(seed=5), LIMITS, None)
+    return np.array_equal(picture.pixels, decode(_png(seed=5), LIMITS).pixels())
+
+
+def test_the_pixels_are_those_of_decoding_here(bad: DecoderProcess) -> None:
+    data = _png()
+
+    upright = bad.decode("upright", data, LIMITS, None)
+    crop = bad.decode("crop", data, LIMITS, None, 224)
+
+    here = decode(data, LIMITS)
+    assert np.array_equal(upright.pixels, here.pixels())
+    assert np.array_equal(crop.pixels, square_crop(here, 224))
+    assert (crop.width, crop.height) == (300, 200)
+    assert crop.pixels.flags.writeable
+
+
+def test_a_small_picture_after_a_large_one_is_its_own(bad: DecoderProcess) -> None:
+    bad.decode("upright", _png(1900, 1900), LIMITS, None)
+
+    assert _is_well(bad)
+
+
+def test_what_is_no_picture_has_its_code(bad: DecoderProcess) -> None:
+    with pytest.raises(PermanentError, match=r"an HTML page.*sent as 'image/png'") as caught:
+        bad.decode("upright", b"<html>", LIMITS, "image/png")
+
+    assert caught.value.code == "unsupported_format"
+    assert _code(bad, b"") == "empty"
+    assert _code(bad, _png()[:500]) == "decode_error"
+    assert _code(bad, _png(2001, 2000)) == "too_many_pixels"
+    assert _is_well(bad)
+
+
+@pytest.mark.parametrize("deed", ["SEGV", "ABRT", "EXIT", "NONS", "FLOD"])
+def test_a_codec_that_dies_fails_its_picture_and_no_other(bad: DecoderProcess, deed: str) -> None:
+    assert _is_well(bad)
+
+    assert _code(bad, deed.encode() + _png()) == "decoder_crashed"
+
+    assert _is_well(bad)
+
+
+def test_how_it_died_is_told(bad: DecoderProcess) -> None:
+    with pytest.raises(RetryableError, match=rf"signal {signal.SIGSEGV.value}"):
+        bad.decode("upright", b"SEGV" + _png(), LIMITS, None)
+
+
+@pytest.mark.parametrize("deed", ["SLEP", "SPIN"])
+def test_a_codec_that_hangs_is_killed(monkeypatch: pytest.MonkeyPatch, deed: str) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    process = DecoderProcess(memory_bytes=0, seconds=1.0, command=BAD)
+    try:
+        assert _is_well(process)
+        child = process._child
+        assert child is not None
+
+        assert _code(process, deed.encode() + _png()) == "decode_timeout"
+
+        assert child.process.returncode == -signal.SIGKILL
+        assert _is_well(process)
+    finally:
+        process.release()
+
+
+def test_a_codec_that_eats_memory_is_stopped_at_the_limit(bad: DecoderProcess) -> None:
+    assert _code(bad, b"EATS" + _png()) == "out_of_memory"
+    assert _is_well(bad)
+
+
+def test_a_child_that_claims_other_pixels_is_not_believed(bad: DecoderProcess) -> None:
+    assert _code(bad, _png() + b"LIES") == "decoder_crashed"
+    assert _is_well(bad)
+
+
+def test_what_codecs_write_to_stderr_goes_nowhere_and_grows_nowhere(
+    bad: DecoderProcess, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for _ in range(3):
+        bad.decode("upright", b"NOIS" + _png(), LIMITS, None)
+
+    assert capfd.readouterr().err == ""
+    assert os.fstat(bad._errors.fileno()).st_size == 0
+
+
+def test_a_child_that_was_killed_between_pictures_is_replaced(bad: DecoderProcess) -> None:
+    assert _is_well(bad)
+    child = bad._child
+    assert child is not None
+    child.process.kill()
+    child.process.wait()
+
+    assert _is_well(bad)
+
+
+def test_closing_wakes_the_thread_that_waits(bad: DecoderProcess) -> None:
+    codes: list[str] = []
+    assert _is_well(bad)
+    thread = threading.Thread(target=lambda: codes.append(_code(bad, b"SLEP" + _png())))
+    thread.start()
+    bad.close()
+    thread.join(10)
+
+    assert codes == ["decoder_crashed"]
+    assert _code(bad, _png()) == "decoder_crashed"
+
+
+def test_children_end_with_a_daemon_that_was_killed() -> None:
+    script = (
+        "import os, sys, signal, io\n"
+        "from handlers.decoder_pool import DecoderProcess\n"
+        "from handlers.images import Limits\n"
+        "process = DecoderProcess(memory_bytes=0, seconds=60)\n"
+        "process.decode('upright', bytes.fromhex(sys.argv[1]), Limits(10**6, (0, 0, 0)), None)\n"
+        "print(process._child.process.pid, flush=True)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    daemon = subprocess.run(
+        [sys.executable, "-c", script, _png(4, 4).hex()],
+        capture_output=True,
+        cwd=ROOT,
+        check=False,
+        timeout=60,
+    )
+    assert daemon.returncode == -signal.SIGKILL
+    pid = int(daemon.stdout)
+
+    deadline = time.monotonic() + 10
+    while Path(f"/proc/{pid}").exists() and _state(pid) != "Z":
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def _state(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[0]
+    except OSError:
+        return "Z"
