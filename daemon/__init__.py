@@ -11,7 +11,7 @@
     admission    accepted, known already, or refused    settlement  how leases end
     announcer    events into the outbox                 job_rows    rows <-> jobs
     statements   all SQL by name                        database    one door to the SQLite file
-    mqtt         the only file that knows gmqtt         logs, identity
+    mqtt         the only file that knows gmqtt         broker_tls, logs, identity
     metrics      the only file that knows Prometheus
 
     events, requests, retry     the wire's shapes, and an error's fate: pure

@@ -11,14 +11,13 @@ import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AsyncExitStack
-from importlib.metadata import PackageNotFoundError, version
 
 from daemon import topics
 from daemon.cancellation import Cancellation
 from daemon.database import Database
 from daemon.errors import InferdError
 from daemon.health import Health
-from daemon.identity import is_dead, own_identity
+from daemon.identity import is_dead, own_identity, own_version
 from daemon.intake import Intake
 from daemon.job_queue import JobQueue
 from daemon.jobs import JsonObject
@@ -50,7 +49,7 @@ async def run(settings: Settings, *, started: Callable[[int | None], None] | Non
         ConfigError: the configuration or the machine does not allow a start.
     """
     worker_id = settings.mqtt.client_id
-    health = Health(version=_version(), worker_id=worker_id)
+    health = Health(version=own_version(), worker_id=worker_id)
     metrics = Metrics()
     async with AsyncExitStack() as stack:
         stop = stack.enter_context(_stop_signals())
@@ -160,7 +159,7 @@ def epoch_ms() -> int:
 
 def _facts(settings: Settings, handlers: HandlerSet) -> JsonObject:
     return {
-        "version": _version(),
+        "version": own_version(),
         "task_types": [each.task_type.value for each in handlers.handlers],
         "limits": {
             "max_request_bytes": settings.mqtt.max_request_bytes,
@@ -173,6 +172,8 @@ def _facts(settings: Settings, handlers: HandlerSet) -> JsonObject:
 
 def _receiver(intake: Intake, cancellation: Cancellation) -> OnRequest:
     async def receive(message: MqttRequest) -> None:
+        if topics.is_probe(message.topic):
+            return
         if topics.cancelled_job(message.topic) is not None:
             await cancellation.on_cancel(message)
         else:
@@ -254,7 +255,7 @@ def _add_sources(
         ]
 
     async def build() -> Iterable[Reading]:
-        labels = {"version": _version(), "python": platform.python_version()}
+        labels = {"version": own_version(), "python": platform.python_version()}
         return [Reading("inferd_build_info", "What runs here.", 1, labels)]
 
     for source in (waiting, broker, working, models, build):
@@ -286,11 +287,3 @@ def _stop_signals() -> Iterator[asyncio.Event]:
     finally:
         for number in signals:
             loop.remove_signal_handler(number)
-
-
-def _version() -> str:
-    try:
-        return version("inferd")
-    except PackageNotFoundError:
-        # Run from a checkout, which is never installed.
-        return "0.1.0"

@@ -1,7 +1,8 @@
-"""Who a process is, so that another one can tell whether it still lives."""
+"""Who a process is and of which version, so that another one can tell whether it still lives."""
 
 import os
 import socket
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 FIELDS = 5
@@ -15,6 +16,15 @@ def own_identity() -> str:
     """
     start = _start_time(os.getpid()) or UNKNOWN
     return "/".join([*_here(), str(os.getpid()), start])
+
+
+def own_version() -> str:
+    """Return the version of inferd that runs here."""
+    try:
+        return version("inferd")
+    except PackageNotFoundError:
+        # Run from a checkout, which is never installed.
+        return "0.1.0"
 
 
 def is_dead(identity: str) -> bool:

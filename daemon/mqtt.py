@@ -14,7 +14,6 @@ import base64
 import contextlib
 import logging
 import random
-import ssl
 import struct
 import time
 import uuid
@@ -26,7 +25,8 @@ import gmqtt
 from gmqtt.mqtt.constants import MQTTv50, MQTTv311
 
 from daemon import topics
-from daemon.errors import ConfigError, PublishError, StorageError
+from daemon.broker_tls import broker_tls
+from daemon.errors import PublishError, StorageError
 from daemon.jobs import dump_json
 from daemon.requests import MqttRequest
 from daemon.settings import MqttSettings
@@ -262,7 +262,7 @@ class MqttLink:
         await client.connect(
             self._url.hostname,
             self._url.port or (8883 if self._url.scheme == "mqtts" else 1883),
-            ssl=self._tls() if self._url.scheme == "mqtts" else False,
+            ssl=broker_tls(self._settings) if self._url.scheme == "mqtts" else False,
             keepalive=self._settings.keepalive_seconds,
             version=MQTTv50 if is_five else MQTTv311,
         )
@@ -405,17 +405,6 @@ class MqttLink:
                 "timestamp": time.time_ns() // 1_000_000,
             }
         ).encode()
-
-    def _tls(self) -> ssl.SSLContext:
-        setting = "CA_FILE"
-        try:
-            context = ssl.create_default_context(cafile=self._settings.ca_file)
-            if self._settings.cert_file is not None:
-                setting = "CERT_FILE or KEY_FILE"
-                context.load_cert_chain(self._settings.cert_file, self._settings.key_file)
-        except (OSError, ssl.SSLError) as error:
-            raise ConfigError(f"INFERD_MQTT__{setting}: {error}") from error
-        return context
 
 
 class _SentIds:

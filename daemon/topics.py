@@ -5,6 +5,9 @@ import re
 ROOT = "inference"
 REQUEST_FILTER = f"{ROOT}/request/+"
 CANCEL_FILTER = f"{ROOT}/cancel/+"
+PROBE = "_probe"
+"""Last level of a request or cancel topic by which `doctor` finds out whether it is read. Neither
+a task type nor a job_id can be this word, and a daemon passes over it without a trace."""
 
 UUID = "[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}"
 """The pattern of a job_id."""
@@ -57,6 +60,11 @@ def info(worker_id: str) -> str:
 def stats(worker_id: str) -> str:
     """Return the retained topic that says how busy a daemon is."""
     return f"{ROOT}/worker/{worker_id}/stats"
+
+
+def is_probe(topic: str) -> bool:
+    """Whether nobody asks for anything here; see PROBE."""
+    return topic in (f"{ROOT}/request/{PROBE}", f"{ROOT}/cancel/{PROBE}")
 
 
 def requested_task(topic: str) -> str | None:

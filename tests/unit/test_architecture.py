@@ -18,9 +18,9 @@ LAYERS = (
     {"daemon.app"},
     {"http_shim"},
     {"daemon.worker", "daemon.intake", "daemon.cancellation", "daemon.outbox", "daemon.health"},
-    {"daemon.progress", "daemon.worker_topics"},
+    {"daemon.progress", "daemon.worker_topics", "daemon.pause_watch"},
     {"daemon.job_queue"},
-    {"daemon.admission", "daemon.settlement", "daemon.job_reader"},
+    {"daemon.admission", "daemon.settlement", "daemon.job_reader", "daemon.pauses"},
     {"daemon.announcer", "daemon.job_rows"},
     {
         "daemon.database",
@@ -30,7 +30,7 @@ LAYERS = (
         "daemon.identity",
         "daemon.metrics",
     },
-    {"daemon.events", "daemon.retry", "daemon.requests"},
+    {"daemon.events", "daemon.retry", "daemon.requests", "daemon.broker_tls"},
     {"daemon.jobs", "daemon.topics", "daemon.settings", "daemon.stage", "daemon.bell"},
     {"daemon.errors"},
 )
@@ -67,7 +67,7 @@ VENDORS = {
     "pillow_heif": {"handlers.images"},
     "jwt": {"http_shim.auth", "demos.make_token"},
     "prometheus_client": {"daemon.metrics"},
-    "paho": {"demos.client_link"},
+    "paho": {"demos.client.link"},
     "sqlite3": {"daemon.database", "daemon.job_queue"},
 }
 """Who may import what; aiohttp is server in http_shim, client in handlers.media_store."""

@@ -2,10 +2,13 @@
 
 import pytest
 
+from daemon.jobs import TaskType
 from daemon.topics import (
+    PROBE,
     availability,
     dead_letter,
     is_job_id,
+    is_probe,
     is_reply_topic,
     job_event,
     requested_task,
@@ -115,3 +118,24 @@ def test_a_dead_letter_never_carries_a_clients_odd_word(task: str) -> None:
 )
 def test_the_task_is_the_last_level_of_a_request(topic: str, task: str | None) -> None:
     assert requested_task(topic) == task
+
+
+@pytest.mark.parametrize("kind", ["request", "cancel"])
+def test_a_probe_is_no_request_and_no_job(kind: str) -> None:
+    assert is_probe(f"inference/{kind}/{PROBE}")
+    assert not is_job_id(PROBE)
+    assert PROBE not in set(TaskType)
+
+
+@pytest.mark.parametrize(
+    "topic",
+    [
+        "inference/request/image_embedding",
+        f"inference/request/{PROBE}/x",
+        f"inference/job/{PROBE}",
+        f"{PROBE}",
+        f"inference/cancel/{ID}",
+    ],
+)
+def test_nothing_else_is_a_probe(topic: str) -> None:
+    assert not is_probe(topic)
