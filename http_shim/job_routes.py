@@ -1,10 +1,8 @@
 """POST, GET and DELETE of jobs: checks what came, asks intake or the queue, says what they said."""
 
-import asyncio
 from collections.abc import Mapping
 
 from aiohttp import web
-from aiohttp.http_exceptions import BadHttpMessage
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from daemon.errors import InvalidRequestError, JobNotFoundError
@@ -12,11 +10,10 @@ from daemon.jobs import Job, JobState, TaskType, dump_json
 from daemon.requests import is_missing_or_mistyped, parse_json, parse_request, parse_task_type
 from daemon.topics import is_job_id
 from http_shim.auth import WRITE_PERMISSION
+from http_shim.bodies import read_body
 from http_shim.errors import DrainingError, error_response
 from http_shim.keys import AUTHENTICATOR, FORGET_VECTORS, HEALTH, INTAKE, QUEUE
 
-BODY_SECONDS = 30.0
-"""How long a client may take to send its body."""
 MAX_LISTED = 1000
 
 
@@ -45,7 +42,7 @@ async def create_job(request: web.Request) -> web.Response:
     _authorize(request, WRITE_PERMISSION)
     _refuse_while_draining(request)
     task_type = parse_task_type(request.match_info["task_type"])
-    body = parse_json(await _read_body(request))
+    body = parse_json(await read_body(request))
     try:
         asked = parse_request(body)
     except InvalidRequestError as error:
@@ -131,19 +128,6 @@ def _job_id(request: web.Request) -> str:
 
 async def _find(request: web.Request) -> Job:
     return await request.app[QUEUE].get(_job_id(request))
-
-
-async def _read_body(request: web.Request) -> bytes:
-    if request.headers.get("Content-Encoding", "identity").lower() != "identity":
-        # The server does not unpack: a small body cannot become a large one.
-        raise web.HTTPUnsupportedMediaType(reason="Send the body without Content-Encoding")
-    try:
-        async with asyncio.timeout(BODY_SECONDS):
-            return await request.read()
-    except TimeoutError:
-        raise web.HTTPRequestTimeout(reason="The body did not come in time") from None
-    except (web.RequestPayloadError, BadHttpMessage):
-        raise web.HTTPBadRequest(reason="The body is not framed as HTTP demands") from None
 
 
 def _parse_filter(request: web.Request) -> JobFilter:

@@ -15,7 +15,7 @@ import pytest
 
 from daemon.errors import ConfigError, DependencyDownError
 from daemon.jobs import TaskType
-from http_shim import job_routes
+from http_shim import bodies
 from http_shim.app import serve
 from tests.integration.rest_rig import DEADLINE, NOW, RESULT, Rig, errors, rest, until
 
@@ -371,7 +371,7 @@ async def test_a_client_that_hangs_up_is_no_error(
 
 
 async def test_a_body_that_never_ends_is_a_408(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(job_routes, "BODY_SECONDS", 0.01)
+    monkeypatch.setattr(bodies, "BODY_SECONDS", 0.01)
     reader, writer = await asyncio.open_connection("127.0.0.1", rig.port)
     writer.write(POST_HEAD + b"Content-Length: 1000\r\n\r\n{")
 
