@@ -18,6 +18,11 @@ LAYERS = (
     {"daemon.app"},
     {"http_shim"},
     {"daemon.worker", "daemon.intake", "daemon.cancellation", "daemon.outbox", "daemon.health"},
+    {"daemon.asyncapi"},
+    {"daemon.wire.events", "daemon.wire.requests", "daemon.wire.worker"},
+    {"daemon.wire.job"},
+    {"daemon.wire.results"},
+    {"daemon.wire"},
     {"daemon.progress", "daemon.worker_topics", "daemon.pause_watch"},
     {"daemon.job_queue"},
     {"daemon.admission", "daemon.settlement", "daemon.job_reader", "daemon.pauses"},
@@ -99,7 +104,7 @@ def _imported(tree: ast.AST) -> Iterator[str]:
 
 def _layer(module: str) -> int | None:
     for number, layer in enumerate(LAYERS):
-        # A whole package may stand for its modules.
+        # A whole package may stand for its modules that have no row of their own.
         if not layer.isdisjoint({module, module.rpartition(".")[0], module.partition(".")[0]}):
             return number
     return None

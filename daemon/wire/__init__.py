@@ -1,0 +1,13 @@
+"""What leaves and enters, described once as pydantic models; both contracts are made from them.
+
+    schema      the base of the models, the words they share, and JSON Schema out of them
+    codes       every stable code, and what it means
+    results     what each task type makes of a picture
+    job         a job as everybody sees it
+    requests    what may be asked over MQTT
+    events      what is said of a job, and of a request that became none
+    worker      what a daemon says of itself on its retained topics
+
+The models of what goes out are documentation and the tests' oracle: the daemon writes its JSON
+without them, and the acceptance tests hold what it really sent to them.
+"""

@@ -1,0 +1,146 @@
+"""What a daemon says of itself on its retained topics: availability, info and stats."""
+
+from typing import Annotated, Literal, TypeAlias
+
+from pydantic import ConfigDict, Field
+
+from daemon.jobs import JsonObject, TaskType
+from daemon.wire.results import Provenance
+from daemon.wire.schema import CREATED, WORKER_ID, Count, Milliseconds, Uuid, WireModel, WorkerId
+
+_HEAD: JsonObject = {"v": 1, "worker_id": WORKER_ID, "timestamp": CREATED}
+
+ByTask: TypeAlias = Annotated[
+    dict[TaskType, Count], Field(examples=[{"image_embedding": 12, "face_detection": 3}])
+]
+
+
+class Header(WireModel):
+    """Who says so, and when."""
+
+    v: Literal[1] = Field(description="Version of the payload.")
+    worker_id: WorkerId = Field(description="The daemon's MQTT client id.")
+    timestamp: Milliseconds = Field(description="When it was written.")
+
+
+class Availability(Header):
+    """Whether a daemon takes and does work; the last will says `offline` for it."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    **_HEAD,
+                    "state": "online",
+                    "reason": "started",
+                    "session_id": "5f0c3a52-5f6d-4b0e-8b0e-3c1d4f6a7b8c",
+                }
+            ]
+        }
+    )
+
+    state: Literal["online", "draining", "offline"] = Field(
+        description="online; draining: ends what runs and takes nothing new; offline."
+    )
+    reason: Literal["started", "shutdown", "connection_lost"] = Field(
+        description="Why; `connection_lost` is the last will."
+    )
+    session_id: Uuid = Field(description="Another one for each connection to the broker.")
+
+
+class LoadedModel(Provenance):
+    """A model that is in memory."""
+
+    loaded: Literal[True]
+
+
+class UnloadedModel(WireModel):
+    """A model that is not in memory."""
+
+    loaded: Literal[False]
+
+
+class ModelsUnknown(WireModel):
+    """The models cannot be told of."""
+
+    error: str = Field(description="A stable code; GET /health tells the operator more.")
+
+
+class Limits(WireModel):
+    """What a client may send, and how large a picture may be."""
+
+    max_request_bytes: int = Field(ge=1, description="Bytes of one message.")
+    max_batch: int = Field(ge=1, description="Requests in one message.")
+    max_pixels: int = Field(ge=1, description="Pixels of a picture.")
+    max_bytes: int = Field(ge=1, description="Bytes of a picture's file.")
+
+
+class Info(Header):
+    """What a daemon is; told at each connect, and when its models change."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    **_HEAD,
+                    "version": "0.1.0",
+                    "task_types": ["image_embedding"],
+                    "limits": {
+                        "max_request_bytes": 1_048_576,
+                        "max_batch": 1000,
+                        "max_pixels": 120_000_000,
+                        "max_bytes": 67_108_864,
+                    },
+                    "models": {
+                        "clip": {
+                            "loaded": True,
+                            "model": "ViT-B-32-quickgelu",
+                            "weights": "openai",
+                            "device": "cpu",
+                            "precision": "fp32",
+                        }
+                    },
+                }
+            ]
+        }
+    )
+
+    version: str = Field(description="Of the daemon.")
+    task_types: list[TaskType] = Field(description="What this daemon does.")
+    limits: Limits
+    models: dict[str, LoadedModel | UnloadedModel] | ModelsUnknown = Field(
+        description="By name: what really runs."
+    )
+
+
+class Stats(Header):
+    """How busy a daemon is; the queue's numbers count for all daemons on one queue."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    **_HEAD,
+                    "pending": 3,
+                    "delayed": 1,
+                    "processing": 2,
+                    "outbox": 0,
+                    "oldest_pending_ms": 1500,
+                    "done": {"image_embedding": 12},
+                    "failed": {"image_embedding": 0},
+                    "images_per_second": 7.25,
+                    "reconnects": 0,
+                }
+            ]
+        }
+    )
+
+    pending: Count = Field(description="Jobs that wait, delayed ones included.")
+    delayed: Count = Field(description="Jobs that wait for their next try.")
+    processing: Count = Field(description="Jobs that a worker holds.")
+    outbox: Count = Field(description="Events the broker has not confirmed.")
+    oldest_pending_ms: Count = Field(description="Age of the longest waiting job; 0 if none waits.")
+    done: ByTask = Field(description="Jobs completed since the daemon started, by task type.")
+    failed: ByTask = Field(description="Jobs that ended otherwise, by task type.")
+    images_per_second: float = Field(ge=0, description="Completed jobs, over the last minute.")
+    reconnects: Count = Field(description="Connections to the broker after the first.")
