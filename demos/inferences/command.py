@@ -20,8 +20,8 @@ from demos.client import (
     UploadRefusedError,
     upload,
 )
-from demos.client_http import UPLOAD_SECONDS, base_url
-from demos.client_link import split_address
+from demos.client.http import UPLOAD_SECONDS, base_url
+from demos.client.link import split_address
 
 COMPLETED = 0
 JOB_FAILED = 1

@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 from daemon.jobs import JsonObject
-from demos.client_errors import UnreachableError, UploadRefusedError
+from demos.client.errors import UnreachableError, UploadRefusedError
 
 UPLOAD_FIELDS = ("file", "image", "media_file")
 """Names that media stores know the picture's form field by; tried in this order."""
@@ -172,6 +172,26 @@ def _multipart(field: str, picture: bytes, filename: str) -> tuple[bytes, str]:
     tail = f"\r\n--{boundary}--\r\n"
     form = head.encode("utf-8", "replace") + picture + tail.encode()
     return form, f"multipart/form-data; boundary={boundary}"
+
+
+def is_job(body: Any) -> bool:
+    """Whether an answer or an event's data is a job."""
+    return isinstance(body, dict) and isinstance(body.get("status"), str) and "job_id" in body
+
+
+def find_job(inference: str, job_id: str, *, token: str | None = None) -> JsonObject | None:
+    """Return a job as the REST door shows it, or None where there is none.
+
+    Raises:
+        UnreachableError: no answer came, or one that makes no sense.
+    """
+    answer = call("GET", job_url(inference, job_id), token=token)
+    if answer.status == HTTPStatus.NOT_FOUND:
+        return None
+    if answer.status != HTTPStatus.OK or not is_job(answer.body):
+        raise UnreachableError(f"{inference} answers {answer.detail}")
+    found: JsonObject = answer.body
+    return found
 
 
 def job_url(inference: str, job_id: str) -> str:

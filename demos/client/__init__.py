@@ -1,0 +1,55 @@
+"""A small client library for inferd, on paho-mqtt: it blocks, and any thread may use it.
+
+    from demos.client import InferdClient, upload
+
+    media_store_id = upload("localhost:8000", picture.read_bytes(), picture.name)
+    with InferdClient("mqtt://localhost:1883", inference_url="localhost:8001") as inferd:
+        submitted = inferd.submit("face_detection", media_store_id, priority=7)
+        job = inferd.wait(submitted.job_id, timeout=60)
+        print(job["status"], job["result"])
+
+What it holds to, so that nothing is missed and nothing is done twice:
+
+* It makes the job_id, and listens to the job's events (SUBACK) before it asks.
+* It asks again with the same job_id, at growing distances, until the daemon has accepted or
+  rejected; inferd makes that one job however often it hears it.
+* After a lost connection it listens and asks again: the answer says how the job stands, so an event
+  that came meanwhile is not missed.
+* With `inference_url` it asks and polls over REST where the broker is away or silent.
+
+Its files:
+
+    client     what a caller sees: submit, wait, many    outcomes   what a caller gets
+    following  does what is due for each job, in time    watch      what is known of one job: pure
+    link       the line to the broker, paho's home       http       REST and uploads
+    parallel   work done in threads, given out as it comes
+    arguments, exit_codes   what the command lines share  errors
+"""
+
+from demos.client.client import BROKER, InferdClient
+from demos.client.errors import (
+    ClientError,
+    ClosedError,
+    NoAnswerError,
+    RejectedError,
+    UnreachableError,
+    UploadRefusedError,
+)
+from demos.client.http import upload
+from demos.client.outcomes import Outcome, Progress, Submitted, Tally
+
+__all__ = [
+    "BROKER",
+    "ClientError",
+    "ClosedError",
+    "InferdClient",
+    "NoAnswerError",
+    "Outcome",
+    "Progress",
+    "RejectedError",
+    "Submitted",
+    "Tally",
+    "UnreachableError",
+    "UploadRefusedError",
+    "upload",
+]
