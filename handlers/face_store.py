@@ -44,11 +44,18 @@ class QdrantFaceStore(QdrantStore):
         await self._engine.delete_where(self.collection, surplus)
 
     def search_by_media_store_id(self, media_store_id: int | str) -> list[Point]:
-        """Return the faces of one picture in their order; blocks."""
+        """Return the faces of one picture by their face_index, none for an unknown one; blocks.
+
+        Args:
+            media_store_id: exactly as the payloads have it: 5 and "5" are two pictures.
+
+        Returns:
+            Points whose `.vector` is float32 [dimension] of length 1.
+        """
         return self._blocking(lambda: self.find_by_media_store_id(media_store_id))
 
     def delete_by_job_id(self, job_id: str) -> None:
-        """Delete all faces that one job stored; blocks."""
+        """Delete all faces that one job stored; if there are none, nothing happens; blocks."""
         self._blocking(lambda: self.remove_by_job_id(job_id))
 
 

@@ -125,13 +125,24 @@ class VectorStore(ABC):
     ) -> list[Match]:
         """Return the points most similar to `vector`, best first.
 
+        Args:
+            vector: float32 [dimension]; only its direction counts.
+            limit: most points to return, 1 or more.
+            min_score: lowest cosine similarity, -1 to 1.
+            where: conditions on the payload.
+
         Raises:
             PermanentError: the vector is not sound, code bad_vector.
+            ValueError: `limit` is below 1.
         """
 
     @abstractmethod
     async def remove(self, point_ids: Sequence[PointId]) -> None:
-        """Delete points; those that do not exist are no error."""
+        """Delete points; those that do not exist are no error.
+
+        Raises:
+            PermanentError: one is no id, code bad_point_id.
+        """
 
     @abstractmethod
     async def remove_by_media_store_id(self, media_store_id: int | str) -> None:
@@ -152,27 +163,54 @@ class VectorStore(ABC):
     def add_vector(
         self, point_id: PointId, vec_f32: Vector, payload: JsonObject | None = None
     ) -> None:
-        """Store one vector over that of the same id.
+        """Store one vector over that of the same id; blocks until it is stored.
 
         Args:
-            point_id: an int, a UUID, or any other string.
+            point_id: an int from 0 to 2**64-1, a UUID, or any other string.
             vec_f32: float32 [dimension]; only its direction is kept.
             payload: JSON object to be found with it.
+
+        Raises:
+            PermanentError: code bad_vector (another shape, NaN, infinite or of length 0),
+                bad_point_id or bad_payload; nothing was stored.
+            RuntimeError: called from a coroutine, which would block its event loop; so do all
+                of these methods.
         """
         self._blocking(lambda: self.upsert([Point(point_id, vec_f32, payload or {})]))
 
     def get_vector(self, point_id: PointId) -> Point | None:
-        """Return what is stored under an id: `.vector`, `.payload`; None where nothing is."""
+        """Return what is stored under an id, None where nothing is; blocks.
+
+        Its `.vector` is float32 [dimension] of length 1, its `.payload` and `.point_id` are as
+        they were given.
+
+        Raises:
+            PermanentError: it is no id, code bad_point_id.
+        """
         return self._blocking(lambda: self.fetch(point_id))
 
     def search(
         self, vector: Vector, limit: int = 10, min_score: float | None = None
     ) -> list[Match]:
-        """Return the most similar points, best first."""
+        """Return the most similar points, best first; blocks.
+
+        Args:
+            vector: float32 [dimension]; only its direction counts.
+            limit: most points to return, 1 or more.
+            min_score: lowest cosine similarity, -1 to 1.
+
+        Raises:
+            PermanentError: the vector is not sound, code bad_vector.
+            ValueError: `limit` is below 1.
+        """
         return self._blocking(lambda: self.find(vector, limit, min_score))
 
     def delete(self, point_id: PointId) -> None:
-        """Delete one point; if there is none, nothing happens."""
+        """Delete one point; if there is none, nothing happens; blocks.
+
+        Raises:
+            PermanentError: it is no id, code bad_point_id.
+        """
         self._blocking(lambda: self.remove([point_id]))
 
     def __enter__(self) -> Self:
