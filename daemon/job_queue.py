@@ -22,6 +22,7 @@ from daemon.job_reader import JobReader
 from daemon.job_rows import job_from_row, jobs_from_rows, pair
 from daemon.jobs import Clock, Job, JobState, JsonObject, Lease, TaskType, dump_json, dump_result
 from daemon.metrics import Metrics
+from daemon.pauses import Pauses
 from daemon.settings import QueueSettings
 from daemon.settlement import Settlement, lost_lease, settle, told
 from daemon.stage import Stage, StageClosedError
@@ -43,6 +44,7 @@ class JobQueue(JobReader):
     Attributes:
         job_ready: rings when a job may be leased.
         message_ready: rings when the outbox has something new.
+        pauses: which task types are not leased for now.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class JobQueue(JobReader):
         self._admission = Admission(settings, self._announcer)
         self.job_ready = Bell()
         self.message_ready = Bell()
+        self.pauses = Pauses(database, clock, job_ready=self.job_ready)
         self._intake: Stage[Submission | Message, Outcome | None] = Stage(
             "enqueue", self._enqueue_batch, max_batch=ENQUEUE_BATCH, queue_size=4 * ENQUEUE_BATCH
         )
@@ -161,7 +164,7 @@ class JobQueue(JobReader):
     async def lease(self, task_type: TaskType, limit: int, *, seconds: float) -> list[Lease]:
         """Take up to `limit` jobs in the queue's order; their attempt counts from now.
 
-        Jobs that ever lost a lease are left to `lease_suspect`.
+        Jobs that ever lost a lease are left to `lease_suspect`; a paused task type gives none.
 
         Raises:
             StorageError: nothing was taken.

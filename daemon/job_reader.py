@@ -28,6 +28,18 @@ class Snapshot:
     oldest_event_seconds: float
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskDepth:
+    """What waits and runs of one task type."""
+
+    pending: int
+    """Jobs that wait, those that wait for their next try among them."""
+    processing: int
+    is_paused: bool
+    paused_until: int | None
+    """When the pause ends by itself, in epoch milliseconds; None where it does not."""
+
+
 class JobReader:
     """Reads the latest commit, beside whatever is being written.
 
@@ -102,13 +114,27 @@ class JobReader:
             oldest_event_seconds=self._age_seconds(row["oldest_event"]),
         )
 
+    async def depth_by_task(self) -> dict[TaskType, TaskDepth]:
+        """Return how many jobs of each task type wait and run, and whether it is paused."""
+        types = dump_json([task_type.value for task_type in TaskType])
+        rows = await self._database.read(sql.COUNT_TASKS, (types, self._clock()))
+        return {
+            TaskType(row["task_type"]): TaskDepth(
+                pending=row["pending"],
+                processing=row["processing"],
+                is_paused=bool(row["is_paused"]),
+                paused_until=row["paused_until"],
+            )
+            for row in rows
+        }
+
     def _age_seconds(self, since: int | None) -> float:
         return 0.0 if since is None else max(0, self._clock() - since) / 1000
 
     async def has_suspect(self, task_types: Sequence[TaskType]) -> bool:
-        """Whether a job waits that must run alone."""
+        """Whether a job waits that must run alone, and whose task type is not paused."""
         types = dump_json([task_type.value for task_type in task_types])
-        return bool(await self._database.read(sql.HAS_SUSPECT, (types,)))
+        return bool(await self._database.read(sql.HAS_SUSPECT, (types, self._clock())))
 
     async def due_syncs(self, task_types: Sequence[TaskType], limit: int) -> list[Job]:
         """Return jobs in sync_failed whose result should be offered again now."""

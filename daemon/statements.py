@@ -33,26 +33,41 @@ SELECT ?, ?, value ->> 0, value ->> 1, value ->> 2 FROM json_each(?)
 PROMOTE = """
 UPDATE jobs SET run_at = NULL WHERE status = 'pending' AND run_at IS NOT NULL AND run_at <= ?
 """
+# A paused task type gives no rows, and costs the same however many wait: a condition on each row
+# would walk them all. A pause is no part of a job's wait for a dependency.
 LEASE = """
 UPDATE jobs SET status = 'processing', attempt = attempt + 1, fence = fence + 1, seq = seq + 1,
-                worker = ?, started_at = ?, lease_until = ?
+                worker = ?1, started_at = ?2, lease_until = ?3,
+                waiting_since = iif(waiting_since < (
+                    SELECT coalesce(resumed_at, until) FROM pauses
+                    WHERE pauses.task_type = jobs.task_type), NULL, waiting_since)
 WHERE id IN (SELECT id FROM jobs
-             WHERE status = 'pending' AND run_at IS NULL AND lost = 0 AND task_type = ?
-             ORDER BY rank, id LIMIT ?)
+             WHERE status = 'pending' AND run_at IS NULL AND lost = 0 AND task_type = ?4
+             ORDER BY rank, id
+             LIMIT iif(EXISTS (SELECT 1 FROM pauses
+                               WHERE pauses.task_type = ?4 AND resumed_at IS NULL
+                                 AND (until IS NULL OR until > ?2)), 0, ?5))
 RETURNING *
 """
 LEASE_SUSPECT = """
 UPDATE jobs SET status = 'processing', attempt = attempt + 1, fence = fence + 1, seq = seq + 1,
-                worker = ?, started_at = ?, lease_until = ?
+                worker = ?1, started_at = ?2, lease_until = ?3,
+                waiting_since = iif(waiting_since < (
+                    SELECT coalesce(resumed_at, until) FROM pauses
+                    WHERE pauses.task_type = jobs.task_type), NULL, waiting_since)
 WHERE id = (SELECT id FROM jobs
             WHERE status = 'pending' AND run_at IS NULL AND lost > 0
-              AND task_type IN (SELECT value FROM json_each(?))
+              AND task_type IN (SELECT value FROM json_each(?4))
+              AND task_type NOT IN (SELECT task_type FROM pauses
+                                    WHERE resumed_at IS NULL AND (until IS NULL OR until > ?2))
             ORDER BY rank, id LIMIT 1)
 RETURNING *
 """
 HAS_SUSPECT = """
 SELECT 1 FROM jobs WHERE status = 'pending' AND run_at IS NULL AND lost > 0
-  AND task_type IN (SELECT value FROM json_each(?)) LIMIT 1
+  AND task_type IN (SELECT value FROM json_each(?1))
+  AND task_type NOT IN (SELECT task_type FROM pauses
+                        WHERE resumed_at IS NULL AND (until IS NULL OR until > ?2)) LIMIT 1
 """
 RENEW = """
 UPDATE jobs SET lease_until = ? FROM json_each(?) AS held
@@ -138,6 +153,35 @@ SELECT ready.number + delayed.number + suspect.number AS pending,
        (SELECT count(*) FROM outbox) AS outbox,
        (SELECT created_at FROM outbox ORDER BY id LIMIT 1) AS oldest_event
 FROM ready, delayed, suspect
+"""
+# Task types one by one: the many stand in an index by task type, the others are few.
+COUNT_TASKS = """
+SELECT task.value AS task_type,
+       (SELECT count(*) FROM jobs WHERE status = 'pending' AND run_at IS NULL AND lost = 0
+           AND task_type = task.value)
+     + (SELECT count(*) FROM jobs WHERE status = 'pending' AND run_at IS NOT NULL
+           AND task_type = task.value)
+     + (SELECT count(*) FROM jobs WHERE status = 'pending' AND run_at IS NULL AND lost > 0
+           AND task_type = task.value) AS pending,
+       (SELECT count(*) FROM jobs WHERE status = 'processing' AND task_type = task.value)
+           AS processing,
+       pauses.task_type IS NOT NULL AS is_paused,
+       pauses.until AS paused_until
+FROM json_each(?1) AS task LEFT JOIN pauses
+  ON pauses.task_type = task.value AND resumed_at IS NULL AND (until IS NULL OR until > ?2)
+"""
+PAUSE = """
+INSERT INTO pauses (task_type, paused_at, until) VALUES (?1, ?2, ?3)
+ON CONFLICT (task_type) DO UPDATE SET
+    paused_at = iif(resumed_at IS NULL AND (until IS NULL OR until > ?2), paused_at, ?2),
+    until = ?3, resumed_at = NULL
+"""
+RESUME = """
+UPDATE pauses SET resumed_at = ?2
+WHERE task_type = ?1 AND resumed_at IS NULL AND (until IS NULL OR until > ?2)
+"""
+FIND_PAUSES = """
+SELECT * FROM pauses WHERE resumed_at IS NULL AND (until IS NULL OR until > ?)
 """
 PRUNE = """
 DELETE FROM jobs WHERE id IN (

@@ -16,6 +16,7 @@ from daemon.database import released_migrations
 FINISHED = 4000
 BY_JOB_ID = "SEARCH jobs USING INDEX sqlite_autoindex_jobs_1 (job_id=?)"
 BY_ROWID = "SEARCH jobs USING INTEGER PRIMARY KEY (rowid=?)"
+PAUSE_BY_TASK = "SEARCH pauses USING PRIMARY KEY (task_type=?)"
 OUTBOX_BY_ROWID = "SEARCH outbox USING INTEGER PRIMARY KEY (rowid=?)"
 
 # Each statement of the queue and the one way it may reach its rows.
@@ -31,10 +32,20 @@ PLANS = {
     "COUNT_EVENTS": [BY_JOB_ID],
     "ANNOUNCE": [],
     "PROMOTE": ["SEARCH jobs USING INDEX jobs_delayed (run_at>? AND run_at<?)"],
-    "LEASE": [BY_ROWID, "SEARCH jobs USING INDEX jobs_ready (task_type=?)"],
+    "LEASE": [
+        BY_ROWID,
+        PAUSE_BY_TASK,
+        "SEARCH jobs USING INDEX jobs_ready (task_type=?)",
+        PAUSE_BY_TASK,
+    ],
     # Walks its own small index in order: the first row that fits is the one.
-    "LEASE_SUSPECT": [BY_ROWID, "SCAN jobs USING INDEX jobs_suspect"],
-    "HAS_SUSPECT": ["SCAN jobs USING INDEX jobs_suspect"],
+    "LEASE_SUSPECT": [
+        BY_ROWID,
+        "SCAN jobs USING INDEX jobs_suspect",
+        "SCAN pauses",
+        PAUSE_BY_TASK,
+    ],
+    "HAS_SUSPECT": ["SCAN jobs USING INDEX jobs_suspect", "SCAN pauses"],
     "RENEW": [BY_JOB_ID],
     "SETTLE": [BY_JOB_ID],
     "FIND_EXPIRED": ["SEARCH jobs USING INDEX jobs_leased (lease_until<?)"],
@@ -68,6 +79,17 @@ PLANS = {
         # The oldest event: the first row of the table, and no more.
         "SCAN outbox",
     ],
+    "COUNT_TASKS": [
+        f"{PAUSE_BY_TASK} LEFT-JOIN",
+        "SEARCH jobs USING INDEX jobs_ready (task_type=?)",
+        "SEARCH jobs USING INDEX jobs_delayed (run_at>?)",
+        "SCAN jobs USING INDEX jobs_suspect",
+        "SCAN jobs USING INDEX jobs_leased",
+    ],
+    "PAUSE": [],
+    "RESUME": [PAUSE_BY_TASK],
+    # As many rows as there are task types.
+    "FIND_PAUSES": ["SCAN pauses"],
     # Once at a start or a few times a minute, over the unpublished events only.
     "FIND_OWNERS": ["SCAN outbox"],
     "FIND_OLD_OWNERS": ["SCAN outbox"],
@@ -128,11 +150,12 @@ def test_every_statement_is_held_to_a_plan() -> None:
         (statements.LEASE, ("w", 1, 2, "image_embedding", 8)),
         (statements.PROMOTE, (1,)),
         (statements.FIND_EXPIRED, (1,)),
-        (statements.HAS_SUSPECT, (json.dumps(["image_embedding"]),)),
+        (statements.HAS_SUSPECT, (json.dumps(["image_embedding"]), 1)),
         (statements.LEASE_SUSPECT, ("w", 1, 2, json.dumps(["image_embedding"]))),
         (statements.DUE_SYNC, (1, json.dumps(["face_detection"]), 8)),
         (statements.COUNT_PENDING, (1000,)),
         (statements.COUNT_LIVE, ()),
+        (statements.COUNT_TASKS, (json.dumps(["image_embedding", "face_detection"]), 1)),
         (statements.SUPERSEDE_SYNC, (json.dumps([[1, "image_embedding"]]),)),
     ],
 )
@@ -146,6 +169,23 @@ def test_finished_jobs_cost_a_statement_nothing(
     empty.close()
     # Steps of SQLite's own machine, counted one by one: no clock is asked.
     assert steps[0] <= steps[1] + 20
+
+
+def test_jobs_that_wait_cost_the_lease_of_a_paused_task_type_nothing(tmp_path: Path) -> None:
+    steps = []
+    for waiting in (1, 1000):
+        connection = a_file(tmp_path / f"{waiting}.db", 0)
+        connection.executemany(
+            "INSERT INTO jobs (job_id, task_type, media_store_id, priority, rank, created_at)"
+            " VALUES (?, 'image_embedding', ?, 5, 0, 1)",
+            [(f"{number:036}", number) for number in range(waiting)],
+        )
+        connection.execute(statements.PAUSE, ("image_embedding", 1, None))
+        parameters = ("w", 1, 2, "image_embedding", 8)
+        steps.append(steps_of(connection, statements.LEASE, parameters))
+        connection.close()
+
+    assert steps[1] <= steps[0] + 20
 
 
 def a_file(path: Path, finished: int) -> sqlite3.Connection:
@@ -180,9 +220,9 @@ def plan(connection: sqlite3.Connection, statement: str) -> list[str]:
 
 
 def reaches(connection: sqlite3.Connection, statement: str) -> list[str]:
-    """Return the lines of a plan that touch our two tables."""
+    """Return the lines of a plan that touch our tables."""
     lines = plan(connection, statement)
-    return [line for line in lines if re.match(r"(SCAN|SEARCH) (jobs|outbox)\b", line)]
+    return [line for line in lines if re.match(r"(SCAN|SEARCH) (jobs|outbox|pauses)\b", line)]
 
 
 def sql_names(module: Any) -> set[str]:

@@ -140,6 +140,30 @@ def test_an_illegal_event_cannot_exist(jobs: sqlite3.Connection, wrong: dict[str
         insert(jobs, row, table="outbox")
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"task_type": ""},
+        {"task_type": None},
+        {"task_type": "x" * 65},
+        {"paused_at": None},
+        {"until": "tomorrow"},
+        {"resumed_at": "now"},
+    ],
+    ids=str,
+)
+def test_an_illegal_pause_cannot_exist(jobs: sqlite3.Connection, wrong: dict[str, Any]) -> None:
+    with pytest.raises(sqlite3.IntegrityError):
+        insert(jobs, {"task_type": "image_embedding", "paused_at": 1} | wrong, table="pauses")
+
+
+def test_a_task_type_has_one_pause(jobs: sqlite3.Connection) -> None:
+    insert(jobs, {"task_type": "image_embedding", "paused_at": 1}, table="pauses")
+
+    with pytest.raises(sqlite3.IntegrityError):
+        insert(jobs, {"task_type": "image_embedding", "paused_at": 2}, table="pauses")
+
+
 # -- migrations --------------------------------------------------------------------------------
 
 

@@ -1,0 +1,93 @@
+"""Which task types are paused: in the file, so that a restart and every daemon on it obey.
+
+The statements that lease look here themselves, within their transaction: once `pause` returned,
+no daemon on the file begins another lease of that task type. What runs is not touched.
+"""
+
+import math
+from dataclasses import dataclass
+
+from daemon import statements as sql
+from daemon.bell import Bell
+from daemon.database import Connection, Database
+from daemon.errors import InvalidRequestError
+from daemon.jobs import Clock, TaskType
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """One task type that is not leased."""
+
+    since: int
+    """When it began, in epoch milliseconds."""
+    until: int | None
+    """When it ends by itself, in epoch milliseconds; None until somebody resumes."""
+
+
+class Pauses:
+    """The verbs.
+
+    Attributes:
+        changed: rings when this daemon paused or resumed; what others did is found by looking.
+    """
+
+    def __init__(self, database: Database, clock: Clock, *, job_ready: Bell) -> None:
+        self._database = database
+        self._clock = clock
+        self._job_ready = job_ready
+        self.changed = Bell()
+
+    async def pause(
+        self, task_type: TaskType, *, until: int | None = None, seconds: float | None = None
+    ) -> int | None:
+        """Lease no more jobs of a task type; pausing again sets another end.
+
+        Args:
+            task_type: which jobs.
+            until: when the pause ends by itself, in epoch milliseconds.
+            seconds: the same, counted from now; at most one of the two is given.
+
+        Returns:
+            The end, in epoch milliseconds; None where only `resume` ends it.
+
+        Raises:
+            InvalidRequestError: the end is not in the future.
+            StorageError: nothing changed.
+        """
+        now = self._clock()
+        end = until if seconds is None else now + math.ceil(seconds * 1000)
+        if end is not None and end <= now:
+            field = "until" if seconds is None else "seconds"
+            raise InvalidRequestError(f"{field}: must be in the future", field=field)
+
+        async def work(connection: Connection) -> None:
+            await connection.execute(sql.PAUSE, (task_type.value, now, end))
+
+        await self._database.write(work, durable=True)
+        self.changed.ring()
+        return end
+
+    async def resume(self, task_type: TaskType) -> None:
+        """Lease the jobs of a task type again, at once; nothing where it is not paused.
+
+        Raises:
+            StorageError: nothing changed.
+        """
+
+        async def work(connection: Connection) -> None:
+            await connection.execute(sql.RESUME, (task_type.value, self._clock()))
+
+        await self._database.write(work, durable=True)
+        self._job_ready.ring()
+        self.changed.ring()
+
+    async def active(self) -> dict[TaskType, Pause]:
+        """Return the pauses of this moment, in the order of the task types.
+
+        Raises:
+            StorageError: they cannot be read.
+        """
+        rows = await self._database.read(sql.FIND_PAUSES, (self._clock(),))
+        found = {row["task_type"]: Pause(row["paused_at"], row["until"]) for row in rows}
+        # A newer version on the same file may have paused what we do not know.
+        return {each: found[each.value] for each in TaskType if each.value in found}
