@@ -1,4 +1,4 @@
-"""What leaves and enters, described once as pydantic models; both contracts are made from them.
+"""What leaves and enters, described once as pydantic models; the documents are made from them.
 
     schema      the base of the models, the words they share, and JSON Schema out of them
     codes       every stable code, and what it means
@@ -7,6 +7,7 @@
     requests    what may be asked over MQTT
     events      what is said of a job, and of a request that became none
     worker      what a daemon says of itself on its retained topics
+    channels    the topics that carry it all
 
 The models of what goes out are documentation and the tests' oracle: the daemon writes its JSON
 without them, and the acceptance tests hold what it really sent to them.

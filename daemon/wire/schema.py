@@ -10,6 +10,8 @@ from pydantic_core import core_schema
 from daemon.jobs import MAX_MEDIA_STORE_ID, JsonObject
 from daemon.topics import UUID
 
+CONTRACT_VERSION = "1.0.0"
+"""Of both documents: the middle number rises with what is added, the first with what breaks."""
 REF = "#/components/schemas/"
 """Where both documents, OpenAPI and AsyncAPI, keep their schemas."""
 

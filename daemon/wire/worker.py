@@ -3,6 +3,7 @@
 from typing import Annotated, Literal, TypeAlias
 
 from pydantic import ConfigDict, Field
+from pydantic.json_schema import SkipJsonSchema
 
 from daemon.jobs import JsonObject, TaskType
 from daemon.wire.results import Provenance
@@ -39,11 +40,18 @@ class Availability(Header):
         }
     )
 
-    state: Literal["online", "draining", "offline"] = Field(
-        description="online; draining: ends what runs and takes nothing new; offline."
+    state: Literal["online", "paused", "draining", "offline"] = Field(
+        description="online; paused: it takes requests, but all that it works on is paused; "
+        "draining: it ends what runs and takes nothing new; offline."
     )
-    reason: Literal["started", "shutdown", "connection_lost"] = Field(
-        description="Why; `connection_lost` is the last will."
+    reason: Literal["started", "paused", "resumed", "shutdown", "connection_lost"] = Field(
+        description="Why it is said; `connection_lost` is the last will."
+    )
+    paused: list[TaskType] | SkipJsonSchema[None] = Field(
+        None, min_length=1, description="Task types that are paused; absent where none is."
+    )
+    paused_until: dict[TaskType, Milliseconds | None] | SkipJsonSchema[None] = Field(
+        None, description="When each pause ends by itself; null where it does not."
     )
     session_id: Uuid = Field(description="Another one for each connection to the broker.")
 

@@ -19,6 +19,7 @@ LAYERS = (
     {"http_shim"},
     {"daemon.worker", "daemon.intake", "daemon.cancellation", "daemon.outbox", "daemon.health"},
     {"daemon.asyncapi"},
+    {"daemon.wire.channels"},
     {"daemon.wire.events", "daemon.wire.requests", "daemon.wire.worker"},
     {"daemon.wire.job"},
     {"daemon.wire.results"},

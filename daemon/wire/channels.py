@@ -1,0 +1,102 @@
+"""Every topic that the daemon sends on: its address, what it carries, QoS, and whether it stays."""
+
+from dataclasses import dataclass
+
+from daemon import topics
+from daemon.events import Event
+from daemon.wire import events, worker
+from daemon.wire.codes import FAILURES, REFUSALS, told
+from daemon.wire.schema import WireModel
+
+JOB, TASK, WORKER = "{job_id}", "{task_type}", "{worker_id}"
+"""Stand in an address for what differs."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Channel:
+    """One channel on which the daemon sends one message."""
+
+    address: str
+    model: type[WireModel]
+    parameters: dict[str, str]
+    """Of the address: by its name there, the name of its description here."""
+    text: str
+    qos: int = 1
+    is_retained: bool = False
+    is_answer: bool = False
+    """Also sent to the response topic of the request."""
+
+
+def _job_event(event: Event, model: type[WireModel], text: str, *, qos: int = 1) -> Channel:
+    return Channel(
+        address=topics.job_event(JOB, event),
+        model=model,
+        parameters={"job_id": "job_id"},
+        text=text,
+        qos=qos,
+        is_answer=True,
+    )
+
+
+def _worker_topic(address: str, model: type[WireModel], text: str, *, qos: int = 1) -> Channel:
+    parameters = {"worker_id": "worker_id"}
+    return Channel(
+        address=address, model=model, parameters=parameters, text=text, qos=qos, is_retained=True
+    )
+
+
+def sent_channels() -> dict[str, Channel]:
+    """Return the channels by name."""
+    refusals = f"`data.code` is one of:\n\n{told(REFUSALS)}"
+    ends = f"`error_message` of a failed job is `code: sentence`:\n\n{told(FAILURES)}"
+    return {
+        "accepted": _job_event(
+            Event.ACCEPTED, events.JobAccepted, "The job is durably queued, or was there before."
+        ),
+        "rejected": _job_event(
+            Event.REJECTED,
+            events.JobRejected,
+            f"The request was not queued, or the cancel not done. {refusals}",
+        ),
+        "started": _job_event(Event.STARTED, events.JobStarted, "An attempt began."),
+        "progress": _job_event(
+            Event.PROGRESS,
+            events.JobProgress,
+            "A stage began; sent as it happens, at most 100 a second, and not kept. "
+            "INFERD_MQTT__PROGRESS=false turns it off.",
+            qos=0,
+        ),
+        "completed": _job_event(
+            Event.COMPLETED, events.JobCompleted, f"The job ended, well or not. {ends}"
+        ),
+        "failed": _job_event(
+            Event.FAILED,
+            events.JobFailed,
+            "In addition to `completed`, for jobs that ended in `error` or `sync_failed`.",
+        ),
+        "deadLetter": Channel(
+            address=f"{topics.ROOT}/rejected/{TASK}",
+            model=events.DeadLetter,
+            parameters={"task_type": "refused_task"},
+            text="A request without a usable job_id, or a cancel of an unknown job, was refused. "
+            + refusals,
+            is_answer=True,
+        ),
+        "availability": _worker_topic(
+            topics.availability(WORKER),
+            worker.Availability,
+            "Whether a daemon takes and does work; the last will says `offline` for it.",
+        ),
+        "info": _worker_topic(
+            topics.info(WORKER),
+            worker.Info,
+            "What a daemon is; at each connect and when its models change.",
+        ),
+        "stats": _worker_topic(
+            topics.stats(WORKER),
+            worker.Stats,
+            "How busy a daemon is; every INFERD_MQTT__STATS_SECONDS, at a connect, and when work "
+            "begins or ends.",
+            qos=0,
+        ),
+    }
