@@ -190,7 +190,7 @@ class ClipTower(ABC):
         """Return the projected embeddings [n, dim] of a batch, of any length."""
 
     @abstractmethod
-    def _check_facts(self, module: "torch.nn.Module") -> None:
+    def _check_facts(self, _module: "torch.nn.Module") -> None:
         """Hold the weights to what is published of them: on the CPU, in fp32.
 
         Raises:

@@ -1,6 +1,8 @@
 """Models that several test files share, each made once: loading one costs seconds."""
 
 import functools
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,11 @@ TINY: dict[str, Any] = {
     "text_cfg": {"context_length": 8, "vocab_size": 32, "width": 64, "heads": 1, "layers": 1},
 }
 """The same architecture with small numbers: its files are written and read in milliseconds."""
+TINY_TEXT: dict[str, Any] = {
+    **TINY,
+    "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 2},
+}
+"""Likewise, with the vocabulary that open_clip's tokeniser has."""
 
 
 def settings(**values: Any) -> Settings:
@@ -48,6 +55,12 @@ def tiny() -> Any:
     return _random(TINY)
 
 
+@functools.cache
+def tiny_text() -> Any:
+    """Return a model of TINY_TEXT numbers, likewise."""
+    return _random(TINY_TEXT)
+
+
 def _random(config: dict[str, Any]) -> Any:
     vendors = load_vendors()
     with vendors.torch.random.fork_rng(devices=[]):
@@ -62,3 +75,67 @@ def clip(path: Path | str, models_dir: Path, *, config: dict[str, Any] | None = 
     )
     model._config = config
     return model
+
+
+def save_openai_archive(model: Any, path: Path) -> None:
+    """Save as OpenAI did: a TorchScript archive in half precision with three numbers beside."""
+    torch = load_vendors().torch
+    image = torch.zeros(1, 3, *model.visual.image_size)
+
+    class Archive(torch.nn.Module):  # type: ignore[name-defined, misc] # torch is Any here
+        def __init__(self) -> None:
+            super().__init__()
+            for name, child in model.named_children():
+                setattr(self, name, child)
+            for name, tensor in model.named_parameters(recurse=False):
+                setattr(self, name, tensor)
+            for name, value in (("input_resolution", 224), ("context_length", 77)):
+                self.register_buffer(name, torch.tensor(value))
+            self.register_buffer("vocab_size", torch.tensor(49408))
+
+        def forward(self, image: Any) -> Any:
+            return self.visual(image)
+
+    with warnings.catch_warnings():
+        # torch asks to stop using TorchScript, and warns of shapes that tracing fixes.
+        warnings.simplefilter("ignore")
+        torch.jit.trace(Archive().eval(), image, check_trace=False).half().save(str(path))
+    model.float()
+
+
+def save_openai_state(model: Any, path: Path) -> None:
+    state = {name: tensor.half() for name, tensor in model.state_dict().items()}
+    torch = load_vendors().torch
+    numbers = {"input_resolution": 224, "context_length": 77, "vocab_size": 49408}
+    state |= {name: torch.tensor(value) for name, value in numbers.items()}
+    torch.save(state, path)
+
+
+def save_open_clip_state(model: Any, path: Path) -> None:
+    load_vendors().torch.save(model.state_dict(), path)
+
+
+def save_old_format(model: Any, path: Path) -> None:
+    load_vendors().torch.save(model.state_dict(), path, _use_new_zipfile_serialization=False)
+
+
+def save_training_checkpoint(model: Any, path: Path) -> None:
+    state = {f"module.{name}": tensor for name, tensor in model.state_dict().items()}
+    load_vendors().torch.save({"epoch": 3, "name": "run", "state_dict": state}, path)
+
+
+def save_safetensors(model: Any, path: Path) -> None:
+    from safetensors.torch import save_file  # noqa: PLC0415 - needs torch
+
+    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, path)
+
+
+SAVERS: dict[str, Callable[[Any, Path], None]] = {
+    "ViT-B-32.pt": save_openai_archive,
+    "openai_state.pt": save_openai_state,
+    "open_clip_pytorch_model.bin": save_open_clip_state,
+    "old.pth": save_old_format,
+    "epoch_3.pt": save_training_checkpoint,
+    "open_clip_model.safetensors": save_safetensors,
+    "a_wrong_ending.pt": save_safetensors,
+}

@@ -6,8 +6,6 @@ import os
 import pickle
 import subprocess
 import sys
-import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +21,14 @@ from handlers.clip_tower import UNTRAINED_SEED
 from handlers.clip_vendors import choose_device, load_vendors
 from handlers.images import Limits, decode, square_crop
 from tests import clip_models
-from tests.clip_models import MODEL, TINY
+from tests.clip_models import (
+    MODEL,
+    SAVERS,
+    TINY,
+    save_open_clip_state,
+    save_openai_archive,
+    save_safetensors,
+)
 
 LIMITS = Limits(max_pixels=100_000_000, background=(255, 255, 255))
 
@@ -177,70 +182,6 @@ def test_the_published_file_is_the_one_open_clip_knows() -> None:
 
 
 # -- files ---------------------------------------------------------------------------------------
-
-
-def save_openai_archive(model: Any, path: Path) -> None:
-    """Save as OpenAI did: a TorchScript archive in half precision with three numbers beside."""
-    torch = load_vendors().torch
-    image = torch.zeros(1, 3, *model.visual.image_size)
-
-    class Archive(torch.nn.Module):  # type: ignore[name-defined, misc] # torch is Any here
-        def __init__(self) -> None:
-            super().__init__()
-            for name, child in model.named_children():
-                setattr(self, name, child)
-            for name, tensor in model.named_parameters(recurse=False):
-                setattr(self, name, tensor)
-            for name, value in (("input_resolution", 224), ("context_length", 77)):
-                self.register_buffer(name, torch.tensor(value))
-            self.register_buffer("vocab_size", torch.tensor(49408))
-
-        def forward(self, image: Any) -> Any:
-            return self.visual(image)
-
-    with warnings.catch_warnings():
-        # torch asks to stop using TorchScript, and warns of shapes that tracing fixes.
-        warnings.simplefilter("ignore")
-        torch.jit.trace(Archive().eval(), image, check_trace=False).half().save(str(path))
-    model.float()
-
-
-def save_openai_state(model: Any, path: Path) -> None:
-    state = {name: tensor.half() for name, tensor in model.state_dict().items()}
-    torch = load_vendors().torch
-    numbers = {"input_resolution": 224, "context_length": 77, "vocab_size": 49408}
-    state |= {name: torch.tensor(value) for name, value in numbers.items()}
-    torch.save(state, path)
-
-
-def save_open_clip_state(model: Any, path: Path) -> None:
-    load_vendors().torch.save(model.state_dict(), path)
-
-
-def save_old_format(model: Any, path: Path) -> None:
-    load_vendors().torch.save(model.state_dict(), path, _use_new_zipfile_serialization=False)
-
-
-def save_training_checkpoint(model: Any, path: Path) -> None:
-    state = {f"module.{name}": tensor for name, tensor in model.state_dict().items()}
-    load_vendors().torch.save({"epoch": 3, "name": "run", "state_dict": state}, path)
-
-
-def save_safetensors(model: Any, path: Path) -> None:
-    from safetensors.torch import save_file  # noqa: PLC0415 - needs torch
-
-    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, path)
-
-
-SAVERS: dict[str, Callable[[Any, Path], None]] = {
-    "ViT-B-32.pt": save_openai_archive,
-    "openai_state.pt": save_openai_state,
-    "open_clip_pytorch_model.bin": save_open_clip_state,
-    "old.pth": save_old_format,
-    "epoch_3.pt": save_training_checkpoint,
-    "open_clip_model.safetensors": save_safetensors,
-    "a_wrong_ending.pt": save_safetensors,
-}
 
 
 @pytest.mark.parametrize("name", SAVERS)
