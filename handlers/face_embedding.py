@@ -147,13 +147,10 @@ class FaceEmbeddingHandler:
             media = await self._media_store.fetch(media_id)
         async with self._pictures:
             with timings.stage("decode"):
-                pixels = await self._decoders.run(
-                    upright_pixels, media.data, self._limits, media.content_type
-                )
+                pixels = await self.read(media.data, media.content_type)
             del media
             with timings.stage("detect"):
-                faces = await self._detector.infer(pixels)
-                crops = await self._decoders.run(_align_all, pixels, faces)
+                faces, crops = await self.find_faces(pixels)
             height, width = pixels.shape[:2]
             del pixels
         with timings.stage("infer"):
@@ -182,6 +179,25 @@ class FaceEmbeddingHandler:
                 "timings_ms": timings.to_wire(),
             },
         }
+
+    async def read(self, data: bytes, content_type: str | None) -> Pixels:
+        """Return every pixel of a picture file, of a job or of a search.
+
+        Raises:
+            PermanentError: it is no picture, or a larger one than is allowed.
+            RetryableError: it may work later.
+        """
+        return await self._decoders.run(upright_pixels, data, self._limits, content_type)
+
+    async def find_faces(self, pixels: Pixels) -> tuple[list[Face], list[Pixels]]:
+        """Return the faces of a picture as face_detection orders them, and each one aligned.
+
+        Raises:
+            PermanentError: the landmarks of a face are none.
+            RetryableError: the detector could not be loaded or failed.
+        """
+        faces = await self._detector.infer(pixels)
+        return faces, await self._decoders.run(_align_all, pixels, faces)
 
     async def deliver(self, job: Job, result: JsonObject) -> None:
         """Do nothing: face vectors do not go to the media store."""

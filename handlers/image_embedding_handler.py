@@ -9,7 +9,7 @@ from daemon.jobs import Job, JsonObject, TaskType
 from daemon.settings import Decoding
 from daemon.stage import Stage
 from handlers.claims import StoreClaim
-from handlers.clip_input import read
+from handlers.clip_input import ClipInput, read
 from handlers.decoders import Decoders
 from handlers.device import ModelRunner
 from handlers.images import Limits
@@ -90,14 +90,7 @@ class ImageEmbeddingHandler:
         with timings.stage("fetch"):
             media = await self._media_store.fetch(media_id)
         with timings.stage("decode"):
-            picture = await self._decoders.run(
-                read,
-                media.data,
-                self._limits,
-                side=self._side,
-                decoding=self._decoding,
-                content_type=media.content_type,
-            )
+            picture = await self.read(media.data, media.content_type)
         del media
         with timings.stage("infer"):
             vector = await self._runner.infer(picture.pixels)
@@ -113,6 +106,22 @@ class ImageEmbeddingHandler:
             "image": {"width": picture.width, "height": picture.height},
             "inference": {**ran.to_wire(), "timings_ms": timings.to_wire()},
         }
+
+    async def read(self, data: bytes, content_type: str | None) -> ClipInput:
+        """Return what the model takes of a picture file, of a job or of a search.
+
+        Raises:
+            PermanentError: it is no picture, or a larger one than is allowed.
+            RetryableError: it may work later.
+        """
+        return await self._decoders.run(
+            read,
+            data,
+            self._limits,
+            side=self._side,
+            decoding=self._decoding,
+            content_type=content_type,
+        )
 
     async def deliver(self, job: Job, result: JsonObject) -> None:
         """Do nothing: image embeddings do not go to the media store."""

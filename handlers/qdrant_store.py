@@ -104,6 +104,19 @@ class QdrantStore(VectorStore):
                 raise self._mismatch(holder, model)
         self._claimed = (fingerprint, model)
 
+    async def confirm_claim(self) -> None:
+        """Make sure that nobody took the collection over; without a claim nothing is asked."""
+        if self._claimed is None:
+            return
+        holder = await self._read_claim()
+        if holder is None or holder[0] != self._claimed[0]:
+            now = holder[1] if holder else "no model"
+            raise DependencyDownError(
+                f"the collection {self.collection} was {self._claimed[1]}'s and is {now}'s by now:"
+                " restart with that model, or with another collection",
+                code="model_mismatch",
+            )
+
     async def upsert(self, points: Sequence[Point]) -> None:
         """Store points over those of the same ids; of equal ids here the last one counts."""
         engine = self._engine
@@ -113,7 +126,7 @@ class QdrantStore(VectorStore):
             by_id[stored.point_id] = stored
         if not by_id:
             return
-        await self._check_claim()
+        await self.confirm_claim()
         ready = list(by_id.values())
         for start in range(0, len(ready), BATCH):
             await engine.upsert(self.collection, ready[start : start + BATCH])
@@ -205,18 +218,6 @@ class QdrantStore(VectorStore):
         payload = {"collection": self.collection, "fingerprint": fingerprint, "model": model}
         point = Point(model_point_id(self.collection), np.ones(1, np.float32), payload)
         await self._engine.upsert(MODELS.name, [point])
-
-    async def _check_claim(self) -> None:
-        if self._claimed is None:
-            return
-        holder = await self._read_claim()
-        if holder is None or holder[0] != self._claimed[0]:
-            now = holder[1] if holder else "no model"
-            raise DependencyDownError(
-                f"the collection {self.collection} was {self._claimed[1]}'s and is {now}'s by now:"
-                " restart with that model, or with another collection",
-                code="model_mismatch",
-            )
 
     def _mismatch(self, holder: tuple[str, str], model: str) -> ConfigError:
         return ConfigError(

@@ -99,6 +99,14 @@ class VectorStore(ABC):
         """
 
     @abstractmethod
+    async def confirm_claim(self) -> None:
+        """Make sure that the vectors are still of the model that was claimed.
+
+        Raises:
+            DependencyDownError: another model took the collection since, code model_mismatch.
+        """
+
+    @abstractmethod
     async def upsert(self, points: Sequence[Point]) -> None:
         """Store points over those of the same ids; nothing is sent unless all are sound.
 
