@@ -201,6 +201,15 @@ class HttpSettings(_Group):
     max_body_bytes: int = Field(1_048_576, ge=1024, description="larger bodies get 413")
 
 
+class ClientSettings(_Group):
+    """What the commands that ask a running daemon need beyond its own settings."""
+
+    inference_url: Annotated[str, AfterValidator(_optional_http_url)] = Field(
+        "", description="REST shim that submit and search ask; empty: the one configured here"
+    )
+    token: SecretStr | None = Field(None, description="bearer token they show to it")
+
+
 class ClipSettings(_Group):
     """The image embedding model."""
 
@@ -294,6 +303,7 @@ class Settings(_Group):
     queue: QueueSettings = Field(default_factory=QueueSettings)
     qdrant: QdrantSettings = Field(default_factory=QdrantSettings)
     http: HttpSettings = Field(default_factory=HttpSettings)
+    client: ClientSettings = Field(default_factory=ClientSettings)
     clip: ClipSettings = Field(default_factory=ClipSettings)
     faces: FacesSettings = Field(default_factory=FacesSettings)
     images: ImageSettings = Field(default_factory=ImageSettings)

@@ -22,23 +22,14 @@ from typing import Any, BinaryIO
 from aiohttp import BodyPartReader, web
 from aiohttp.typedefs import Handler
 
+from demos.picture_types import HEAD_BYTES, sniff
+
 FILE_FIELDS = ("file", "image", "media_file")
 MAX_UPLOAD_BYTES = 64 * 1024 * 1024
 MAX_FIELD_BYTES = 64 * 1024
 DEFAULT_TYPE = "application/octet-stream"
 ID = r"{id:\d{1,18}}"
 
-_MAGIC: tuple[tuple[bytes, str], ...] = (
-    (rb"\xff\xd8\xff", "image/jpeg"),
-    (rb"\x89PNG\r\n\x1a\n", "image/png"),
-    (rb"GIF8[79]a", "image/gif"),
-    (rb"RIFF.{4}WEBP", "image/webp"),
-    (rb"BM.{12}[\x0c-\x7c]\0\0\0", "image/bmp"),
-    (rb"II\*\0|MM\0\*", "image/tiff"),
-    (rb".{4}ftypavi[fs]", "image/avif"),
-    (rb".{4}ftyp(hei[cxms]|hev[cxms]|mif1|msf1)", "image/heic"),
-    (rb"\0\0\0\x0cjP {2}", "image/jp2"),
-)
 _MEDIA_TYPE = re.compile(r"[\w.+-]{1,60}/[\w.+-]{1,60}", re.ASCII)
 
 
@@ -101,7 +92,7 @@ class Pictures:
             size += len(chunk)
             if size > max_bytes:
                 raise UploadTooLargeError
-            head = head or bytes(chunk[:64])
+            head = head or bytes(chunk[:HEAD_BYTES])
             digest.update(chunk)
             await asyncio.to_thread(file.write, chunk)
         said = part.headers.get("Content-Type", "").partition(";")[0].strip().lower()
@@ -141,10 +132,7 @@ class Pictures:
 
 def media_type(head: bytes, said: str) -> str:
     """Return the type that the first bytes show, else the one the client said, if it is one."""
-    for pattern, name in _MAGIC:
-        if re.match(pattern, head, re.DOTALL):
-            return name
-    return said if _MEDIA_TYPE.fullmatch(said) else DEFAULT_TYPE
+    return sniff(head) or (said if _MEDIA_TYPE.fullmatch(said) else DEFAULT_TYPE)
 
 
 PICTURES = web.AppKey("pictures", Pictures)

@@ -2,9 +2,7 @@
 
 import argparse
 import json
-import os
 import sys
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -13,26 +11,16 @@ from demos.client import (
     BROKER,
     ClientError,
     InferdClient,
-    NoAnswerError,
     Progress,
     RejectedError,
-    UnreachableError,
-    UploadRefusedError,
     upload,
 )
-from demos.client.http import UPLOAD_SECONDS, base_url
-from demos.client.link import split_address
-
-COMPLETED = 0
-JOB_FAILED = 1
-USAGE = 2
-UNREACHABLE = 3
-TIMED_OUT = 4
-REJECTED = 5
-INTERRUPTED = 130
+from demos.client import arguments as checked
+from demos.client.exit_codes import COMPLETED, INTERRUPTED, JOB_FAILED, USAGE, exit_code
+from demos.client.http import UPLOAD_SECONDS
+from demos.client.terminal import print_out
 
 REACH_SECONDS = 10.0
-HIGHEST_PRIORITY = 10
 
 _EPILOG = """\
 The job's JSON is printed on stdout, and nothing else; progress and errors go to stderr.
@@ -121,9 +109,9 @@ def main(
         return INTERRUPTED
     except ClientError as error:
         teller.say(f"{name}: {error}")
-        return _exit_code(error)
+        return exit_code(error)
     teller.clear()
-    _print(json.dumps(job, indent=2))
+    print_out(json.dumps(job, indent=2))
     if job["status"] != "completed":
         teller.say(f"{name}: {job['status']}: {job['error_message']}")
     if can_draw and options.save is not None and job["result"] is not None:
@@ -131,14 +119,6 @@ def main(
         if code:
             return code
     return COMPLETED if job["status"] == "completed" else JOB_FAILED
-
-
-def _print(text: str) -> None:
-    try:
-        print(text, flush=True)
-    except BrokenPipeError:
-        # Who reads has seen enough, such as `head`; Python must not stumble over it at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _parser(name: str, description: str, *, can_draw: bool) -> argparse.ArgumentParser:
@@ -152,26 +132,37 @@ def _parser(name: str, description: str, *, can_draw: bool) -> argparse.Argument
     parser.add_argument(
         "--media-store",
         required=True,
-        type=_address,
+        type=checked.address,
         metavar="URL",
         help="where the picture is uploaded: host:port or URL",
     )
     parser.add_argument(
         "--inference",
         default="localhost:8001",
-        type=_address,
+        type=checked.address,
         metavar="URL",
         help="inferd's REST door, used where the broker is away or silent (localhost:8001)",
     )
     parser.add_argument(
-        "--timeout", default=300.0, type=_seconds, metavar="SECONDS", help="for the job (300)"
+        "--timeout",
+        default=300.0,
+        type=checked.seconds,
+        metavar="SECONDS",
+        help="for the job (300)",
     )
     parser.add_argument(
-        "--broker", default=BROKER, type=_broker, metavar="URL", help=f"MQTT broker ({BROKER})"
+        "--broker",
+        default=BROKER,
+        type=checked.broker,
+        metavar="URL",
+        help=f"MQTT broker ({BROKER})",
     )
     parser.add_argument("--rest", action="store_true", help="ask over REST instead of MQTT")
     parser.add_argument(
-        "--priority", default=5, type=_priority, help="0 (last) to 10 (first), 5 if not given"
+        "--priority",
+        default=5,
+        type=checked.priority,
+        help="0 (last) to 10 (first), 5 if not given",
     )
     parser.add_argument("--token", help="bearer token for REST and the media store")
     if can_draw:
@@ -182,37 +173,6 @@ def _parser(name: str, description: str, *, can_draw: bool) -> argparse.Argument
             help="write the picture with boxes and landmarks there, as PNG",
         )
     return parser
-
-
-def _address(text: str) -> str:
-    try:
-        return base_url(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def _broker(text: str) -> str:
-    try:
-        split_address(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-    return text
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0.0
-    if not 0 < seconds < threading.TIMEOUT_MAX:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds")
-    return seconds
-
-
-def _priority(text: str) -> int:
-    if not text.isdecimal() or int(text) > HIGHEST_PRIORITY:
-        raise argparse.ArgumentTypeError(f"{text!r} is not 0 to {HIGHEST_PRIORITY}")
-    return int(text)
 
 
 def _ask(
@@ -260,18 +220,6 @@ def _ask(
         return client.wait(
             job_id, max(0.0, ends_at - time.monotonic()), on_progress=teller.progress
         )
-
-
-def _exit_code(error: ClientError) -> int:
-    match error:
-        case RejectedError() | UploadRefusedError():
-            return REJECTED
-        case NoAnswerError():
-            return TIMED_OUT
-        case UnreachableError():
-            return UNREACHABLE
-        case _:
-            return JOB_FAILED
 
 
 def _save(target: Path, picture: bytes, result: dict[str, Any], teller: Teller) -> int:

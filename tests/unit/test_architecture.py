@@ -27,7 +27,7 @@ LAYERS = (
     {"daemon.progress", "daemon.worker_topics", "daemon.pause_watch"},
     {"daemon.job_queue"},
     {"daemon.admission", "daemon.settlement", "daemon.job_reader", "daemon.pauses"},
-    {"daemon.announcer", "daemon.job_rows"},
+    {"daemon.announcer", "daemon.job_rows", "daemon.schema"},
     {
         "daemon.database",
         "daemon.mqtt",
@@ -74,7 +74,8 @@ VENDORS = {
     "jwt": {"http_shim.auth", "demos.make_token"},
     "prometheus_client": {"daemon.metrics"},
     "paho": {"demos.client.link"},
-    "sqlite3": {"daemon.database", "daemon.job_queue"},
+    "tqdm": {"demos.client.terminal"},
+    "sqlite3": {"daemon.database", "daemon.job_queue", "daemon.schema"},
 }
 """Who may import what; aiohttp is server in http_shim, client in handlers.media_store."""
 

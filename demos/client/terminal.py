@@ -1,0 +1,127 @@
+"""How a command line speaks: results on stdout, and on stderr how far it is (tqdm's home)."""
+
+import contextlib
+import os
+import sys
+import threading
+import time
+from types import TracebackType
+from typing import Self
+
+from tqdm import tqdm
+
+PLAIN_SECONDS = 5.0
+"""Distance of the lines that tell how far it is where there is no terminal."""
+TICK_SECONDS = 1.0
+MINUTE, HOUR = 60, 3600
+
+
+def print_out(text: str) -> None:
+    """Write a line to stdout; who reads may have gone, such as `head`."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        # What is said from now on is for nobody, and Python must not stumble over it at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+class Meter:
+    """Shows how far many requests are: a bar with rate and time left, else a line now and then.
+
+    A context manager; any thread may use it.
+
+    Args:
+        unit: what is counted.
+        is_terminal: whether to draw a bar; None looks at stderr.
+    """
+
+    def __init__(self, unit: str, *, is_terminal: bool | None = None) -> None:
+        self._unit = unit
+        self._began = time.monotonic()
+        self._done = self._failed = 0
+        self._total: int | None = None
+        self._lock = threading.Lock()
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._tick, name="inferd-meter", daemon=True)
+        self._bar: tqdm | None = None
+        if sys.stderr.isatty() if is_terminal is None else is_terminal:
+            # Else it makes a semaphore for processes, which we have not.
+            tqdm.set_lock(threading.RLock())
+            self._bar = tqdm(unit=f" {unit}", file=sys.stderr, dynamic_ncols=True, leave=False)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._ended.set()
+        self._thread.join()
+        if self._bar is not None:
+            self._bar.close()
+
+    @property
+    def seconds(self) -> float:
+        """Since it began."""
+        return time.monotonic() - self._began
+
+    def expect(self, total: int) -> None:
+        """Tell how many there will be, once that is known."""
+        with self._lock:
+            self._total = total
+            if self._bar is not None:
+                self._bar.total = total
+
+    def count(self, *, is_failed: bool) -> None:
+        """Count one that is done."""
+        with self._lock:
+            self._done += 1
+            self._failed += is_failed
+            if self._bar is not None:
+                if is_failed:
+                    self._bar.set_postfix(failed=self._failed, refresh=False)
+                self._bar.update()
+
+    def say(self, text: str) -> None:
+        """Write a line to stderr that stays."""
+        with self._around():
+            print(text, file=sys.stderr, flush=True)
+
+    def result(self, text: str) -> None:
+        """Write a line to stdout."""
+        # The bar is in the way only where both go to the screen.
+        with self._around() if sys.stdout.isatty() else contextlib.nullcontext():
+            print_out(text)
+
+    def _around(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext() if self._bar is None else tqdm.external_write_mode()
+
+    def _tick(self) -> None:
+        seconds = TICK_SECONDS if self._bar is not None else PLAIN_SECONDS
+        while not self._ended.wait(seconds):
+            if self._bar is not None:
+                self._bar.refresh()
+            else:
+                self.say(self.line())
+
+    def line(self) -> str:
+        """Return how far it is in one line."""
+        with self._lock:
+            done, failed, total = self._done, self._failed, self._total
+        rate = done / self.seconds if self.seconds else 0.0
+        of = f" of {total:,} ({done / total:.0%})" if total else ""
+        left = f", {_span((total - done) / rate)} left" if total and rate else ""
+        failures = f", {failed:,} failed" if failed else ""
+        return f"{done:,}{of} {self._unit}, {rate:.1f}/s{left}{failures}"
+
+
+def _span(seconds: float) -> str:
+    if seconds < 2 * MINUTE:
+        return f"{seconds:.0f} s"
+    if seconds < 2 * HOUR:
+        return f"{seconds / MINUTE:.0f} min"
+    return f"{seconds / HOUR:.1f} h"
