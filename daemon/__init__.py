@@ -5,14 +5,15 @@
     intake       what came -> a job in the queue        worker   lease -> handle -> settle
     outbox       events -> broker, until confirmed      health   what the daemon says of itself
     cancellation a cancel -> the job's end              progress how far running jobs are
-    worker_topics  what this daemon is, how busy it is
+    worker_topics  what this daemon is, how busy it is  pause_watch  notices pauses, tells them
 
     job_queue    the verbs, each one transaction        job_reader  looks, changes nothing
     admission    accepted, known already, or refused    settlement  how leases end
+    pauses       task types that are not leased
     announcer    events into the outbox                 job_rows    rows <-> jobs
     statements   all SQL by name                        database    one door to the SQLite file
     mqtt         the only file that knows gmqtt         broker_tls, logs, identity
-    metrics      the only file that knows Prometheus
+    metrics      the only file that knows Prometheus    schema   which steps a file went through
 
     events, requests, retry     the wire's shapes, and an error's fate: pure
     jobs, topics, settings, stage, bell, errors        plain types and small tools

@@ -20,10 +20,11 @@ from daemon.health import Health
 from daemon.identity import is_dead, own_identity, own_version
 from daemon.intake import Intake
 from daemon.job_queue import JobQueue
-from daemon.jobs import JsonObject
+from daemon.jobs import JsonObject, TaskType
 from daemon.metrics import MeteredHandler, Metrics, Reading
 from daemon.mqtt import MqttLink, OnRequest
 from daemon.outbox import Outbox
+from daemon.pause_watch import PauseWatch
 from daemon.progress import Progress
 from daemon.requests import MAX_BATCH, MqttRequest
 from daemon.settings import Settings
@@ -108,6 +109,13 @@ async def run(settings: Settings, *, started: Callable[[int | None], None] | Non
             stats_seconds=settings.mqtt.stats_seconds,
             clock=epoch_ms,
         )
+        watch = PauseWatch(
+            queue.pauses,
+            link,
+            task_types=[handler.task_type for handler in handlers.handlers],
+            clock=epoch_ms,
+            poll_seconds=settings.worker.poll_seconds,
+        )
         _add_checks(health, queue, link, worker, handlers)
         _add_sources(metrics, queue, link, worker, handlers)
         port = None
@@ -130,10 +138,13 @@ async def run(settings: Settings, *, started: Callable[[int | None], None] | Non
             port = await stack.enter_async_context(
                 serve(app, settings.http.host, settings.http.port)
             )
+        # Before the first connect, which tells it.
+        await watch.look()
         async with asyncio.TaskGroup() as group:
             linking = group.create_task(link.run(), name="mqtt-link")
             relaying = group.create_task(outbox.run(), name="outbox-relay")
             telling = group.create_task(board.run(), name="worker-topics")
+            watching = group.create_task(watch.run(), name="pause-watch")
             working = group.create_task(worker.run(), name="worker")
             loading = group.create_task(handlers.preload(), name="preload")
             log.info("inferd is running", extra={"worker_id": worker_id, "port": port})
@@ -142,9 +153,9 @@ async def run(settings: Settings, *, started: Callable[[int | None], None] | Non
             await stop.wait()
             log.info("stopping")
             health.is_draining = True
-            await link.drain()
-            await worker.drain()
-            for task in (working, loading, telling):
+            # The broker is told first, but a broker that does not answer keeps no job running.
+            await asyncio.gather(link.drain(), worker.drain())
+            for task in (working, loading, telling, watching):
                 task.cancel()
             await outbox.flush(timeout_seconds=LAST_EVENTS_SECONDS)
             relaying.cancel()
@@ -193,9 +204,14 @@ def _add_checks(
     async def working() -> JsonObject:
         return {"in_flight": worker.in_flight}
 
+    async def pauses() -> JsonObject:
+        found = await queue.pauses.active()
+        return {"paused": list(found), "until": {name: each.until for name, each in found.items()}}
+
     health.add("broker", broker)
     health.add("database", queue.depth)
     health.add("worker", working)
+    health.add("pauses", pauses, is_required=False)
     for name, (check, is_required) in handlers.checks.items():
         health.add(name, check, is_required=is_required)
 
@@ -229,6 +245,18 @@ def _add_sources(
             ),
         ]
 
+    async def pauses() -> Iterable[Reading]:
+        paused = await queue.pauses.active()
+        return [
+            Reading(
+                "inferd_paused",
+                "1 while jobs of a task type are not begun, by hand.",
+                float(task_type in paused),
+                {"task_type": task_type.value},
+            )
+            for task_type in TaskType
+        ]
+
     async def broker() -> Iterable[Reading]:
         return [
             Reading("inferd_broker_up", "Whether the broker is connected.", float(link.is_up)),
@@ -258,7 +286,7 @@ def _add_sources(
         labels = {"version": own_version(), "python": platform.python_version()}
         return [Reading("inferd_build_info", "What runs here.", 1, labels)]
 
-    for source in (waiting, broker, working, models, build):
+    for source in (waiting, pauses, broker, working, models, build):
         metrics.add_source("queue" if source is waiting else source.__name__, source)
 
 

@@ -17,8 +17,8 @@ import random
 import struct
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, NoReturn
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, Literal, NoReturn
 from urllib.parse import unquote, urlsplit
 
 import gmqtt
@@ -27,7 +27,7 @@ from gmqtt.mqtt.constants import MQTTv50, MQTTv311
 from daemon import topics
 from daemon.broker_tls import broker_tls
 from daemon.errors import PublishError, StorageError
-from daemon.jobs import dump_json
+from daemon.jobs import JsonObject, dump_json
 from daemon.requests import MqttRequest
 from daemon.settings import MqttSettings
 
@@ -80,7 +80,9 @@ class MqttLink:
         self._subscriptions = subscriptions
         self._on_request = on_request
         self._up = asyncio.Event()
-        self._state = "online"
+        self._phase: Literal["online", "draining", "offline"] = "online"
+        self._paused: dict[str, int | None] = {}
+        self._is_all_paused = False
         self._session_id = ""
         self._client: Any = None
         self._unconfirmed: dict[int, asyncio.Future[int]] = {}
@@ -117,10 +119,24 @@ class MqttLink:
 
     async def drain(self) -> None:
         """Confirm no further requests and say so; the broker keeps what comes meanwhile."""
-        self._state = "draining"
+        self._phase = "draining"
         if self.is_up:
             with contextlib.suppress(PublishError):
-                await self._say_state("draining", "shutdown")
+                await self._say_state("shutdown")
+
+    async def tell_paused(self, until: Mapping[str, int | None], *, is_all: bool) -> None:
+        """Say which task types are paused, now and again at each connect.
+
+        Args:
+            until: by task type the end of its pause, in epoch milliseconds; None where it has none.
+            is_all: whether nothing is left that this daemon works on; requests are taken still.
+
+        Raises:
+            PublishError: nobody heard.
+        """
+        self._paused, self._is_all_paused = dict(until), is_all
+        if self.is_up:
+            await self._say_state("paused" if until else "resumed")
 
     async def publish(
         self,
@@ -216,17 +232,17 @@ class MqttLink:
                     await self._open(client, lost)
                     self._begin(client, sent)
                     log.info("connected to the broker", extra={"broker": self._url.hostname})
-                    reason = "started" if self._state == "online" else "shutdown"
-                    await self._say_state(self._state, reason)
+                    await self._say_state("started")
             except TimeoutError:
                 self._check_version(client)
                 raise TimeoutError(f"no answer from the broker within {seconds:g} s") from None
             await _watch(client, lost)
         except asyncio.CancelledError:
+            self._phase = "offline"
             if self._client is client:
                 with contextlib.suppress(PublishError, TimeoutError):
                     async with asyncio.timeout(DISCONNECT_SECONDS):
-                        await self._say_state("offline", "shutdown")
+                        await self._say_state("shutdown")
             raise
         finally:
             self._end()
@@ -339,7 +355,7 @@ class MqttLink:
         async def on_message(
             _client: Any, topic: str | bytes, payload: bytes, _qos: int, properties: dict[str, Any]
         ) -> int:
-            if self._state != "online":
+            if self._phase != "online":
                 # Unconfirmed: the broker keeps it for the next start.
                 await lost.wait()
                 return 0
@@ -380,21 +396,32 @@ class MqttLink:
                 confirmed.set_exception(PublishError("the connection was lost"))
         self._unconfirmed.clear()
 
-    async def _say_state(self, state: str, reason: str) -> None:
-        """Tell the retained availability.
+    @property
+    def _state(self) -> str:
+        return "paused" if self._phase == "online" and self._is_all_paused else self._phase
+
+    async def _say_state(self, reason: str) -> None:
+        """Tell the retained availability; on the way to an end the reason is always that.
+
+        A later call never says an earlier state: the phase only goes forward, nothing awaits
+        between reading it and queueing for the window, and the window is first come, first served.
 
         Raises:
             PublishError: the connection is of no use; a broker that only refuses is not that bad.
         """
-        topic = topics.availability(self._settings.client_id)
+        topic, state = topics.availability(self._settings.client_id), self._state
+        said = self._describe(state, reason if self._phase == "online" else "shutdown")
         try:
-            await self.publish(topic, self._describe(state, reason), retain=True)
+            await self.publish(topic, said, retain=True)
         except PublishError as error:
             if error.reason_code is None:
                 raise
             log.error("nobody hears that we are %s: %s", state, error.message)  # noqa: TRY400 - the broker's word says it all
 
     def _describe(self, state: str, reason: str) -> bytes:
+        paused: JsonObject = {}
+        if self._paused and state != "offline":
+            paused = {"paused": list(self._paused), "paused_until": self._paused}
         return dump_json(
             {
                 "v": 1,
@@ -403,6 +430,7 @@ class MqttLink:
                 "reason": reason,
                 "session_id": self._session_id,
                 "timestamp": time.time_ns() // 1_000_000,
+                **paused,
             }
         ).encode()
 

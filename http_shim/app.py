@@ -19,6 +19,7 @@ from http_shim.errors import answer_errors
 from http_shim.health_routes import add_health_routes
 from http_shim.job_routes import add_job_routes
 from http_shim.metrics_routes import add_metrics_routes, count_refusals
+from http_shim.queue_routes import add_queue_routes
 
 log = logging.getLogger(__name__)
 server_log = logging.getLogger(f"{__name__}.server")
@@ -68,6 +69,7 @@ def create_app(
     app[keys.AUTHENTICATOR] = authenticate
     app.on_response_prepare.append(_add_headers)
     add_job_routes(app)
+    add_queue_routes(app)
     add_health_routes(app)
     add_metrics_routes(app)
     return app
