@@ -11,7 +11,15 @@ import logging
 import os
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Collection,
+    Iterable,
+    Mapping,
+    Sequence,
+)
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from importlib import resources
@@ -63,8 +71,15 @@ def released_migrations() -> list[Migration]:
 class Database:
     """The open file; a context manager."""
 
-    def __init__(self, path: Path, migrations: Iterable[Migration] | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        migrations: Iterable[Migration] | None = None,
+        *,
+        busy_timeout_ms: int = BUSY_TIMEOUT_MS,
+    ) -> None:
         self._path = path
+        self._busy_timeout_ms = busy_timeout_ms
         self._migrations = list(released_migrations() if migrations is None else migrations)
         self._writer: Connection | None = None
         self._reader: Connection | None = None
@@ -78,16 +93,18 @@ class Database:
             raise ConfigError(f"SQLite {sqlite3.sqlite_version} is too old; {wanted} is needed")
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._writer = await _connect(self._path)
-            await _enter_wal(self._writer)
+            self._writer = await _connect(self._path, self._busy_timeout_ms)
+            await _refuse_foreign(self._writer, self._path)
+            await _enter_wal(self._writer, self._busy_timeout_ms)
             await self._writer.execute("PRAGMA synchronous = NORMAL")
             await _migrate(self._writer, self._path, self._migrations)
-            self._reader = await _connect(self._path)
+            self._reader = await _connect(self._path, self._busy_timeout_ms)
             await self._reader.execute("PRAGMA wal_autocheckpoint = 0")
             await self._reader.execute("PRAGMA query_only = ON")
         except (OSError, sqlite3.Error) as error:
             await self.close()
-            raise ConfigError(f"cannot open the queue {self._path}: {error}") from error
+            code = "queue_locked" if _is_busy(error) else "queue_unusable"
+            raise ConfigError(f"cannot open the queue {self._path}: {error}", code=code) from error
         except BaseException:
             await self.close()
             raise
@@ -178,25 +195,48 @@ async def _transaction(connection: Connection, mode: str = "IMMEDIATE") -> Async
         raise
 
 
-async def _connect(path: Path) -> Connection:
+def _is_busy(error: Exception) -> bool:
+    code = error.sqlite_errorcode if isinstance(error, sqlite3.Error) else None
+    return code is not None and code & 0xFF == sqlite3.SQLITE_BUSY
+
+
+async def _connect(path: Path, busy_timeout_ms: int) -> Connection:
     # isolation_level None: no implicit BEGIN; `write` is the only one who begins.
     connection = await aiosqlite.connect(path, isolation_level=None)
     connection.row_factory = sqlite3.Row
-    await connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
+    await connection.execute(f"PRAGMA busy_timeout = {busy_timeout_ms}")
     await connection.execute("PRAGMA foreign_keys = ON")
     return connection
 
 
-async def _enter_wal(connection: Connection) -> None:
+async def _refuse_foreign(connection: Connection, path: Path) -> None:
+    rows = await connection.execute_fetchall("SELECT name FROM sqlite_master")
+    check_tables(path, {row["name"] for row in rows})
+
+
+def check_tables(path: Path, names: Collection[str]) -> None:
+    """Leave a file alone that another program made: the ledger is our first table.
+
+    Raises:
+        ConfigError: it has tables, but no ledger; code queue_foreign.
+    """
+    if names and "schema_migrations" not in names:
+        raise ConfigError(
+            f"{path} is the SQLite file of another program: name another one, or none, in"
+            " INFERD_QUEUE__URL",
+            code="queue_foreign",
+        )
+
+
+async def _enter_wal(connection: Connection, busy_timeout_ms: int) -> None:
     # The one lock that SQLite does not wait for: of two daemons that start at once on a new
     # file, the second would find it locked.
-    give_up_at = time.monotonic() + BUSY_TIMEOUT_MS / 1000
+    give_up_at = time.monotonic() + busy_timeout_ms / 1000
     while True:
         try:
             await connection.execute("PRAGMA journal_mode = WAL")
         except sqlite3.OperationalError as error:
-            is_busy = error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
-            if not is_busy or time.monotonic() > give_up_at:
+            if not _is_busy(error) or time.monotonic() > give_up_at:
                 raise
             await asyncio.sleep(0.02)
         else:
@@ -217,14 +257,7 @@ async def _migrate(connection: Connection, path: Path, migrations: list[Migratio
         )
     rows = await connection.execute_fetchall("SELECT version, sha256 FROM schema_migrations")
     applied = {row["version"]: row["sha256"] for row in rows}
-    newest = max((step.version for step in migrations), default=0)
-    if applied and max(applied) > newest:
-        raise ConfigError(
-            f"{path} has schema {max(applied)}, this version knows {newest}: use a newer inferd"
-        )
-    for step in migrations:
-        if applied.get(step.version, step.sha256) != step.sha256:
-            raise ConfigError(f"migration {step.version} of {path} differs from this version's")
+    check_ledger(path, applied, migrations)
     pending = [step for step in migrations if step.version not in applied]
     if applied and pending:
         await _back_up(connection, path, pending[0])
@@ -232,9 +265,40 @@ async def _migrate(connection: Connection, path: Path, migrations: list[Migratio
         await _apply(connection, step)
 
 
+def check_ledger(path: Path, applied: Mapping[int, str], migrations: Sequence[Migration]) -> None:
+    """Refuse a file that this version cannot serve.
+
+    Args:
+        path: named in the error.
+        applied: the ledger: a step's sha256 by its number.
+        migrations: the steps that this version brings, in order.
+
+    Raises:
+        ConfigError: it is newer, code schema_newer, or a released step was changed, code
+            schema_changed.
+    """
+    newest = max((step.version for step in migrations), default=0)
+    if applied and max(applied) > newest:
+        raise ConfigError(
+            f"{path} has schema {max(applied)}, this version knows {newest}: use a newer inferd",
+            code="schema_newer",
+        )
+    for step in migrations:
+        if applied.get(step.version, step.sha256) != step.sha256:
+            raise ConfigError(
+                f"migration {step.version} of {path} differs from this version's",
+                code="schema_changed",
+            )
+
+
+def backup_path(path: Path, version: int) -> Path:
+    """Return where the copy lies that is made before a step changes the file."""
+    return path.with_name(f"{path.name}.before-{version:04}")
+
+
 async def _back_up(connection: Connection, path: Path, step: Migration) -> None:
     """Copy the file before a step changes it; whole or not at all, and never once it is changed."""
-    backup = path.with_name(f"{path.name}.before-{step.version:04}")
+    backup = backup_path(path, step.version)
     if await asyncio.to_thread(backup.exists):
         return
     # Under a name of our own: another daemon may do the same at the same time.
