@@ -17,6 +17,7 @@ from daemon.errors import ConfigError, RetryableError
 from handlers.face_alignment import FACE_SIZE, TEMPLATE
 from handlers.faces import Face, shrunk
 from handlers.inference import Pixels, Provenance
+from handlers.memory import HOST, memory_watched, trim
 
 log = logging.getLogger(__name__)
 
@@ -112,18 +113,37 @@ class CascadeDetector:
         """Give the memory back."""
         self._cascade = None
 
+    def move_to(self, device: str) -> None:
+        """Stay on the CPU."""
+
+    def free_memory(self) -> None:
+        """Keep nothing, so that nothing is freed but what the C library holds."""
+        trim()
+
     def detect(self, pixels: Pixels) -> list[Face]:
         """Return the faces, largest first; no face is an empty list.
 
         Raises:
             RetryableError: code model_error; scikit-image failed.
+            OutOfMemoryError: the picture does not fit into memory once more.
         """
-        small = shrunk(pixels, LONG_SIDE)
-        short_side = min(small.shape[:2])
-        if short_side < SMALLEST:
-            return []
+        with memory_watched("the cascade", HOST):
+            small = shrunk(pixels, LONG_SIDE)
+            short_side = min(small.shape[:2])
+            if short_side < SMALLEST:
+                return []
+            found = self._windows(small, short_side)
+        boxes = _distinct([(box["c"], box["r"], box["width"]) for box in found])
+        across = pixels.shape[1] / small.shape[1]
+        down = pixels.shape[0] / small.shape[0]
+        return [
+            _face(left * across, top * down, side * across, side * down)
+            for left, top, side in boxes
+        ]
+
+    def _windows(self, small: Pixels, short_side: int) -> list[dict[str, int]]:
         try:
-            found = self._cascade.detect_multi_scale(
+            found: list[dict[str, int]] = self._cascade.detect_multi_scale(
                 img=small,
                 scale_factor=SCALE_FACTOR,
                 step_ratio=1,
@@ -135,13 +155,7 @@ class CascadeDetector:
         except Exception as error:
             # Compiled code, no error of which is documented.
             raise RetryableError(f"the cascade failed: {error}", code="model_error") from error
-        boxes = _distinct([(box["c"], box["r"], box["width"]) for box in found])
-        across = pixels.shape[1] / small.shape[1]
-        down = pixels.shape[0] / small.shape[0]
-        return [
-            _face(left * across, top * down, side * across, side * down)
-            for left, top, side in boxes
-        ]
+        return found
 
 
 def _face(x: float, y: float, width: float, height: float) -> Face:

@@ -7,6 +7,7 @@ import logging
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -16,8 +17,9 @@ from numpy.typing import NDArray
 from daemon.errors import ConfigError, RetryableError
 from handlers.clip_catalog import architecture, find_weights
 from handlers.clip_checkpoint import read_model
-from handlers.clip_vendors import choose_device, load_vendors, trim
+from handlers.clip_vendors import choose_device, device_name, load_vendors
 from handlers.inference import Provenance, Vector
+from handlers.memory import memory_watched, trim
 from handlers.weights import sha256
 
 if TYPE_CHECKING:
@@ -126,10 +128,15 @@ class ClipTower(ABC):
         Raises:
             ConfigError: torch is absent or broken, the weights are absent, no checkpoint, of
                 another shape, or not what they claim to be, or a demanded GPU does not run.
+            OutOfMemoryError: there is no room for it.
         """
         if self.is_loaded:
             return
         self.resolve()
+        with memory_watched(self.model, device_name(self._asked_device)):
+            self._load()
+
+    def _load(self) -> None:
         began = time.monotonic()
         torch = load_vendors().torch
         device = choose_device(self._asked_device, require_gpu=self._require_gpu)
@@ -170,12 +177,44 @@ class ClipTower(ABC):
         """Give the memory back."""
         if self._module is None:
             return
-        on_gpu = self.provenance.device.startswith("cuda")
         self._module = None
-        if on_gpu:
-            load_vendors().torch.cuda.empty_cache()
-        trim()
+        self.free_memory()
         log.info("unloaded the %s tower of %s", self.tower, self.model)
+
+    def move_to(self, device: str) -> None:
+        """Run on `device` from now on.
+
+        Raises:
+            OutOfMemoryError: it does not fit there, and stays where it was.
+            ConfigError: it does not run there, and stays where it was.
+        """
+        if self._module is not None and self.provenance.device != device:
+            with memory_watched(self.model, device):
+                self._move(self._module, device)
+            self.free_memory()
+        self._asked_device = device
+
+    def free_memory(self) -> None:
+        """Give back what torch keeps of the device, and the C library of the machine's memory."""
+        torch = load_vendors().torch
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
+        trim()
+
+    def _move(self, module: "torch.nn.Module", device: str) -> None:
+        torch = load_vendors().torch
+        try:
+            choose_device(device, require_gpu=False)
+            with torch.inference_mode():
+                module.to(device)
+                ran_on = self._forward(module, self._probe().to(device)).device
+        except RuntimeError as error:
+            # Tensor by tensor: some of them may be there already.
+            with torch.inference_mode():
+                module.to(self.provenance.device)
+            raise ConfigError(f"{self.model} does not run on {device}: {error}") from error
+        self._provenance = replace(self.provenance, device=str(ran_on))
+        log.info("moved the %s tower of %s to %s", self.tower, self.model, ran_on)
 
     @abstractmethod
     def _take(self, model: Any) -> "torch.nn.Module":
@@ -202,7 +241,12 @@ class ClipTower(ABC):
 
         Raises:
             RetryableError: code model_error; the device failed, or gave no numbers.
+            OutOfMemoryError: so many do not fit.
         """
+        with memory_watched(self.model, self.provenance.device):
+            return self._vectors(batch)
+
+    def _vectors(self, batch: NDArray[Any]) -> Vector:
         if self._module is None:
             raise RuntimeError("run before load()")
         torch = load_vendors().torch

@@ -1,7 +1,5 @@
 """The libraries behind CLIP, imported at the first load, and the device that they run on."""
 
-import contextlib
-import ctypes
 import importlib
 import os
 import sys
@@ -9,6 +7,7 @@ from types import ModuleType
 
 from daemon.errors import ConfigError
 from handlers.clip_checkpoint import Vendors
+from handlers.memory import is_out_of_memory
 
 _vendors: list[Vendors] = []
 _schemas: list[object] = []
@@ -56,16 +55,22 @@ def _import_torchvision(torch: ModuleType) -> None:
         importlib.import_module("torchvision")
 
 
+def device_name(asked: str) -> str:
+    """Return `cpu` or `cuda:n`: what a device setting means where there is a GPU."""
+    return "cuda:0" if asked in ("auto", "cuda") else asked
+
+
 def choose_device(asked: str, *, require_gpu: bool) -> str:
     """Return `cpu` or `cuda:n`; a GPU only after it has calculated something.
 
     Raises:
         ConfigError: a GPU was demanded, or named, and does not run.
+        RuntimeError: torch's own, where the GPU has no memory left even for that.
     """
     if asked == "cpu":
         return "cpu"
     torch = load_vendors().torch
-    name = "cuda:0" if asked in ("auto", "cuda") else asked
+    name = device_name(asked)
     why = "torch sees no GPU"
     if torch.cuda.is_available():
         try:
@@ -76,6 +81,9 @@ def choose_device(asked: str, *, require_gpu: bool) -> str:
                 return name
             why = f"{name} calculates wrongly"
         except (RuntimeError, AssertionError) as error:
+            if is_out_of_memory(error):
+                # It runs, but is full: no reason to stay on the CPU without a word.
+                raise
             why = str(error)
     if require_gpu or asked != "auto":
         raise ConfigError(
@@ -83,10 +91,3 @@ def choose_device(asked: str, *, require_gpu: bool) -> str:
             f"no GPU runs here: {why}"
         )
     return "cpu"
-
-
-def trim() -> None:
-    """Give freed memory back to the system: glibc keeps 260 MB of what a loading left."""
-    # Only glibc has malloc_trim; elsewhere nothing needs to be done.
-    with contextlib.suppress(AttributeError, OSError):
-        ctypes.CDLL(None).malloc_trim(0)

@@ -9,9 +9,11 @@ import importlib
 import logging
 import math
 import time
+from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +25,7 @@ from handlers import weights
 from handlers.face_alignment import ALIGNMENT, FACE_SIZE, part_for, similarity
 from handlers.face_files import DETECTOR_NAMES, RECOGNISER_NAMES, UNTRAINED, ModelFiles
 from handlers.inference import Pixels, Provenance, Vector
+from handlers.memory import HOST, memory_watched, trim
 
 log = logging.getLogger(__name__)
 
@@ -73,15 +76,18 @@ def align(pixels: Pixels, landmarks: NDArray[Any]) -> Pixels:
 
     Raises:
         PermanentError: code model_error; the landmarks are no face's.
+        OutOfMemoryError: the machine has no memory left.
     """
     matrix = similarity(landmarks)
     if max(pixels.shape[:2]) > _CV2_MAX_SIDE:
         pixels, matrix = part_for(pixels, matrix)
     cv2 = _vendor("cv2")
-    try:
-        face: Pixels = cv2.warpAffine(pixels, matrix, (FACE_SIZE, FACE_SIZE), borderValue=0.0)
-    except cv2.error as error:
-        raise PermanentError(f"a face cannot be aligned: {error}", code="model_error") from error
+    with memory_watched("OpenCV", HOST):
+        try:
+            face: Pixels = cv2.warpAffine(pixels, matrix, (FACE_SIZE, FACE_SIZE), borderValue=0.0)
+        except cv2.error as error:
+            reason = f"a face cannot be aligned: {error}"
+            raise PermanentError(reason, code="model_error") from error
     return face
 
 
@@ -98,8 +104,11 @@ def shrunk(pixels: Pixels, long_side: int) -> Pixels:
     return small
 
 
-class _OnnxModel:
+class _OnnxModel(ABC):
     """The life that detector and recogniser share: which file, whether loaded, what really runs."""
+
+    kind: ClassVar[str]
+    """Names the model in errors."""
 
     def __init__(
         self,
@@ -131,9 +140,62 @@ class _OnnxModel:
         """Whether it may be run without loading."""
         return self._model is not None
 
+    def load(self) -> None:
+        """Load the model, check its layout, and run it once.
+
+        Raises:
+            ConfigError: no such file, a model of another layout, or no GPU where one is demanded.
+            OutOfMemoryError: there is no room for it.
+        """
+        if not self.is_loaded:
+            self.resolve()
+            self._open_on(self._device)
+
     def unload(self) -> None:
         """Give the memory back."""
         self._model = None
+        trim()
+
+    def move_to(self, device: str) -> None:
+        """Run on `device` from now on: a session cannot move, so another one takes its place.
+
+        Raises:
+            OutOfMemoryError: it does not fit there, and stays where it was.
+            ConfigError: it does not run there, and stays where it was.
+        """
+        if self.is_loaded and self.provenance.device != device:
+            self._open_on(device)
+            trim()
+        self._device = device
+
+    def free_memory(self) -> None:
+        """Give back what the C library holds; a session's arena goes with its session only."""
+        trim()
+
+    @abstractmethod
+    def resolve(self) -> None:
+        """Find the file, downloading the pack where it is absent.
+
+        Raises:
+            ConfigError: it is nowhere.
+        """
+
+    @abstractmethod
+    def _open(self, device: str) -> tuple[Any, Provenance]:
+        """Return the model as it runs on `device`, checked, and what really runs."""
+
+    def _open_on(self, device: str) -> None:
+        with self._memory_watched(device):
+            model, provenance = self._open(device)
+        # ONNX Runtime would go to the CPU by itself after some failures, without a word.
+        model.session.disable_fallback()
+        self._model, self._provenance = model, provenance
+
+    def _memory_watched(self, device: str) -> AbstractContextManager[None]:
+        where = HOST
+        if device != HOST and "CUDAExecutionProvider" in _available_providers():
+            where = f"cuda:{_device_number(device)}"
+        return memory_watched(self.kind, where)
 
 
 class ScrfdDetector(_OnnxModel):
@@ -141,6 +203,8 @@ class ScrfdDetector(_OnnxModel):
 
     Boxes are those of insightface's `FaceAnalysis` prepared for 640x640.
     """
+
+    kind = "the detector"
 
     @property
     def fingerprint(self) -> str:
@@ -162,37 +226,27 @@ class ScrfdDetector(_OnnxModel):
         self._digest = weights.sha256(path)
         self._path = path
 
-    def load(self) -> None:
-        """Load the model, check its layout, and run it once.
-
-        Raises:
-            ConfigError: no such file, no detector with five landmarks, or no GPU where one is
-                demanded.
-        """
-        if self.is_loaded:
-            return
-        self.resolve()
+    def _open(self, device: str) -> tuple[Any, Provenance]:
         if self._path is None:
             raise RuntimeError("resolve() found nothing")
         began = time.monotonic()
         _check_unchanged(self._path, self._digest)
-        model = _open_model(self._path, "detection", self._device)
+        model = _open_model(self._path, "detection", device)
         _check_detector(self._path, model)
         model.prepare(0, input_size=DETECTOR_INPUT, det_thresh=self._faces.threshold)
         _try_detector(self._path, model)
-        device = _actual_device(model.session, self._device, require_gpu=self._require_gpu)
         width, height = model.input_size
-        self._provenance = Provenance(
+        provenance = Provenance(
             model=f"SCRFD {self._path.stem}",
             weights=self._path.name,
-            device=device,
+            device=_actual_device(model.session, device, require_gpu=self._require_gpu),
             precision=_precision(self._path),
             notes=()
             if (width, height) == DETECTOR_INPUT
             else (f"the model is fixed to an input of {width}x{height}",),
         )
-        self._model = model
-        _log_loaded(self._path, self._provenance, began)
+        _log_loaded(self._path, provenance, began)
+        return model, provenance
 
     def detect(self, pixels: Pixels) -> list[Face]:
         """Return the faces, most confident first; no face is an empty list.
@@ -200,15 +254,10 @@ class ScrfdDetector(_OnnxModel):
         Raises:
             RetryableError: code model_error; the runtime failed.
             PermanentError: code model_error; the model gave no numbers.
+            OutOfMemoryError: the picture does not fit.
         """
-        cv2 = _vendor("cv2")
-        # OpenCV converts a whole photograph faster than numpy copies it with reversed strides.
-        bgr = cv2.cvtColor(_widened(pixels, self._model.input_size), cv2.COLOR_RGB2BGR)
-        try:
-            boxes, landmarks = self._model.detect(bgr)
-        except Exception as error:
-            # ONNX Runtime's errors have no public base; none may leave this file.
-            raise RetryableError(f"the detector failed: {error}", code="model_error") from error
+        with self._memory_watched(self.provenance.device):
+            boxes, landmarks = self._detect(pixels)
         if not (np.isfinite(boxes).all() and np.isfinite(landmarks).all()):
             raise PermanentError("the detector gave NaN", code="model_error")
         return [
@@ -218,9 +267,23 @@ class ScrfdDetector(_OnnxModel):
             )
         ]
 
+    def _detect(self, pixels: Pixels) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Return boxes with scores [n, 5] and landmarks [n, 5, 2] as insightface gives them."""
+        cv2 = _vendor("cv2")
+        # OpenCV converts a whole photograph faster than numpy copies it with reversed strides.
+        bgr = cv2.cvtColor(_widened(pixels, self._model.input_size), cv2.COLOR_RGB2BGR)
+        try:
+            boxes, landmarks = self._model.detect(bgr)
+        except Exception as error:
+            # ONNX Runtime's errors have no public base; none may leave this file.
+            raise RetryableError(f"the detector failed: {error}", code="model_error") from error
+        return boxes, landmarks
+
 
 class ArcFaceRecogniser(_OnnxModel):
     """ArcFace through insightface's model zoo, or random weights where asked for by name."""
+
+    kind = "the recogniser"
 
     @property
     def is_untrained(self) -> bool:
@@ -249,39 +312,29 @@ class ArcFaceRecogniser(_OnnxModel):
         self._digest = weights.sha256(path)
         self._path = path
 
-    def load(self) -> None:
-        """Load the model, check its layout, and run it once.
-
-        Raises:
-            ConfigError: no such file, no 112x112 -> 512 recogniser, or no GPU where one is
-                demanded.
-        """
-        if self.is_loaded:
-            return
-        self.resolve()
+    def _open(self, device: str) -> tuple[Any, Provenance]:
         began = time.monotonic()
         if self._path is None:
-            model: Any = _UntrainedModel(self._device)
+            model: Any = _UntrainedModel(device)
         else:
             _check_unchanged(self._path, self._digest)
-            model = _open_model(self._path, "recognition", self._device)
+            model = _open_model(self._path, "recognition", device)
             _check_recogniser(self._path, model)
-        device = _actual_device(model.session, self._device, require_gpu=self._require_gpu)
-        self._provenance = Provenance(
+        provenance = Provenance(
             model=f"ArcFace {self._path.stem}" if self._path else "ArcFace-shaped",
             weights=self._path.name if self._path else "UNTRAINED",
-            device=device,
+            device=_actual_device(model.session, device, require_gpu=self._require_gpu),
             precision=_precision(self._path) if self._path else "fp32",
         )
-        self._model = model
         if self._path:
-            _log_loaded(self._path, self._provenance, began)
+            _log_loaded(self._path, provenance, began)
         else:
             log.warning(
                 "UNTRAINED WEIGHTS: THE FACE RECOGNISER IS RANDOM (SEED %d), "
                 "ITS VECTORS MEAN NOTHING",
                 UNTRAINED_SEED,
             )
+        return model, provenance
 
     def embed(self, face: NDArray[Any]) -> Vector:
         """Return float32 [512] of length 1 for one aligned face, RGB [112, 112, 3].
@@ -295,7 +348,17 @@ class ArcFaceRecogniser(_OnnxModel):
         Raises:
             RetryableError: code model_error; the runtime failed.
             PermanentError: code model_error; the model gave no numbers.
+            OutOfMemoryError: not even one face fits.
         """
+        with self._memory_watched(self.provenance.device):
+            features = self._features(face)
+        vector = np.asarray(features, dtype=np.float64).reshape(-1)
+        length = float(np.linalg.norm(vector))
+        if not math.isfinite(length) or length <= 0:
+            raise PermanentError("the recogniser gave no vector", code="model_error")
+        return (vector / length).astype(np.float32)
+
+    def _features(self, face: NDArray[Any]) -> NDArray[Any]:
         try:
             if face.dtype == np.uint8:
                 # insightface's own way, since such a model turns a difference in the last bit
@@ -306,11 +369,7 @@ class ArcFaceRecogniser(_OnnxModel):
         except Exception as error:
             # ONNX Runtime's errors have no public base; none may leave this file.
             raise RetryableError(f"the recogniser failed: {error}", code="model_error") from error
-        vector = np.asarray(features, dtype=np.float64).reshape(-1)
-        length = float(np.linalg.norm(vector))
-        if not math.isfinite(length) or length <= 0:
-            raise PermanentError("the recogniser gave no vector", code="model_error")
-        return (vector / length).astype(np.float32)
+        return np.asarray(features)
 
 
 class _UntrainedModel:
@@ -377,13 +436,20 @@ def _vendor(name: str) -> Any:
         ) from error
 
 
+def _available_providers() -> list[str]:
+    found: list[str] = _vendor("onnxruntime").get_available_providers()
+    return found
+
+
+def _device_number(device: str) -> str:
+    return device.partition(":")[2] or "0"
+
+
 def _providers(device: str) -> list[Any]:
-    available = _vendor("onnxruntime").get_available_providers()
-    if device == "cpu" or "CUDAExecutionProvider" not in available:
+    if device == HOST or "CUDAExecutionProvider" not in _available_providers():
         return ["CPUExecutionProvider"]
-    number = device.partition(":")[2] or "0"
     # Convolutions would round to TF32 and still call themselves fp32.
-    options = {"device_id": number, "use_tf32": "0"}
+    options = {"device_id": _device_number(device), "use_tf32": "0"}
     return [("CUDAExecutionProvider", options), "CPUExecutionProvider"]
 
 
@@ -396,7 +462,7 @@ def _actual_device(session: Any, asked: str, *, require_gpu: bool) -> str:
     provider = session.get_providers()[0]
     if provider == "CUDAExecutionProvider":
         return f"cuda:{session.get_provider_options()[provider].get('device_id', '0')}"
-    available = ", ".join(_vendor("onnxruntime").get_available_providers())
+    available = ", ".join(_available_providers())
     if require_gpu or asked.startswith("cuda"):
         raise ConfigError(
             f"INFERD_DEVICE={asked}, INFERD_REQUIRE_GPU={str(require_gpu).lower()}: ONNX Runtime "

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
 import numpy as np
@@ -43,6 +43,15 @@ class Provenance:
         if self.notes:
             wire["notes"] = list(self.notes)
         return wire
+
+
+def combined(ran: Sequence[Provenance]) -> Provenance:
+    """Return what ran, of one model, where the parts of a result may have run on several devices.
+
+    Args:
+        ran: one for each part, in order; at least one.
+    """
+    return replace(ran[-1], device="+".join(dict.fromkeys(each.device for each in ran)))
 
 
 FARTHEST_NORMALISED = 50.0
@@ -115,6 +124,7 @@ class MLInference(ABC, Generic[Result]):
 
         Raises:
             ConfigError: the weights are absent, or not what they claim to be.
+            OutOfMemoryError: there is no room for it.
         """
 
     @abstractmethod
@@ -126,12 +136,27 @@ class MLInference(ABC, Generic[Result]):
     def is_loaded(self) -> bool:
         """Whether the next inference needs no loading."""
 
+    def move_to(self, device: str) -> None:
+        """Run on `device` from now on; at once where the model is loaded, else when it is.
+
+        Args:
+            device: `cpu`, or the one that an OutOfMemoryError named.
+
+        Raises:
+            OutOfMemoryError: it does not fit there, and stays where it was.
+            ConfigError: it does not run there, and stays where it was.
+        """
+
+    def free_memory(self) -> None:
+        """Give back what is kept only to be faster; the model stays loaded."""
+
     @abstractmethod
     def infer_batch(self, buffers: Sequence[NDArray[Any]]) -> list[Result]:
         """Return one result for each buffer, in order, as `infer` would give it.
 
         Raises:
             PermanentError: a buffer has the wrong shape or type.
+            OutOfMemoryError: so many at a time do not fit.
         """
 
     def infer(self, buffer: NDArray[Any], label: str = "") -> Result:
@@ -178,6 +203,12 @@ class Model(Protocol):
     def unload(self) -> None:
         """Give the memory back."""
 
+    def move_to(self, device: str) -> None:
+        """Run there from now on; see MLInference."""
+
+    def free_memory(self) -> None:
+        """Give back what is kept only to be faster."""
+
 
 class ModelInference(MLInference[Result]):
     """An inference whose life is that of one model; subclasses say what goes in and comes out."""
@@ -211,3 +242,11 @@ class ModelInference(MLInference[Result]):
     def is_loaded(self) -> bool:
         """Whether the model is in memory; see MLInference."""
         return self._life.is_loaded
+
+    def move_to(self, device: str) -> None:
+        """Move the model; see MLInference."""
+        self._life.move_to(device)
+
+    def free_memory(self) -> None:
+        """Give back what the model keeps; see MLInference."""
+        self._life.free_memory()
