@@ -28,7 +28,7 @@ python := $(venv)/bin/python
 installed := $(venv)/.inferd-$(flavour)
 installed_dev := $(venv)/.inferd-dev
 
-.PHONY: help setup setup-dev mosquitto demo run token test check lint types imports lock clean
+.PHONY: help setup setup-dev mosquitto demo run token test check lint types imports schemas lock clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -58,6 +58,9 @@ types: setup-dev
 
 imports: setup-dev
 	$(python) -m pytest -q tests/unit/test_architecture.py
+
+schemas: setup ## write the contracts again: http_shim/openapi.json, daemon/asyncapi.json
+	@$(python) -m daemon schemas --write
 
 lock: ## resolve pyproject.toml again and rewrite requirements/*.txt
 	@python=$$(.ci/ensure-python.sh) && requirements/update.sh "$$python"

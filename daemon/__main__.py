@@ -12,6 +12,7 @@ EXIT_CONFIG = 78
 COMMANDS = {
     "serve": ("daemon.cli.serve", "take requests and do them, until SIGTERM (the default)"),
     "migrate": ("daemon.cli.migrate", "bring the queue's file to this version's schema"),
+    "schemas": ("daemon.cli.schemas", "print the contracts: OpenAPI of REST, AsyncAPI of MQTT"),
     "demo": ("demos.quickstart", "start all parts here and send real pictures through"),
 }
 """By name: the module whose `main(argv, prog)` runs it, and what it does. Only the module of the

@@ -4,7 +4,6 @@ Written from the daemon's view: it receives requests and cancels, and sends ever
 `daemon/asyncapi.json` is this document, kept in step by a test (`make schemas` writes it).
 """
 
-from importlib import resources
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel
@@ -17,8 +16,6 @@ from daemon.wire.channels import JOB, TASK, WORKER, Channel, sent_channels
 from daemon.wire.events import DeadLetter, JobRejected
 from daemon.wire.requests import Batch
 from daemon.wire.schema import CONTRACT_VERSION, WORKER_ID, ref, schemas_of
-
-FILE = "asyncapi.json"
 
 _BINDING = "0.2.0"
 
@@ -114,11 +111,6 @@ def document() -> JsonObject:
             "schemas": schemas_of(models),
         },
     }
-
-
-def committed() -> str:
-    """Return the text of the file that is shipped."""
-    return resources.files("daemon").joinpath(FILE).read_text(encoding="utf-8")
 
 
 def _server() -> JsonObject:

@@ -15,6 +15,7 @@ from daemon.jobs import Job
 from daemon.metrics import Metrics
 from http_shim import keys
 from http_shim.auth import Authenticator
+from http_shim.contract_routes import add_contract_routes
 from http_shim.errors import answer_errors
 from http_shim.health_routes import add_health_routes
 from http_shim.job_routes import add_job_routes
@@ -72,6 +73,7 @@ def create_app(
     add_queue_routes(app)
     add_health_routes(app)
     add_metrics_routes(app)
+    add_contract_routes(app)
     return app
 
 

@@ -1,0 +1,8 @@
+"""What the REST door takes and answers, described; `http_shim.openapi` makes the document of it.
+
+codes        every code of an error, and what it means
+answers      the bodies that are not jobs
+operations   how an operation is described
+job_operations, search_operations, queue_operations, health_operations
+the operations, as their routes are grouped
+"""

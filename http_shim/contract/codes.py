@@ -1,0 +1,24 @@
+"""Every code that REST answers, and what it means."""
+
+from daemon.wire.codes import FAILURES, REFUSALS
+
+_OWN = {
+    "bad_request": "The body is not framed as HTTP demands.",
+    "unauthorized": "No good token came with the request.",
+    "forbidden": "The token does not grant this.",
+    "not_found": "There is no such thing at this path.",
+    "not_configured": "This daemon does not run the task type whose vectors these are.",
+    "vector_not_found": "No vector is stored for this.",
+    "no_face": "No face was found in the picture, or none at this place.",
+    "method_not_allowed": "This path has other methods; see Allow.",
+    "timeout": "It took too long.",
+    "too_large": "The body is larger than this server reads.",
+    "unsupported_media_type": "The body is packed, or of a kind that is not taken here.",
+    "draining": "The daemon is stopping; ask another one, or later.",
+    "storage": "The queue's database failed.",
+    "auth_unavailable": "The issuer's keys are not there yet.",
+    "busy": "Too much is asked for at once; ask again.",
+    "internal": "A fault of the daemon; its log has the details.",
+}
+
+ERRORS = {**FAILURES, **REFUSALS, **_OWN}

@@ -1,0 +1,5 @@
+"""The search operations, described."""
+
+from http_shim.contract.operations import Operation
+
+SEARCH_OPERATIONS: tuple[Operation, ...] = ()

@@ -1,0 +1,160 @@
+"""The REST contract as an OpenAPI 3.1 document, made from the models and the described operations.
+
+`http_shim/openapi.json` is this document, kept in step by a test (`make schemas` writes it), so
+that serving it costs no more than reading a file once.
+"""
+
+from pydantic import BaseModel
+
+from daemon.jobs import JsonObject
+from daemon.requests import JobRequest
+from daemon.settings import HttpSettings
+from daemon.wire.schema import CONTRACT_VERSION, ref, schemas_of
+from http_shim.auth import WRITE_PERMISSION
+from http_shim.contract.answers import ErrorBody
+from http_shim.contract.codes import ERRORS
+from http_shim.contract.health_operations import HEALTH_OPERATIONS
+from http_shim.contract.job_operations import JOB_OPERATIONS
+from http_shim.contract.operations import Answer, Operation
+from http_shim.contract.queue_operations import QUEUE_OPERATIONS
+from http_shim.contract.search_operations import SEARCH_OPERATIONS
+from http_shim.queue_routes import PauseRequest
+
+OPERATIONS: tuple[Operation, ...] = (
+    *JOB_OPERATIONS,
+    *SEARCH_OPERATIONS,
+    *QUEUE_OPERATIONS,
+    *HEALTH_OPERATIONS,
+)
+
+_INTRODUCTION = """\
+Pictures into vectors and faces, asked over HTTP; the same queue as over MQTT.
+
+Errors are `{"detail", "code"}`; `code` is a stable word. Any path may answer 404 `not_found` where
+there is no such route and 405 `method_not_allowed` with `Allow`. GET routes answer HEAD as well.
+Bodies are sent without Content-Encoding. Be ready for further fields and codes."""
+_HOW_TO_SHOW_WHO_ASKS = f"""\
+A JWT signed with ES256, with `exp` and `sub`. Writing needs the claim `is_admin: true`, or
+`permissions` with `{WRITE_PERMISSION}`. No token is needed where the daemon runs with
+AUTH_DISABLED=true or TEST_MODE=true."""
+_HEADERS: dict[int, tuple[str, JsonObject]] = {
+    401: ("WWW-Authenticate", {"description": "How to come back.", "schema": {"const": "Bearer"}}),
+    503: (
+        "Retry-After",
+        {"description": "Seconds to wait.", "schema": {"type": "integer", "minimum": 1}},
+    ),
+}
+
+
+def document() -> JsonObject:
+    """Return the whole document, ready for JSON."""
+    paths: dict[str, JsonObject] = {}
+    for operation in OPERATIONS:
+        paths.setdefault(operation.path, {})[operation.method] = _described(operation)
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "inferd over REST",
+            "version": CONTRACT_VERSION,
+            "summary": "Ask for jobs, look after them, search what they stored.",
+            "description": _INTRODUCTION,
+            "license": {"name": "MIT", "identifier": "MIT"},
+        },
+        "servers": [{"url": _server(), "description": "INFERD_HTTP__HOST and INFERD_HTTP__PORT."}],
+        "tags": [
+            {"name": "jobs", "description": "Asking for jobs, and what became of them."},
+            {"name": "search", "description": "The stored vectors that are nearest."},
+            {"name": "queue", "description": "What waits, and pausing it."},
+            {"name": "health", "description": "How the daemon is."},
+        ],
+        "paths": paths,
+        "components": {
+            "schemas": schemas_of(_models()),
+            "securitySchemes": {
+                "token": {
+                    "type": "http",
+                    "scheme": "bearer",
+                    "bearerFormat": "JWT",
+                    "description": _HOW_TO_SHOW_WHO_ASKS,
+                }
+            },
+        },
+    }
+
+
+def _models() -> list[type[BaseModel]]:
+    answered = [
+        answer.model
+        for operation in OPERATIONS
+        for answer in operation.answers.values()
+        if answer.model is not None
+    ]
+    return [JobRequest, PauseRequest, ErrorBody, *answered]
+
+
+def _described(operation: Operation) -> JsonObject:
+    parameters = [
+        {"name": name, "in": "path", "required": True, **described}
+        for name, described in operation.path_parameters.items()
+    ]
+    text = operation.text
+    if operation.access == "write":
+        text = f"{text} Needs the permission `{WRITE_PERMISSION}`.".strip()
+    described: JsonObject = {
+        "operationId": operation.name,
+        "tags": [operation.tag],
+        "summary": operation.summary,
+        **({"description": text} if text else {}),
+        "security": [] if operation.access == "public" else [{"token": []}],
+    }
+    if parameters or operation.query:
+        described["parameters"] = [*parameters, *operation.query]
+    if operation.body is not None:
+        described["requestBody"] = operation.body
+    responses = {status: _answer(answer) for status, answer in operation.answers.items()}
+    for status, codes in operation.all_errors().items():
+        if status in responses:
+            raise ValueError(f"{operation.name} answers {status} in two ways")
+        responses[status] = _error(status, codes)
+    described["responses"] = {str(status): responses[status] for status in sorted(responses)}
+    return described
+
+
+def _answer(answer: Answer) -> JsonObject:
+    described: JsonObject = {"description": answer.text}
+    if answer.headers:
+        described["headers"] = {
+            name: {"description": text, "schema": {"type": "string"}}
+            for name, text in answer.headers.items()
+        }
+    if answer.model is not None:
+        content: JsonObject = {"schema": ref(answer.model)}
+        if answer.example is not None:
+            content["example"] = answer.example
+        described["content"] = {answer.media_type: content}
+    elif answer.media_type is not None:
+        kind = "object" if answer.media_type == "application/json" else "string"
+        described["content"] = {answer.media_type: {"schema": {"type": kind}}}
+    return described
+
+
+def _error(status: int, codes: list[str]) -> JsonObject:
+    lines = "\n".join(f"* `{code}`: {ERRORS[code]}" for code in codes)
+    described: JsonObject = {
+        "description": lines,
+        "content": {
+            "application/json": {
+                "schema": {"allOf": [ref(ErrorBody), {"properties": {"code": {"enum": codes}}}]},
+                "example": {"detail": ERRORS[codes[0]], "code": codes[0]},
+            }
+        },
+    }
+    if status in _HEADERS:
+        name, header = _HEADERS[status]
+        described["headers"] = {name: header}
+    return described
+
+
+def _server() -> str:
+    fields = HttpSettings.model_fields
+    return f"http://{fields['host'].default}:{fields['port'].default}"
