@@ -33,13 +33,15 @@ class Health:
     async def report(self) -> JsonObject:
         """Return `{"status": "ok" | "degraded" | "unavailable" | "draining", "checks": ...}`.
 
-        `unavailable` means that a required part is away, `degraded` that another one is.
+        `unavailable` means that a required part is away; `degraded` that another one is, or that
+        one says so of itself (`"degraded": [...]`) while it works.
         """
         names = list(self._checks)
         found = await asyncio.gather(*(self._run(self._checks[name][0]) for name in names))
         checks = dict(zip(names, found, strict=True))
         away = [name for name, check in checks.items() if not check["ok"]]
-        status = "degraded" if away else "ok"
+        is_short = any(check.get("degraded") for check in checks.values())
+        status = "degraded" if away or is_short else "ok"
         if any(self._checks[name][1] for name in away):
             status = "unavailable"
         if self.is_draining:

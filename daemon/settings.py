@@ -295,8 +295,16 @@ class Settings(_Group):
 
     data_dir: Path = Field(Path("./data"), description="queue, vectors and downloads live here")
     models_dir: Path = Field(Path("~/.cache/inferd"), description="model files are looked for here")
+    models_idle_seconds: float = Field(
+        0, ge=0, description="a model unused for so long is unloaded; 0 = never"
+    )
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="where models run")
     require_gpu: bool = Field(False, description="refuse to start without a working GPU")
+    device_retry_seconds: float = Field(
+        60,
+        gt=0,
+        description="a device that ran out of memory is tried again; doubles up to 60 times",
+    )
     offline: bool = Field(False, description="never download a model")
     mqtt: MqttSettings = Field(default_factory=MqttSettings)
     media_store: MediaStoreSettings = Field(default_factory=MediaStoreSettings)

@@ -7,7 +7,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-from daemon.errors import ConfigError, DependencyDownError, InferdError
+from daemon.errors import ConfigError, DependencyDownError, InferdError, OutOfMemoryError
 from daemon.jobs import Job, JsonObject, TaskType
 from daemon.settings import Settings
 from handlers.claims import StoreClaim
@@ -49,7 +49,11 @@ class HandlerSet:
             ConfigError: one cannot be loaded; every job of its kind would fail.
         """
         for runner in self.runners:
-            await runner.load()
+            try:
+                await runner.load()
+            except OutOfMemoryError as error:
+                # There may be room when the first job needs it, and no other model is at fault.
+                log.warning("%s is not loaded yet: %s", runner.name, error.message)
 
     async def forget_vectors(self, job: Job) -> None:
         """Remove what a completed job stored.
@@ -71,7 +75,17 @@ class HandlerSet:
         return found
 
     async def check_models(self) -> JsonObject:
-        """Return each model with what really runs, once it is loaded.
+        """Return what `tell_models` does, and the names of those that are short of memory.
+
+        Raises:
+            InferdError: one could not be loaded at the latest attempt.
+        """
+        short = [runner.name for runner in self.runners if runner.degradation is not None]
+        told = await self.tell_models()
+        return {"degraded": short, **told} if short else told
+
+    async def tell_models(self) -> JsonObject:
+        """Return each model with what really runs while it is loaded, and what it is short of.
 
         Raises:
             InferdError: one could not be loaded at the latest attempt.
@@ -79,12 +93,15 @@ class HandlerSet:
         failed = [f"{each.name}: {each.load_error}" for each in self.runners if each.load_error]
         if failed:
             raise InferdError("; ".join(failed), code="model_error")
-        return {
-            runner.name: {"loaded": True, **runner.provenance.to_wire()}
-            if runner.is_loaded
-            else {"loaded": False}
-            for runner in self.runners
-        }
+        return {runner.name: _told(runner) for runner in self.runners}
+
+
+def _told(runner: ModelRunner[Any]) -> JsonObject:
+    ran = runner.provenance.to_wire() if runner.is_loaded else {}
+    told: JsonObject = {"loaded": runner.is_loaded, **ran}
+    if (short := runner.degradation) is not None:
+        told["degraded"] = short.to_wire()
+    return told
 
 
 class _Builder:
@@ -177,7 +194,15 @@ class _Builder:
     async def _runner(
         self, name: str, inference: MLInference[Any], *, max_batch: int = 1
     ) -> ModelRunner[Any]:
-        runner: ModelRunner[Any] = ModelRunner(name, inference, self._lane, max_batch=max_batch)
+        runner: ModelRunner[Any] = ModelRunner(
+            name,
+            inference,
+            self._lane,
+            max_batch=max_batch,
+            require_gpu=self._settings.require_gpu,
+            retry_seconds=self._settings.device_retry_seconds,
+            idle_seconds=self._settings.models_idle_seconds,
+        )
         await self._stack.enter_async_context(runner)
         await runner.resolve()
         self.set.runners.append(runner)
