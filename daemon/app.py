@@ -104,7 +104,7 @@ async def run(settings: Settings, *, started: Callable[[int | None], None] | Non
             queue,
             worker_id=worker_id,
             facts=_facts(settings, handlers),
-            models=handlers.check_models,
+            models=handlers.tell_models,
             is_busy=lambda: worker.in_flight > 0,
             stats_seconds=settings.mqtt.stats_seconds,
             clock=epoch_ms,
@@ -153,7 +153,7 @@ async def run(settings: Settings, *, started: Callable[[int | None], None] | Non
             await stop.wait()
             log.info("stopping")
             health.is_draining = True
-            # The broker is told first, but a broker that does not answer keeps no job running.
+            # The broker is told first; one that does not answer must not keep us leasing.
             await asyncio.gather(link.drain(), worker.drain())
             for task in (working, loading, telling, watching):
                 task.cancel()
@@ -206,7 +206,10 @@ def _add_checks(
 
     async def pauses() -> JsonObject:
         found = await queue.pauses.active()
-        return {"paused": list(found), "until": {name: each.until for name, each in found.items()}}
+        return {
+            "paused": list(found),
+            "paused_until": {name: each.until for name, each in found.items()},
+        }
 
     health.add("broker", broker)
     health.add("database", queue.depth)
@@ -282,11 +285,42 @@ def _add_sources(
             for name, ran in handlers.running().items()
         ]
 
+    async def memory() -> Iterable[Reading]:
+        found = []
+        for runner in handlers.runners:
+            name = {"model": runner.name}
+            found += [
+                Reading(
+                    "inferd_out_of_memory",
+                    "Steps taken since memory ran out for a model, and back.",
+                    number,
+                    {**name, "step": step},
+                    is_total=True,
+                )
+                for step, number in runner.memory_steps.items()
+            ]
+            found += [
+                Reading(
+                    "inferd_model_degraded",
+                    "1 while a model makes do with less, for want of memory.",
+                    float(runner.degradation is not None),
+                    name,
+                ),
+                Reading(
+                    "inferd_model_idle_unloads",
+                    "Unloadings of a model that nobody used.",
+                    runner.idle_unloads,
+                    name,
+                    is_total=True,
+                ),
+            ]
+        return found
+
     async def build() -> Iterable[Reading]:
         labels = {"version": own_version(), "python": platform.python_version()}
         return [Reading("inferd_build_info", "What runs here.", 1, labels)]
 
-    for source in (waiting, pauses, broker, working, models, build):
+    for source in (waiting, pauses, broker, working, models, memory, build):
         metrics.add_source("queue" if source is waiting else source.__name__, source)
 
 
