@@ -122,14 +122,14 @@ class FaceDetectionHandler:
                 )
             del media
             with timings.stage("infer"):
-                faces = await self._runner.infer(pixels)
+                faces, ran = await self._runner.infer_and_tell(pixels)
             height, width = pixels.shape[:2]
             del pixels
         return {
             "faces": [face.to_wire(index) for index, face in enumerate(faces)],
             "face_count": len(faces),
             "image": {"width": width, "height": height},
-            "inference": {**self._runner.provenance.to_wire(), "timings_ms": timings.to_wire()},
+            "inference": {**ran.to_wire(), "timings_ms": timings.to_wire()},
         }
 
     async def deliver(self, job: Job, result: JsonObject) -> None:

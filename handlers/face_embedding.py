@@ -25,7 +25,14 @@ from handlers.face_detection import FaceDetectionInference, upright_pixels
 from handlers.face_store import QdrantFaceStore
 from handlers.faces import EMBEDDING_DIM, ArcFaceRecogniser, Face, align
 from handlers.images import Limits
-from handlers.inference import ModelInference, Pixels, Vector, check_pixels
+from handlers.inference import (
+    ModelInference,
+    Pixels,
+    Provenance,
+    Vector,
+    check_pixels,
+    combined,
+)
 from handlers.media_store import MediaStoreClient
 from handlers.timings import Timings
 from handlers.vector_engine import Point
@@ -150,14 +157,14 @@ class FaceEmbeddingHandler:
                 pixels = await self.read(media.data, media.content_type)
             del media
             with timings.stage("detect"):
-                faces, crops = await self.find_faces(pixels)
+                faces, detector = await self._detector.infer_and_tell(pixels)
+                crops = await self._decoders.run(_align_all, pixels, faces)
             height, width = pixels.shape[:2]
             del pixels
         with timings.stage("infer"):
-            vectors = await self._embed(crops)
+            vectors, ran = await self._embed(crops)
         with timings.stage("store"):
             await self.claim.require()
-            ran = self._recogniser.provenance
             points = [
                 _point(job, index, face, vector, ran.model)
                 for index, (face, vector) in enumerate(zip(faces, vectors, strict=True))
@@ -175,7 +182,7 @@ class FaceEmbeddingHandler:
             "image": {"width": width, "height": height},
             "inference": {
                 **ran.to_wire(),
-                "detector": self._detector.provenance.to_wire(),
+                "detector": detector.to_wire(),
                 "timings_ms": timings.to_wire(),
             },
         }
@@ -202,14 +209,16 @@ class FaceEmbeddingHandler:
     async def deliver(self, job: Job, result: JsonObject) -> None:
         """Do nothing: face vectors do not go to the media store."""
 
-    async def _embed(self, crops: Sequence[Pixels]) -> list[Vector]:
+    async def _embed(self, crops: Sequence[Pixels]) -> tuple[list[Vector], Provenance]:
         if not crops:
             # Nothing to embed, but the result names the model and the collection is its own.
             try:
                 await self._recogniser.load()
             except ConfigError as error:
                 raise RetryableError(error.message, code="model_error") from error
-        return [await self._recogniser.infer(crop) for crop in crops]
+            return [], self._recogniser.provenance
+        found = [await self._recogniser.infer_and_tell(crop) for crop in crops]
+        return [vector for vector, _ in found], combined([ran for _, ran in found])
 
 
 def _align_all(pixels: Pixels, faces: Sequence[Face]) -> list[Pixels]:

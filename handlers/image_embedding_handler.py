@@ -93,8 +93,7 @@ class ImageEmbeddingHandler:
             picture = await self.read(media.data, media.content_type)
         del media
         with timings.stage("infer"):
-            vector = await self._runner.infer(picture.pixels)
-        ran = self._runner.provenance
+            vector, ran = await self._runner.infer_and_tell(picture.pixels)
         payload = {"job_id": job.job_id, "media_store_id": media_id, "model": ran.model}
         with timings.stage("store"):
             await self._upserts.submit(Point(media_id, vector, payload))
