@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from daemon.errors import ConfigError
-from handlers.weights import download, find, sha256
+from handlers.weights import download, mirrored, named_places, sha256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,25 +98,58 @@ def find_weights(model: str, setting: str, models_dir: Path, *, offline: bool) -
 
 
 def _openai_file(model: str, models_dir: Path, *, offline: bool) -> Path:
+    for place in openai_places(model, models_dir):
+        if place.is_file():
+            return place
+    return download_openai(model, models_dir, offline=offline)
+
+
+def openai_places(model: str, models_dir: Path) -> list[Path]:
+    """Return where OpenAI's weights are looked for, in order.
+
+    Raises:
+        ConfigError: nothing is published of this model.
+    """
+    names = _published(model).names
+    # Where OpenAI's own package and open_clip keep their downloads.
+    cache = Path.home() / ".cache" / "clip"
+    return [*(models_dir / name for name in names), cache / Path(names[0]).name]
+
+
+def download_openai(model: str, models_dir: Path, *, offline: bool, mirror: str = "") -> Path:
+    """Return OpenAI's weights in the models directory, downloaded unless they lie there.
+
+    Args:
+        model: open_clip's name.
+        models_dir: gets the file under the first of its names.
+        offline: fail instead of asking the network.
+        mirror: an address that has the file under its published name, instead of OpenAI's.
+
+    Raises:
+        ConfigError: nothing is published of this model; or as `weights.download`.
+    """
+    published = _published(model)
+    return download(
+        mirrored(published.url, mirror),
+        published.sha256,
+        models_dir / published.names[0],
+        offline=offline,
+        looked_in=openai_places(model, models_dir),
+    )
+
+
+def _published(model: str) -> Published:
     published = PUBLISHED.get(model)
     if published is None:
         raise ConfigError(
             f"where OpenAI's {model} lies is not known: set INFERD_CLIP__MODEL="
             f"{next(iter(PUBLISHED))}, or name a file in INFERD_CLIP__WEIGHTS"
         )
-    target = models_dir / published.names[0]
-    # Where OpenAI's own package and open_clip keep their downloads.
-    cache = Path.home() / ".cache" / "clip"
-    found = find(models_dir, published.names) or find(cache, [target.name])
-    if found is not None:
-        return found
-    looked_in = [*(models_dir / name for name in published.names), cache / target.name]
-    return download(published.url, published.sha256, target, offline=offline, looked_in=looked_in)
+    return published
 
 
 def _named_file(setting: str, models_dir: Path) -> Path:
-    named = Path(setting).expanduser()
-    for path in (named, models_dir / named):
+    for path in named_places(setting, models_dir):
         if path.is_file():
             return path
     raise ConfigError(

@@ -9,6 +9,17 @@ from handlers import weights
 
 DETECTOR_NAMES = ("det_*", "scrfd*", "retinaface*")
 RECOGNISER_NAMES = ("w600k*", "glint*", "arcface*", "ms1m*", "webface*")
+PUBLISHED_SHA256 = {
+    "det_10g.onnx": "5838f7fe053675b1c7a08b633df49e7af5495cee0493c7dcf6697200b85b5b91",
+    "det_2.5g.onnx": "041f73f47371333d1d17a6fee6c8ab4e6aecabefe398ff32cca4e2d5eaee0af9",
+    "det_500m.onnx": "5e4447f50245bbd7966bd6c0fa52938c61474a04ec7def48753668a9d8b4ea3a",
+    "glintr100.onnx": "4ab1d6435d639628a6f3e5008dd4f929edf4c4124b1a7169e1048f9fef534cdf",
+    "scrfd_10g_bnkps.onnx": "5838f7fe053675b1c7a08b633df49e7af5495cee0493c7dcf6697200b85b5b91",
+    "w600k_mbf.onnx": "9cc6e4a75f0e2bf0b1aed94578f144d15175f357bdc05e815e5c4a02b319eb4f",
+    "w600k_r50.onnx": "4c06341c33c2ca1f86781dab0e829f88ad5b64be9fba56e56bc9ebdefc619e43",
+}
+"""Digests of the detectors and recognisers in InsightFace's published packs; a name stands for
+the same file in each pack that has it."""
 UNTRAINED = "untrained"
 """Instead of a recogniser's file: random weights, for demos and tests."""
 
@@ -45,23 +56,31 @@ class ModelFiles:
                     f"{error.message}\n  or name an ONNX model in {setting}, or set "
                     "INFERD_FACES__PACK=cascade to find faces without weights"
                 ) from error
-        there = sorted(path.name for path in folder.glob("*.onnx"))
-        fitting = [
-            name for name in there if any(fnmatch(name.lower(), pattern) for pattern in patterns)
-        ]
-        if len(fitting) != 1:
-            what = "more than one file" if fitting else "no file"
-            raise ConfigError(
-                f"{folder} has {what} named {', '.join(patterns)} (there: {', '.join(there)}); "
-                f"name one in {setting}"
-            )
-        return folder / fitting[0]
+        return only_file(folder, setting, patterns)
 
     def _named(self, named: str, setting: str) -> Path:
-        given = Path(named).expanduser()
-        for path in (given, self._models_dir / given):
+        for path in weights.named_places(named, self._models_dir):
             if path.is_file():
                 if path.suffix != ".onnx":
                     raise ConfigError(f"{setting}={named}: the name must end in .onnx")
                 return path
         raise ConfigError(f"{setting}={named}: no such file, here or in {self._models_dir}")
+
+
+def only_file(folder: Path, setting: str, patterns: Sequence[str]) -> Path:
+    """Return the one file of these names in a pack's folder.
+
+    Raises:
+        ConfigError: there is none, or more than one; `setting` is named as the mend.
+    """
+    there = sorted(path.name for path in folder.glob("*.onnx"))
+    fitting = [
+        name for name in there if any(fnmatch(name.lower(), pattern) for pattern in patterns)
+    ]
+    if len(fitting) != 1:
+        what = "more than one file" if fitting else "no file"
+        raise ConfigError(
+            f"{folder} has {what} named {', '.join(patterns)} (there: {', '.join(there)}); "
+            f"name one in {setting}"
+        )
+    return folder / fitting[0]

@@ -27,6 +27,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 
 from daemon.errors import ConfigError
+from handlers.folder_turn import folder_turn
 
 log = logging.getLogger(__name__)
 
@@ -52,13 +53,15 @@ MAX_PACK_BYTES = 2 << 30
 _digests: dict[tuple[str, int, int], str] = {}
 
 
-def find(models_dir: Path, names: Sequence[str]) -> Path | None:
-    """Return the first of `names` (paths inside the directory) that is a file."""
-    for name in names:
-        path = models_dir / name
-        if path.is_file():
-            return path
-    return None
+def named_places(setting: str, models_dir: Path) -> list[Path]:
+    """Return where a file that a setting names is looked for, in order."""
+    named = Path(setting).expanduser()
+    return [named, models_dir / named]
+
+
+def mirrored(url: str, mirror: str) -> str:
+    """Return where a mirror has the file of a published URL: by its last name; no mirror, as is."""
+    return f"{mirror.rstrip('/')}/{url.rpartition('/')[2]}" if mirror else url
 
 
 def sha256(path: Path) -> str:
@@ -88,6 +91,8 @@ def download(
 ) -> Path:
     """Return `target`, fetched from `url` unless a file with the right digest is there already.
 
+    Of several that want it at once, one fetches it and the others wait for it.
+
     Args:
         url: http or https.
         expected: the SHA-256 it must have; None takes whatever comes, and the caller checks it.
@@ -96,30 +101,55 @@ def download(
         looked_in: places that were searched before; named in the error.
 
     Raises:
-        ConfigError: not allowed, not reachable, cut short, or not the file it should be.
+        ConfigError: not allowed, not reachable or cut short, code model_unreachable; not the file
+            it should be, code model_checksum; it could not be written, code model_not_written.
     """
-    if target.is_file():
-        if expected is None or sha256(target) == expected:
-            return target
-        log.warning("%s is not the published file: its checksum differs", target)
+    if _is_whole(target, expected):
+        return target
     if offline:
         raise _absent("downloads are turned off", url, target, looked_in)
-    log.info("downloading %s to %s", url, target)
-    try:
+    with _writing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(target)
-        with _part_file(target) as part:
-            got = _fetch(url, part)
-            if expected is not None and got != expected:
-                raise ConfigError(
-                    f"what {url} gave is not the published file: sha256 is {got}, "
-                    f"should be {expected}; it was deleted"
-                )
-            _publish(part, target)
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        raise _absent(_reason(error), url, target, looked_in) from error
+    with folder_turn(target.parent):
+        return _download(url, expected, target, looked_in)
+
+
+def _download(url: str, expected: str | None, target: Path, looked_in: Sequence[Path]) -> Path:
+    if _is_whole(target, expected):
+        return target
+    if target.is_file():
+        log.warning("%s is not the published file: its checksum differs", target)
+    log.info("downloading %s to %s", url, target)
+    _sweep(target)
+    with _writing(target), _part_file(target) as part:
+        try:
+            got = _fetch(url, part, target)
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            raise _absent(_reason(error), url, target, looked_in) from error
+        if expected is not None and got != expected:
+            raise ConfigError(
+                f"what {url} gave is not the published file: sha256 is {got}, "
+                f"should be {expected}; it was deleted",
+                code="model_checksum",
+            )
+        _publish(part, target)
     log.info("downloaded %s", target)
     return target
+
+
+def _is_whole(target: Path, expected: str | None) -> bool:
+    return target.is_file() and (expected is None or sha256(target) == expected)
+
+
+@contextlib.contextmanager
+def _writing(target: Path) -> Iterator[None]:
+    """Tell trouble with our disk from trouble with the network."""
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(
+            f"cannot write {target}: {error.strerror or error}", code="model_not_written"
+        ) from error
 
 
 def pack_places(models_dir: Path, pack: str) -> list[Path]:
@@ -143,7 +173,7 @@ def pack_places(models_dir: Path, pack: str) -> list[Path]:
 def find_pack(models_dir: Path, pack: str) -> Path | None:
     """Return the folder that holds the pack's ONNX files, or None."""
     for place in pack_places(models_dir, pack):
-        if any(path.is_file() for path in place.glob("*.onnx")):
+        if _holds_models(place):
             return place
     return None
 
@@ -166,26 +196,41 @@ def download_pack(
         ConfigError: as `download`, or the archive is not what it should be.
     """
     places = pack_places(models_dir, pack)
-    folder = places[0]
     archive = models_dir / f"{pack}.zip"
-    record = models_dir / f"{pack}.zip.sha256"
+    url = url or PACK_URL.format(pack=pack)
+    if offline and not archive.is_file():
+        raise _absent("downloads are turned off", url, archive, places)
+    with _writing(archive):
+        models_dir.mkdir(parents=True, exist_ok=True)
+    with folder_turn(models_dir):
+        if not _holds_models(places[0]):
+            # Else another process was first.
+            _make_pack(pack, archive, places, offline=offline, url=url)
+    return places[0]
+
+
+def _make_pack(
+    pack: str, archive: Path, places: Sequence[Path], *, offline: bool, url: str
+) -> None:
+    record = archive.with_name(f"{archive.name}.sha256")
     expected = PACK_SHA256.get(pack) or _recorded(record)
     is_ours = not archive.is_file()
-    download(
-        url or PACK_URL.format(pack=pack), expected, archive, offline=offline, looked_in=places
-    )
+    if offline and not _is_whole(archive, expected):
+        raise _absent("downloads are turned off", url, archive, places)
+    _download(url, expected, archive, places)
     digest = sha256(archive)
     if expected is None:
         log.warning("no checksum of %s is published: trusting %s from now on", pack, digest)
-    _unpack(archive, folder)
-    try:
+    _unpack(archive, places[0])
+    with _writing(record):
         if expected is None:
             record.write_text(f"{digest}  {archive.name}\n", encoding="ascii")
         if is_ours:
             archive.unlink()
-    except OSError as error:
-        raise ConfigError(f"cannot write in {models_dir}: {error.strerror or error}") from error
-    return folder
+
+
+def _holds_models(folder: Path) -> bool:
+    return any(path.is_file() for path in folder.glob("*.onnx"))
 
 
 def _absent(why: str, url: str, target: Path, looked_in: Sequence[Path]) -> ConfigError:
@@ -195,7 +240,7 @@ def _absent(why: str, url: str, target: Path, looked_in: Sequence[Path]) -> Conf
     lines.append(f"URL: {url}")
     command = f"curl -fL --create-dirs -o {shlex.quote(str(target))} {shlex.quote(url)}"
     lines.append(f"get it with: {command}")
-    return ConfigError("\n  ".join(lines))
+    return ConfigError("\n  ".join(lines), code="model_unreachable")
 
 
 def _reason(error: Exception) -> str:
@@ -248,8 +293,8 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _fetch(url: str, part: IO[bytes]) -> str:
-    """Write what the URL gives into the file and return its digest."""
+def _fetch(url: str, part: IO[bytes], target: Path) -> str:
+    """Write what the URL gives into the target's part file and return its digest."""
     if not url.startswith(("https://", "http://")):
         raise ValueError(f"not an http address: {url}")
     digest = hashlib.sha256()
@@ -261,7 +306,8 @@ def _fetch(url: str, part: IO[bytes]) -> str:
         received = 0
         told_at = time.monotonic()
         while chunk := answer.read1(CHUNK_BYTES):
-            part.write(chunk)
+            with _writing(target):
+                part.write(chunk)
             digest.update(chunk)
             received += len(chunk)
             if time.monotonic() - told_at >= PROGRESS_SECONDS:

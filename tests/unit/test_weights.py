@@ -5,17 +5,22 @@ import http.server
 import io
 import os
 import stat
+import subprocess
+import sys
 import threading
 import time
 import zipfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from daemon.errors import ConfigError
 from handlers import weights
+from handlers.folder_turn import folder_turn
 
+ROOT = Path(__file__).resolve().parents[2]
 BODY = os.urandom(3_000_000)
 DIGEST = hashlib.sha256(BODY).hexdigest()
 
@@ -86,16 +91,6 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
-
-
-def test_find_takes_the_first_name_that_is_a_file(tmp_path: Path) -> None:
-    (tmp_path / "a").mkdir()
-    (tmp_path / "b").write_bytes(b"b")
-    (tmp_path / "c").write_bytes(b"c")
-
-    assert weights.find(tmp_path, ["a", "absent", "b", "c"]) == tmp_path / "b"
-    assert weights.find(tmp_path, ["a", "absent"]) is None
-    assert weights.find(tmp_path / "nowhere", ["b"]) is None
 
 
 def test_sha256_sees_that_a_file_changed(tmp_path: Path) -> None:
@@ -392,3 +387,83 @@ def test_a_folder_that_holds_something_else_is_left_alone(tmp_path: Path) -> Non
         weights.download_pack("buffalo_x", tmp_path, offline=True)
 
     assert names(tmp_path / "buffalo_x") == ["notes.txt"]
+
+
+# ---- several at once, and a disk that takes no more
+
+
+def test_of_many_downloads_at_once_one_asks_the_hub(hub: Hub, tmp_path: Path) -> None:
+    target = tmp_path / "models" / "file"
+
+    with ThreadPoolExecutor(4) as pool:
+        started = [pool.submit(weights.download, hub.url("file"), DIGEST, target) for _ in range(4)]
+
+        assert {each.result(30) for each in started} == {target}
+    assert hub.asked == ["file"]
+    assert names(target.parent) == ["file"]
+
+
+def test_of_many_unpackings_at_once_all_get_the_pack(hub: Hub, tmp_path: Path) -> None:
+    hub.files["x.zip"] = pack_zip(("det.onnx", BODY))
+
+    with ThreadPoolExecutor(4) as pool:
+        started = [
+            pool.submit(weights.download_pack, "buffalo_x", tmp_path, url=hub.url("x.zip"))
+            for _ in range(4)
+        ]
+
+        assert {each.result(30) for each in started} == {tmp_path / "buffalo_x"}
+    assert hub.asked == ["x.zip"]
+    assert names(tmp_path) == ["buffalo_x", "buffalo_x.zip.sha256"]
+
+
+def test_a_turn_that_does_not_end_is_told(tmp_path: Path) -> None:
+    with (
+        folder_turn(tmp_path),
+        pytest.raises(ConfigError, match="too long") as caught,
+        folder_turn(tmp_path, patience_seconds=0),
+    ):
+        pytest.fail("two had their turn at once")
+
+    assert caught.value.code == "model_not_written"
+    with folder_turn(tmp_path, patience_seconds=0):
+        pass
+
+
+def test_a_disk_that_takes_no_more_is_no_trouble_of_the_network(hub: Hub, tmp_path: Path) -> None:
+    script = (
+        "import resource, signal, sys\n"
+        "from pathlib import Path\n"
+        "from daemon.errors import ConfigError\n"
+        "from handlers import weights\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1_500_000, 1_500_000))\n"
+        "try:\n"
+        "    weights.download(sys.argv[1], None, Path(sys.argv[2]))\n"
+        "except ConfigError as error:\n"
+        "    print(error.code, error.message)\n"
+    )
+    target = tmp_path / "models" / "file"
+
+    done = subprocess.run(
+        [sys.executable, "-c", script, hub.url("file"), str(target)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+
+    assert done.stdout == f"model_not_written cannot write {target}: File too large\n"
+    assert names(target.parent) == []
+
+
+@pytest.mark.parametrize(
+    ("mirror", "there"),
+    [
+        ("", "https://hub/a/b/x.zip"),
+        ("http://near/models", "http://near/models/x.zip"),
+        ("http://near/models/", "http://near/models/x.zip"),
+    ],
+)
+def test_a_mirror_has_files_by_their_last_names(mirror: str, there: str) -> None:
+    assert weights.mirrored("https://hub/a/b/x.zip", mirror) == there
