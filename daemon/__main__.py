@@ -11,8 +11,11 @@ EXIT_CONFIG = 78
 
 COMMANDS = {
     "serve": ("daemon.cli.serve", "take requests and do them, until SIGTERM (the default)"),
+    "doctor": ("daemon.cli.doctor", "look at all that inferd depends on; say what to mend"),
     "migrate": ("daemon.cli.migrate", "bring the queue's file to this version's schema"),
     "schemas": ("daemon.cli.schemas", "print the contracts: OpenAPI of REST, AsyncAPI of MQTT"),
+    "submit": ("daemon.cli.submit", "ask the running daemon for jobs: ids, lists or folders"),
+    "search": ("daemon.cli.search", "find pictures and faces by picture, id, text or face"),
     "demo": ("demos.quickstart", "start all parts here and send real pictures through"),
 }
 """By name: the module whose `main(argv, prog)` runs it, and what it does. Only the module of the

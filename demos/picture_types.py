@@ -4,33 +4,9 @@ import re
 
 HEAD_BYTES = 64
 """As many of a file's first bytes are looked at."""
-SUFFIXES = frozenset(
-    f".{name}"
-    for name in [
-        "avif",
-        "bmp",
-        "gif",
-        "heic",
-        "heif",
-        "j2k",
-        "jfif",
-        "jp2",
-        "jpe",
-        "jpeg",
-        "jpg",
-        "mpo",
-        "pbm",
-        "pgm",
-        "png",
-        "pnm",
-        "ppm",
-        "tif",
-        "tiff",
-        "webp",
-    ]
+_SUFFIX = re.compile(
+    r"\.(avif|bmp|gif|heic|heif|j2k|jfif|jp2|jpe|jpe?g|mpo|p[bgnp]m|png|tiff?|webp)", re.IGNORECASE
 )
-"""Endings of picture files' names, in small letters."""
-
 _MAGIC: tuple[tuple[bytes, str], ...] = (
     (rb"\xff\xd8\xff", "image/jpeg"),
     (rb"\x89PNG\r\n\x1a\n", "image/png"),
@@ -50,3 +26,8 @@ def sniff(head: bytes) -> str | None:
         if re.match(pattern, head, re.DOTALL):
             return name
     return None
+
+
+def is_picture_name(name: str) -> bool:
+    """Whether a file's name ends as those of pictures do."""
+    return _SUFFIX.fullmatch(name, max(0, name.rfind("."))) is not None

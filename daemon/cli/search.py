@@ -1,0 +1,245 @@
+"""`search`: asks the running daemon for the stored pictures or faces most like something."""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from http import HTTPStatus
+from pathlib import Path
+from urllib.parse import urlencode
+
+from daemon.jobs import JsonObject
+from daemon.settings import Settings
+from demos.client import UnreachableError, configured
+from demos.client import arguments as checked
+from demos.client.exit_codes import COMPLETED, REJECTED, UNREACHABLE
+from demos.client.http import Answer, call
+from demos.client.sources import shown
+from demos.client.terminal import print_out
+
+PICTURES = "image_embeddings"
+FACES = "face_embeddings"
+MAX_RESULTS = 1000
+MAX_FACE_INDEX = 9999
+_PICTURE_TYPE = "application/octet-stream"
+
+_EPILOG = """\
+exit codes:
+  0  answered, also where nothing was found
+  2  usage, or a file that cannot be read
+  3  no daemon answers, or it cannot search now
+  5  refused: no such vector, no picture, no face in it, or no permission
+  78  wrong configuration
+
+examples:
+  python -m daemon search --text "a dog on a beach"
+  python -m daemon search --image photo.jpg --limit 3 --json
+"""
+
+
+def main(argv: Sequence[str], *, prog: str) -> int:
+    """Search; return the exit code.
+
+    Raises:
+        ConfigError: the configuration is wrong.
+    """
+    settings = Settings.from_env(os.environ)
+    parser = _parser(prog, settings)
+    options = parser.parse_args(argv)
+    if options.inference is None:
+        parser.error("nobody knows where the REST door is: give --inference URL")
+    if options.faces and options.like is None:
+        parser.error("--faces goes with --like; --face FILE searches faces by a picture")
+    is_face = options.faces or options.face is not None
+    if options.face_index is not None and not is_face:
+        parser.error("--face-index goes with --face FILE, or with --like ID --faces")
+    file = options.image or options.face
+    picture = None
+    if file is not None:
+        picture = _read(file, settings.media_store.max_bytes, parser)
+    try:
+        answer = call(
+            "GET" if picture is None else "POST",
+            f"{options.inference}/search/{FACES if is_face else PICTURES}?{_query(options)}",
+            data=picture,
+            content_type=_PICTURE_TYPE,
+            token=options.token or configured.token(settings),
+            seconds=options.timeout,
+        )
+    except UnreachableError as error:
+        return _fail(
+            UNREACHABLE,
+            f"{error}: start it with `python -m daemon`, or name another one with --inference URL",
+        )
+    return _tell(answer, options, is_face=is_face)
+
+
+def _query(options: argparse.Namespace) -> str:
+    asked = {
+        "text": options.text,
+        "like": options.like,
+        "face_index": options.face_index,
+        "limit": options.limit,
+        "min_score": options.min_score,
+    }
+    return urlencode({name: value for name, value in asked.items() if value is not None})
+
+
+def _read(file: Path, max_bytes: int, parser: argparse.ArgumentParser) -> bytes:
+    try:
+        with file.open("rb") as opened:
+            picture = opened.read(max_bytes + 1)
+    except OSError as error:
+        parser.error(f"cannot read {shown(str(file))}: {error.strerror}")
+    if len(picture) > max_bytes:
+        parser.error(f"{shown(str(file))} has more than {max_bytes} bytes")
+    return picture
+
+
+def _tell(answer: Answer, options: argparse.Namespace, *, is_face: bool) -> int:
+    body = answer.body
+    if answer.status != HTTPStatus.OK:
+        return _refuse(answer)
+    if not isinstance(body, dict) or not isinstance(body.get("results"), list):
+        return _fail(UNREACHABLE, f"what answers at {options.inference} is not inferd's search")
+    model = body.get("model") or {}
+    if model.get("weights") == "untrained":
+        _say(
+            f"*** UNTRAINED: {model.get('model')} has random weights; the order below says nothing"
+            " of what the pictures show ***"
+        )
+    query = body.get("query") or {}
+    count = query.get("face_count")
+    if isinstance(count, int) and count > 1:
+        _say(
+            f"{count} faces are in the picture; face {query.get('face_index')} was taken:"
+            f" {_box((query.get('face') or {}).get('bbox'))}; --face-index 0 to {count - 1} takes"
+            " another"
+        )
+    if options.json:
+        print_out(json.dumps(body))
+    elif body["results"]:
+        print_out(_table(body["results"], is_face=is_face))
+    else:
+        print_out("nothing found" + (" with such a score" if options.min_score is not None else ""))
+    return COMPLETED
+
+
+def _refuse(answer: Answer) -> int:
+    mends: dict[int, str] = {
+        HTTPStatus.UNAUTHORIZED: "; put a token into INFERD_CLIENT__TOKEN",
+        HTTPStatus.FORBIDDEN: "; put another token into INFERD_CLIENT__TOKEN",
+    }
+    code = answer.body.get("code") if isinstance(answer.body, dict) else None
+    mend = mends.get(answer.status, "")
+    if code == "vector_not_found":
+        mend = "; `python -m daemon submit --wait ID` makes one"
+    is_away = answer.status >= HTTPStatus.INTERNAL_SERVER_ERROR or answer.status in (408, 429)
+    if is_away:
+        again = f" in {answer.retry_after:.0f} s" if answer.retry_after else " later"
+        mend = f"; try again{again}"
+    told = f"{code or f'HTTP {answer.status}'}: {answer.detail}{mend}"
+    return _fail(UNREACHABLE if is_away else REJECTED, told)
+
+
+def _table(results: list[JsonObject], *, is_face: bool) -> str:
+    heads = [
+        "score",
+        "media_store_id",
+        *(["face", "x, y, width, height"] if is_face else []),
+        "job_id",
+    ]
+    rows = [heads]
+    for found in results:
+        payload = found.get("payload") or {}
+        face = [str(payload.get("face_index")), _box(payload.get("bbox"))] if is_face else []
+        rows.append(
+            [
+                f"{found['score']:.4f}",
+                str(found.get("media_store_id")),
+                *face,
+                str(found.get("job_id")),
+            ]
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(len(heads))]
+    numbers = {0, 1, 2} if is_face else {0, 1}
+    return "\n".join(
+        shown(
+            "  ".join(
+                text.rjust(width) if column in numbers else text.ljust(width)
+                for column, (text, width) in enumerate(zip(row, widths, strict=True))
+            ).rstrip()
+        )
+        for row in rows
+    )
+
+
+def _box(box: object) -> str:
+    sides = (
+        [box.get(name) for name in ("x", "y", "width", "height")] if isinstance(box, dict) else []
+    )
+    if not sides or not all(isinstance(side, int | float) for side in sides):
+        return "?"
+    return ", ".join(f"{side:.0f}" for side in sides)
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"{shown(text)}\n")
+
+
+def _fail(code: int, text: str) -> int:
+    _say(f"inferd: {text}")
+    return code
+
+
+def _parser(prog: str, settings: Settings) -> argparse.ArgumentParser:
+    rest = configured.rest_url(settings)
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        description="Ask the running daemon, over REST, for the stored pictures or faces that are"
+        " most like a picture, a text, a face or a stored one.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--image", type=Path, metavar="FILE", help="pictures like this one")
+    what.add_argument(
+        "--like", type=checked.media_store_id, metavar="ID", help="pictures like a stored one"
+    )
+    what.add_argument("--text", help="pictures that show what a text says")
+    what.add_argument("--face", type=Path, metavar="FILE", help="faces like the one in a picture")
+    parser.add_argument("--faces", action="store_true", help="with --like: faces like its face")
+    parser.add_argument(
+        "--face-index",
+        type=checked.between(0, MAX_FACE_INDEX),
+        metavar="N",
+        help="which face of the picture, as face_detection counts (--face: the largest; --like: 0)",
+    )
+    parser.add_argument(
+        "--limit",
+        default=10,
+        type=checked.between(1, MAX_RESULTS),
+        metavar="N",
+        help="at most (10)",
+    )
+    parser.add_argument(
+        "--min-score", type=checked.score, metavar="COSINE", help="leave out what is less alike"
+    )
+    parser.add_argument("--json", action="store_true", help="print the daemon's whole answer")
+    parser.add_argument(
+        "--timeout",
+        default=60.0,
+        type=checked.seconds,
+        metavar="SECONDS",
+        help="for the answer (60); the first search of a kind may load a model",
+    )
+    parser.add_argument(
+        "--inference", default=rest, type=checked.address, metavar="URL", help=f"REST door ({rest})"
+    )
+    parser.add_argument(
+        "--token",
+        help="bearer token; others can see it in the list of processes, unlike"
+        " INFERD_CLIENT__TOKEN and INFERD_CLIENT__TOKEN_FILE",
+    )
+    return parser

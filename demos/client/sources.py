@@ -1,0 +1,195 @@
+"""What a command line asks for: pictures by their ids, or files that go to the media store first.
+
+Everything is read as it is needed, so that neither a list of a million ids nor a folder of as many
+pictures is ever held in memory.
+"""
+
+import os
+import stat
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Protocol
+
+from daemon.jobs import MAX_MEDIA_STORE_ID
+from demos.client.arguments import whole
+from demos.client.errors import ClientError
+from demos.picture_types import HEAD_BYTES, is_picture_name, sniff
+
+Upload = Callable[[bytes, str], int]
+"""Puts a picture's bytes under a name into the media store; returns the id, or raises."""
+
+
+class SourceError(ClientError):
+    """A line that is no id, or a file or folder that cannot be read."""
+
+
+class Subject(Protocol):
+    """One picture that is asked for."""
+
+    @property
+    def name(self) -> str | None:
+        """The file, where there is one."""
+
+    def media_store_id(self) -> int:
+        """Return its id, at whatever that takes.
+
+        Raises:
+            ClientError: there is none: see SourceError, and what the upload raises.
+        """
+
+
+class Known:
+    """A picture whose id was told."""
+
+    name = None
+
+    def __init__(self, media_store_id: int) -> None:
+        self._id = media_store_id
+
+    def media_store_id(self) -> int:
+        """Return the id."""
+        return self._id
+
+
+class Unusable:
+    """Something that was told and is no picture; asking for it says why."""
+
+    def __init__(self, reason: str, name: str | None = None) -> None:
+        self.name = name
+        self._reason = reason
+
+    def media_store_id(self) -> int:
+        """Raise the reason."""
+        raise SourceError(self._reason)
+
+
+class PictureFile:
+    """A picture on disk, uploaded once by whoever asks first; others wait for the same answer."""
+
+    def __init__(self, path: str, upload: Upload, max_bytes: int) -> None:
+        self.name = path
+        self._upload, self._max_bytes = upload, max_bytes
+        self._lock = threading.Lock()
+        self._found: int | ClientError | None = None
+
+    def media_store_id(self) -> int:
+        """Return the id that the media store gave it."""
+        with self._lock:
+            if self._found is None:
+                try:
+                    self._found = self._upload(self._read(), Path(self.name).name)
+                except ClientError as error:
+                    self._found = error
+            if isinstance(self._found, ClientError):
+                raise self._found
+            return self._found
+
+    def _read(self) -> bytes:
+        try:
+            with open(self.name, "rb") as file:  # noqa: PTH123 - its name may be any bytes
+                picture = file.read(self._max_bytes + 1)
+        except OSError as error:
+            raise SourceError(f"cannot read {shown(self.name)}: {error.strerror}") from None
+        if len(picture) > self._max_bytes:
+            raise SourceError(
+                f"{shown(self.name)} has more than {self._max_bytes} bytes, which no job would"
+                " fetch (INFERD_MEDIA_STORE__MAX_BYTES)"
+            )
+        return picture
+
+
+def open_ids(path: str) -> IO[str]:
+    """Open a list of ids; `-` is standard input.
+
+    Raises:
+        OSError: it cannot be opened.
+    """
+    # A reader of its own: a thread that still waits in Python's own at exit would crash it.
+    source: str | int = os.dup(0) if path == "-" else path
+    return open(source, encoding="utf-8-sig", errors="replace")  # noqa: PTH123 - also for 0
+
+
+def ids(lines: IO[str], name: str) -> Iterator[Subject]:
+    """Yield one subject for each line that is neither empty nor a # comment."""
+    for number, line in enumerate(lines, 1):
+        word = line.partition("#")[0].strip()
+        if word:
+            media_store_id = whole(word)
+            if media_store_id is None or media_store_id > MAX_MEDIA_STORE_ID:
+                yield Unusable(f"{name}:{number}: {shown(word[:80])} is no media_store_id")
+            else:
+                yield Known(media_store_id)
+
+
+def count_ids(path: str) -> int:
+    """Return how many subjects `ids` would find in a file."""
+    with open_ids(path) as lines:
+        return sum(1 for _ in ids(lines, path))
+
+
+def pictures(folder: str, upload: Upload, max_bytes: int) -> Iterator[Subject]:
+    """Yield the pictures in a folder and below, by name or else by content.
+
+    Links are followed, each folder is entered once; hidden files and folders are left out.
+
+    Args:
+        folder: where to look.
+        upload: puts one into the media store.
+        max_bytes: larger files are not sent.
+    """
+    for path, problem in _files(folder):
+        if problem is not None:
+            yield Unusable(problem, path)
+        elif is_picture_name(path) or _has_picture_bytes(path):
+            yield PictureFile(path, upload, max_bytes)
+
+
+def count_pictures(folder: str) -> int:
+    """Return how many subjects `pictures` would find."""
+
+    def no_upload(_picture: bytes, _name: str) -> int:
+        raise NotImplementedError
+
+    return sum(1 for _ in pictures(folder, no_upload, 0))
+
+
+def shown(name: str) -> str:
+    """Return a name as it may be printed: what is no text or could steer a terminal is escaped."""
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in name)
+
+
+def _files(folder: str) -> Iterator[tuple[str, str | None]]:
+    """Yield the regular files below a folder, and with a reason what cannot be looked into."""
+    waiting, entered = [folder], set[tuple[int, int]]()
+    while waiting:
+        place = waiting.pop()
+        try:
+            found = os.stat(place)  # noqa: PTH116 - as below: names may be any bytes
+            if (found.st_dev, found.st_ino) in entered:
+                continue
+            entered.add((found.st_dev, found.st_ino))
+            with os.scandir(place) as entries:
+                for entry in entries:
+                    if entry.name.startswith("."):
+                        continue
+                    try:
+                        mode = entry.stat().st_mode
+                    except OSError as error:
+                        if is_picture_name(entry.name):
+                            yield entry.path, f"cannot read {shown(entry.path)}: {error.strerror}"
+                        continue
+                    if stat.S_ISDIR(mode):
+                        waiting.append(entry.path)
+                    elif stat.S_ISREG(mode):
+                        yield entry.path, None
+        except OSError as error:
+            yield place, f"cannot read {shown(place)}: {error.strerror}"
+
+
+def _has_picture_bytes(path: str) -> bool:
+    try:
+        with open(path, "rb") as file:  # noqa: PTH123 - its name may be any bytes
+            return sniff(file.read(HEAD_BYTES)) is not None
+    except OSError:
+        return False  # nothing says that it is a picture
