@@ -1,7 +1,8 @@
 """The process: intake, queue, worker, outbox. This docstring is the map.
 
     __main__     picks the sub-command, exit codes      app      opens everything; it and the
-    cli/         the sub-commands, one file each                 commands alone see handlers/
+    cli/         the sub-commands, one file each                 those of cli/ and doctor/ alone
+    doctor/      looks at everything, changes nothing            see handlers/
     intake       what came -> a job in the queue        worker   lease -> handle -> settle
     outbox       events -> broker, until confirmed      health   what the daemon says of itself
     cancellation a cancel -> the job's end              progress how far running jobs are

@@ -1,0 +1,141 @@
+"""What the broker lets us do, and strangers; found out by doing it, since SUBACK does not tell.
+
+mosquitto grants every subscription and filters what is delivered; so reading is proved by a
+message that comes back, writing by the reason code of a PUBACK (MQTT 5) or, before, likewise.
+
+What is sent for it leaves no trace:
+
+* to `inference/request/_probe` and `inference/cancel/_probe`, with QoS 0: a daemon passes over
+  exactly these (topics.is_probe), where any other request would become a job or a dead letter, and
+  no broker keeps QoS 0 for a daemon that is away. No task type and no job_id can be `_probe`;
+* to the topics of a job whose id was made up here and is nobody's, to a reply topic nobody has
+  been told of: no client waits there. Whoever watches all jobs sees `{"event": "probe", ...}`;
+* all of it expires after seconds and nothing is retained.
+"""
+
+import json
+import uuid
+from collections.abc import Iterator
+from urllib.parse import unquote, urlsplit
+
+from daemon import topics
+from daemon.doctor.findings import Finding, fail, ok, warn
+from daemon.doctor.line import Line, LineError
+from daemon.settings import MqttSettings
+
+PART = "permissions"
+ECHO_SECONDS = 2.0
+REFUSED = 0x80
+NOT_AUTHORIZED = 0x87
+ACL = "mosquitto/acl and mosquitto/README.md"
+
+
+def user_of(settings: MqttSettings) -> str:
+    """Return the user name in the broker's URL; empty for none."""
+    return unquote(urlsplit(settings.url.get_secret_value()).username or "")
+
+
+def ours(line: Line, worker_id: str, user: str) -> Iterator[Finding]:
+    """Try all that the daemon has to do.
+
+    Raises:
+        LineError: the broker fell silent.
+    """
+    mine = uuid.uuid4()
+    unread = list(_unread(line, mine))
+    if unread:
+        yield fail(
+            PART,
+            "requests_unreadable",
+            f"the user {user} gets nothing of {', '.join(unread)}: every request is lost unheard",
+            f"let it read them (`topic read {unread[0]}` in the acl file; {ACL}), then reload",
+        )
+    else:
+        yield ok(PART, f"the user {user} reads requests and cancels")
+    unwritten = [topic for topic in _written(mine, worker_id) if not _may_write(line, topic, mine)]
+    if unwritten:
+        told = "refused or unheard" if line.is_five else "not heard back; MQTT 3.1.1 does not tell"
+        found = f"{told}: {', '.join(map(_general, unwritten))}"
+        mend = f"let the user {user} write there ({ACL}), then reload the broker"
+        if line.is_five:
+            yield fail(PART, "events_refused", f"what {user} publishes is {found}", mend)
+        else:
+            yield warn(PART, "events_unknown", f"what {user} publishes is {found}", mend)
+    else:
+        yield ok(PART, f"the user {user} writes events, replies, dead letters and its state")
+
+
+def strangers(settings: MqttSettings) -> Iterator[Finding]:
+    """Try to come without a name, and to lie to clients then."""
+    if not user_of(settings) and settings.cert_file is None:
+        yield warn(
+            PART,
+            "broker_open",
+            "the broker lets us in without user and password, so it cannot tell a client's lies"
+            " from the daemon's events",
+            f"fine on a machine of your own; else give it users: mosquitto/setup.sh; {ACL}",
+        )
+        return
+    try:
+        with Line(settings, is_anonymous=True) as line:
+            mine = uuid.uuid4()
+            code = line.publish(topics.job_event(str(mine), "completed"), _probe(mine))
+            is_five = line.is_five
+    except LineError as error:
+        if error.reason_code is None:
+            yield ok(PART, f"a client without user gets no connection ({error.message})")
+        else:
+            yield ok(PART, "a client without user is refused")
+        return
+    mend = f"allow_anonymous false and an acl_file in mosquitto.conf; {ACL}"
+    if code >= REFUSED:
+        found = "anybody may connect without user; forged events are refused"
+        yield warn(PART, "anonymous_connects", found, mend)
+    else:
+        doubt = "" if is_five else " or it is dropped unseen: MQTT 3.1.1 does not tell"
+        yield warn(
+            PART,
+            "anonymous_forges",
+            f"anybody may connect without user and publish forged `completed` events{doubt}",
+            mend,
+        )
+
+
+def _unread(line: Line, mine: uuid.UUID) -> Iterator[str]:
+    for every in (topics.REQUEST_FILTER, topics.CANCEL_FILTER):
+        topic = every.replace("+", topics.PROBE)
+        line.subscribe([every])
+        line.send(topic, _probe(mine))
+        if not _comes_back(line, topic, mine):
+            yield every
+
+
+def _written(mine: uuid.UUID, worker_id: str) -> list[str]:
+    return [
+        topics.job_event(str(mine), "completed"),
+        f"{topics.ROOT}/reply/inferd-doctor/{mine}",
+        f"{topics.ROOT}/rejected/{topics.PROBE}",
+        f"{topics.ROOT}/worker/{worker_id}/probe",
+    ]
+
+
+def _may_write(line: Line, topic: str, mine: uuid.UUID) -> bool:
+    if not line.is_five:
+        line.subscribe([topic])
+    is_taken = line.publish(topic, _probe(mine)) < REFUSED
+    return is_taken and (line.is_five or _comes_back(line, topic, mine))
+
+
+def _comes_back(line: Line, topic: str, mine: uuid.UUID) -> bool:
+    payload = _probe(mine)
+    return line.wait_for(lambda got: got.topic == topic and got.payload == payload, ECHO_SECONDS)
+
+
+def _probe(mine: uuid.UUID) -> bytes:
+    said = {"v": 1, "event": "probe", "probe": True, "from": "inferd doctor", "id": str(mine)}
+    return json.dumps(said).encode()
+
+
+def _general(topic: str) -> str:
+    levels = topic.split("/")
+    return "/".join([*levels[:2], "..."])

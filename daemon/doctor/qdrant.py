@@ -1,0 +1,155 @@
+"""A Qdrant server, asked over its HTTP; and what a collection's claim means for a model."""
+
+import socket
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+from daemon.doctor.facts import without_user
+from daemon.doctor.findings import Finding, fail, ok
+from daemon.doctor.web import Answer, AwayError, ask
+from daemon.jobs import JsonObject
+from daemon.settings import QdrantSettings
+from handlers.qdrant_store import MODELS
+from handlers.vector_points import model_point_id
+from handlers.vector_store import VectorStore
+
+PART = "vectors"
+OK = 200
+NOT_FOUND = 404
+_KEY_MEND = "set INFERD_QDRANT__API_KEY to the server's key"
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """Which model a collection belongs to."""
+
+    fingerprint: str
+    model: str
+
+
+def claim_of(payload: JsonObject) -> Claim:
+    """Return the claim that a point of the collection of claims holds."""
+    return Claim(str(payload.get("fingerprint")), str(payload.get("model")))
+
+
+def claimed(collection: str, count: int, claim: Claim | None, wanted: str | None) -> Finding:
+    """Judge a collection's claim against the configured model.
+
+    Args:
+        collection: its name.
+        count: how many vectors it holds.
+        claim: whose they are; None where nobody said.
+        wanted: the configured model's fingerprint; None where its file is absent.
+    """
+    said = f"{collection}: {count} vectors"
+    if not count:
+        return ok(PART, f"{said}; any model may begin")
+    if claim is None:
+        mend = (
+            f"if they are the configured model's, claim them once from Python (claim(...,"
+            f" adopt=True), handlers/qdrant_store.py); else delete the collection {collection}"
+        )
+        return fail(PART, "model_unknown", f"{said}, and nobody said of which model", mend)
+    if wanted is not None and claim.fingerprint != wanted:
+        mend = (
+            f"configure {claim.model} again, delete the collection {collection}, or keep the new"
+            " vectors elsewhere (INFERD_DATA_DIR or INFERD_QDRANT__URL)"
+        )
+        found = f"{said} of {claim.model}, while {wanted} is configured: they cannot be compared"
+        return fail(PART, "model_mismatch", found, mend)
+    return ok(PART, f"{said} of {claim.model}")
+
+
+def look(settings: QdrantSettings, wanted: Mapping[str, str | None]) -> Iterator[Finding]:
+    """Look at a server; nothing is created there."""
+    where = without_user(settings.url)
+    server = _Server(settings)
+    try:
+        hello = server.get("")
+        if hello.status in (401, 403):
+            yield _unauthorized(where, hello.status)
+            return
+        if "version" not in hello.body:
+            found = f"{where} answers {hello.status}, but not as Qdrant does"
+            mend = "set INFERD_QDRANT__URL to Qdrant's HTTP port (6333)"
+            yield fail(PART, "vector_store_error", found, mend)
+            return
+        yield ok(PART, f"{where}: Qdrant {hello.body['version']}")
+        yield from _grpc(settings)
+        for collection, fingerprint in wanted.items():
+            yield _collection(server, where, collection, fingerprint)
+    except AwayError as error:
+        yield fail(
+            PART,
+            "vector_store_unreachable",
+            f"{where}: {error.message}",
+            "start Qdrant, set INFERD_QDRANT__URL to where it is, or unset it to keep vectors in"
+            " the data folder",
+        )
+
+
+class _Server:
+    def __init__(self, settings: QdrantSettings) -> None:
+        self._settings = settings
+        key = settings.api_key
+        self._headers = {"api-key": key.get_secret_value()} if key else {}
+
+    def get(self, path: str, body: JsonObject | None = None) -> Answer:
+        return ask(
+            f"{self._settings.url}/{path}",
+            seconds=self._settings.timeout_seconds,
+            headers=self._headers,
+            body=body,
+        )
+
+
+def _collection(server: _Server, where: str, name: str, wanted: str | None) -> Finding:
+    answer = server.get(f"collections/{name}")
+    if answer.status in (401, 403):
+        return _unauthorized(where, answer.status)
+    if answer.status == NOT_FOUND:
+        return ok(PART, f"{name} is not there yet; the daemon makes it")
+    info = answer.body.get("result") or {}
+    if answer.status != OK or not isinstance(info, dict):
+        found = f"{name}: the server answers {answer.status}"
+        return fail(PART, "vector_store_error", found, "see the Qdrant server's log")
+    dimension = _at(info, "config", "params", "vectors", "size")
+    distance = _at(info, "config", "params", "vectors", "distance")
+    if (dimension, distance) != (VectorStore.dimension, "Cosine"):
+        found = (
+            f"{name} holds vectors of {dimension} numbers compared by {distance}, should be"
+            f" {VectorStore.dimension} by Cosine"
+        )
+        return fail(PART, "collection_mismatch", found, f"rename or delete the collection {name}")
+    status = info.get("status")
+    if status not in ("green", "yellow", "grey"):
+        found = f"{name}: the server says it is {status}"
+        return fail(PART, "vector_store_error", found, "see the Qdrant server's log; its disk?")
+    body = {"ids": [model_point_id(name)], "with_payload": True}
+    points = server.get(f"collections/{MODELS.name}/points", body).body.get("result") or []
+    claim = claim_of(points[0].get("payload") or {}) if points else None
+    return claimed(name, int(info.get("points_count") or 0), claim, wanted)
+
+
+def _grpc(settings: QdrantSettings) -> Iterator[Finding]:
+    if not settings.grpc_port:
+        return
+    host = str(urlsplit(settings.url).hostname)
+    try:
+        socket.create_connection((host, settings.grpc_port), settings.timeout_seconds).close()
+    except OSError as error:
+        found = f"its gRPC port {settings.grpc_port} is closed: {error}"
+        mend = "INFERD_QDRANT__GRPC_PORT=0 to speak HTTP only, or open the port"
+        yield fail(PART, "vector_store_unreachable", found, mend)
+
+
+def _unauthorized(where: str, status: int) -> Finding:
+    return fail(PART, "vector_store_unauthorized", f"{where} refuses us ({status})", _KEY_MEND)
+
+
+def _at(value: Any, *names: str) -> Any:
+    for name in names:
+        value = value.get(name) if isinstance(value, dict) else None
+    return value

@@ -1,0 +1,128 @@
+"""The daemon's own word on itself: what its REST door says at /health."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from daemon.doctor.facts import Facts
+from daemon.doctor.findings import Finding, fail, ok, warn
+from daemon.doctor.web import Answer, AwayError, ask
+from daemon.identity import own_version
+from daemon.jobs import JsonObject
+
+PART = "daemon"
+SECONDS = 5.0
+_ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104 - asked, not bound
+_MENDS = {
+    "broker": "see the broker's lines above",
+    "media_store": "see the media store's lines below",
+    "vectors": "see the vectors' lines below",
+    "models": "see the models' lines below, then restart the daemon",
+    "database": "see the database's lines below",
+    "auth": "check INFERD_AUTH__JWKS_URL and that the issuer answers: REST gives 503 till then",
+}
+MEMORY_MEND = (
+    "free the GPU (nvidia-smi says who has it), or set INFERD_CLIP__BATCH_SIZE to half,"
+    " or INFERD_DEVICE=cpu; then restart the daemon"
+)
+
+
+def look(facts: Facts) -> Iterator[Finding]:
+    """Ask the daemon that these settings are for."""
+    http = facts.settings.http
+    if not http.enabled or http.port == 0:
+        why = "INFERD_HTTP__ENABLED=false" if not http.enabled else "INFERD_HTTP__PORT=0"
+        yield ok(PART, f"its REST door cannot be asked ({why}): the broker's word counts")
+        return
+    url = address(http.host, http.port)
+    try:
+        answer = ask(f"{url}/health", seconds=SECONDS)
+    except AwayError as error:
+        yield _silent(url, error, facts)
+        return
+    yield from judge(url, answer, facts)
+
+
+def judge(url: str, answer: Answer, facts: Facts) -> Iterator[Finding]:
+    """Judge what came from /health, and keep it for later checks where it is our daemon's."""
+    report = answer.body
+    if "checks" not in report or "worker_id" not in report:
+        yield fail(
+            PART,
+            "not_inferd",
+            f"{url}/health is answered by something else (HTTP {answer.status})",
+            "set INFERD_HTTP__PORT to a port of the daemon's own",
+        )
+        return
+    if report["worker_id"] != facts.worker_id:
+        yield warn(
+            PART,
+            "another_daemon",
+            f"{url} is the REST door of {report['worker_id']}, not of {facts.worker_id}",
+            "run doctor with that daemon's settings, or give each daemon an INFERD_HTTP__PORT",
+        )
+        return
+    facts.health = report
+    said = f"{url}: version {report.get('version')}, up {_span(report.get('uptime_seconds'))}"
+    if report.get("status") == "draining":
+        mend = "wait until it ended, then start it: python -m daemon"
+        yield warn(PART, "daemon_draining", f"{said}, is stopping and takes no jobs", mend)
+    else:
+        yield ok(PART, f"{said}, says it is {report.get('status')}")
+    if report.get("version") != own_version():
+        found = f"it runs version {report.get('version')}, this is {own_version()}"
+        yield warn(PART, "version_skew", found, "restart it from this version")
+    for name, check in report["checks"].items():
+        if isinstance(check, dict) and not check.get("ok", True):
+            yield fail(
+                PART,
+                str(check.get("code", "unknown")),
+                f"its check of {name} fails: {check.get('message', 'no reason given')}",
+                _MENDS.get(name, "see the daemon's log, then restart it"),
+            )
+    yield from degraded(facts.health_check("models"))
+
+
+def degraded(models: JsonObject) -> Iterator[Finding]:
+    """Judge the models' check of /health: whether memory made a model fall back."""
+    for name, model in models.items():
+        words = model.get("degraded") if isinstance(model, dict) else None
+        if words:
+            yield warn(PART, "out_of_memory", f"{name} {_degradation(words)}", MEMORY_MEND)
+
+
+def _degradation(said: Any) -> str:
+    if not isinstance(said, dict):
+        return f"runs with less than was configured: {said}"
+    why = str(said.get("why", "out_of_memory")).replace("_", " ")
+    return (
+        f"ran {why} and runs on {said.get('device')} for now, {said.get('max_batch')} pictures"
+        " at a time; it is slower, and climbs back by itself where it can"
+    )
+
+
+def address(host: str, port: int) -> str:
+    """Return where a daemon that listens on that address is asked from this machine."""
+    asked = _ANY_ADDRESS.get(host, host)
+    return f"http://[{asked}]:{port}" if ":" in asked else f"http://{asked}:{port}"
+
+
+def _silent(url: str, error: AwayError, facts: Facts) -> Finding:
+    if facts.workers.get(facts.worker_id) in ("online", "paused", "draining"):
+        return fail(
+            PART,
+            "rest_unreachable",
+            f"the broker says that it is there, but {url}/health does not answer: {error.message}",
+            "does it run on another machine (INFERD_HTTP__HOST) or with another INFERD_HTTP__PORT?"
+            " else it hangs: see its log, then restart it",
+        )
+    return warn(
+        PART,
+        "daemon_away",
+        f"no daemon answers at {url}: {error.message}",
+        "start it: python -m daemon",
+    )
+
+
+def _span(seconds: Any) -> str:
+    whole = int(seconds) if isinstance(seconds, int | float) else 0
+    return f"{whole // 3600} h {whole % 3600 // 60} min" if whole >= 3600 else f"{whole} s"  # noqa: PLR2004 - an hour

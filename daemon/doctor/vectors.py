@@ -1,0 +1,136 @@
+"""The vectors: who has them, how many there are, and whether they are the configured models'.
+
+The embedded engine locks its folder and writes when it opens, so it is given a copy: a daemon
+that starts meanwhile finds its folder free, and nothing in it changed.
+"""
+
+import asyncio
+import fcntl
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from daemon.doctor import qdrant
+from daemon.doctor.facts import Facts
+from daemon.doctor.findings import Finding, fail, ok, warn
+from daemon.errors import InferdError
+from daemon.jobs import TaskType
+from handlers.engine_choice import embedded_engine
+from handlers.face_embedding import FaceEmbeddingInference
+from handlers.face_store import QdrantFaceStore
+from handlers.image_embedding import ImageEmbeddingInference
+from handlers.image_store import QdrantImageStore
+from handlers.inference import MLInference
+from handlers.qdrant_store import MODELS, QdrantStore
+from handlers.vector_engine import CollectionSpec
+from handlers.vector_points import model_point_id
+
+PART = qdrant.PART
+COPY_BYTES = 512 << 20
+"""More is not copied for a look."""
+_STORES: dict[TaskType, tuple[type[QdrantStore], Callable[..., MLInference[Any]]]] = {
+    TaskType.IMAGE_EMBEDDING: (QdrantImageStore, ImageEmbeddingInference),
+    TaskType.FACE_EMBEDDING: (QdrantFaceStore, FaceEmbeddingInference),
+}
+
+
+def look(facts: Facts) -> Iterator[Finding]:
+    """Look at the collections of the configured tasks."""
+    tasks = [task for task in facts.task_types if task in _STORES]
+    if not tasks:
+        yield ok(PART, "no configured task stores any")
+        return
+    wanted = {_STORES[task][0].collection: _fingerprint(task, facts) for task in tasks}
+    said = facts.health_check("vectors")
+    if said.get("ok"):
+        counts = {name: count for name, count in said.items() if name != "ok"}
+        text = ", ".join(f"{count} in {name}" for name, count in counts.items())
+        yield ok(PART, f"the running daemon has them: {text}")
+    if facts.settings.qdrant.url:
+        yield from qdrant.look(facts.settings.qdrant, wanted)
+    elif not said.get("ok"):
+        yield from _embedded(facts.settings.data_dir / "vectors", wanted, facts)
+
+
+def _fingerprint(task: TaskType, facts: Facts) -> str | None:
+    """Return what the configured model's vectors are told apart by; None where it is absent."""
+    settings = facts.settings.model_copy(update={"offline": True})
+    archive = settings.models_path / f"{settings.faces.pack}.zip"
+    if task is TaskType.FACE_EMBEDDING and archive.is_file():
+        return None  # resolving would unpack it
+    try:
+        inference = _STORES[task][1](settings=settings)
+        inference.resolve()
+    except InferdError:
+        return None  # the models' check says so
+    return inference.fingerprint
+
+
+def _embedded(folder: Path, wanted: dict[str, str | None], facts: Facts) -> Iterator[Finding]:
+    kept = [name for name in ("edge", "local") if (folder / name).is_dir()]
+    if not kept:
+        yield ok(PART, f"{folder} is empty: none are stored yet")
+        return
+    holder = next(filter(None, (_holder(folder / name) for name in kept)), None)
+    if holder:
+        if facts.is_daemon_seen:
+            yield ok(PART, f"{folder} is in use by process {holder}; its /health can count them")
+        else:
+            yield warn(
+                PART,
+                "vector_store_locked",
+                f"{folder} is in use by process {holder}, and no daemon of these settings is there",
+                "end that process, or give this daemon its own INFERD_DATA_DIR",
+            )
+        return
+    size = sum(each.stat().st_size for each in folder.rglob("*") if each.is_file())
+    if size > COPY_BYTES:
+        yield ok(PART, f"{folder}: {size / 1e9:.1f} GB, not opened; a running daemon counts them")
+        return
+    with tempfile.TemporaryDirectory(prefix="inferd-doctor-") as name:
+        copy = Path(name) / "vectors"
+        shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("inferd.lock"))
+        try:
+            found = asyncio.run(_read(copy, facts, list(wanted)))
+        except InferdError as error:
+            message = error.message.replace(str(copy), str(folder))
+            mend = f"move {folder} away (new vectors then start empty), or bring a copy back"
+            yield fail(PART, error.code, message, mend)
+            return
+    yield ok(PART, f"{folder} ({'/'.join(kept)}): {size / 1e6:.1f} MB, nobody has it open")
+    for collection, (count, claim) in found.items():
+        yield qdrant.claimed(collection, count, claim, wanted[collection])
+
+
+def _holder(folder: Path) -> str | None:
+    """Return which process has an engine's folder open; None where nobody has."""
+    try:
+        with (folder / "inferd.lock").open(encoding="utf-8") as file:
+            try:
+                # Shared, and for no longer than this: a daemon that starts right now can fail.
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except OSError:
+                return file.read(20).strip() or "unknown"
+    except OSError:
+        pass
+    return None
+
+
+async def _read(
+    folder: Path, facts: Facts, collections: list[str]
+) -> dict[str, tuple[int, qdrant.Claim | None]]:
+    shared = embedded_engine(folder, facts.settings.qdrant.engine)
+    engine = await shared.open()
+    try:
+        await engine.ensure_collection(MODELS)
+        found = {}
+        for name in collections:
+            await engine.ensure_collection(CollectionSpec(name, QdrantImageStore.dimension))
+            points = await engine.retrieve(MODELS.name, [model_point_id(name)])
+            claim = qdrant.claim_of(points[0].payload) if points else None
+            found[name] = await engine.count(name), claim
+        return found
+    finally:
+        await shared.close()
