@@ -56,16 +56,28 @@ class Availability(Header):
     session_id: Uuid = Field(description="Another one for each connection to the broker.")
 
 
+class Shortage(WireModel):
+    """A model makes do with less than was configured."""
+
+    device: str = Field(description="Where it runs for now.")
+    why: Literal["out_of_memory"]
+    max_batch: int = Field(ge=1, description="How many pictures it takes at a time for now.")
+    since: Milliseconds = Field(description="When that began.")
+    retry_at: Milliseconds = Field(description="When more is tried again, at the earliest.")
+
+
 class LoadedModel(Provenance):
     """A model that is in memory."""
 
     loaded: Literal[True]
+    degraded: Shortage | SkipJsonSchema[None] = Field(None, description="Absent where all is well.")
 
 
 class UnloadedModel(WireModel):
     """A model that is not in memory."""
 
     loaded: Literal[False]
+    degraded: Shortage | SkipJsonSchema[None] = Field(None, description="Absent where all is well.")
 
 
 class ModelsUnknown(WireModel):

@@ -9,7 +9,7 @@ from pydantic import ConfigDict, Field
 from pydantic.json_schema import SkipJsonSchema
 
 from daemon.jobs import TaskType
-from daemon.wire.results import Box, Unit
+from daemon.wire.results import Box, Provenance, Unit
 from daemon.wire.schema import (
     JOB_ID,
     Code,
@@ -69,7 +69,8 @@ class Health(WireModel):
     """What the daemon says of itself and of all that it depends on."""
 
     status: Literal["ok", "degraded", "unavailable", "draining"] = Field(
-        description="degraded: a part that is not needed is away; unavailable: one that is."
+        description="degraded: a part that is not needed is away, or one is short of something; "
+        "unavailable: a part that is needed is away."
     )
     version: str = Field(description="Of the daemon.")
     worker_id: WorkerId = Field(description="INFERD_MQTT__CLIENT_ID.")
@@ -119,20 +120,14 @@ class PauseState(WireModel):
     )
 
 
-class SearchModel(WireModel):
-    """The model whose vectors were compared."""
-
-    model: str
-    weights: str
-    device: str
-    precision: str
-
-
 class TextQuery(WireModel):
     """A text was asked for."""
 
     kind: Literal["text"]
     text: str
+    truncated: Literal[True] | SkipJsonSchema[None] = Field(
+        None, description="The model read the text's beginning only; absent where it read all."
+    )
 
 
 class LikeQuery(WireModel):
@@ -179,6 +174,6 @@ class SearchAnswer(WireModel):
     """The nearest vectors, best first."""
 
     collection: Literal["image_embeddings", "face_embeddings"]
-    model: SearchModel
+    model: Provenance = Field(description="The model whose vectors were compared.")
     query: TextQuery | LikeQuery | PictureQuery | FaceQuery
     results: list[Match]

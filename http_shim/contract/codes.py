@@ -10,6 +10,7 @@ _OWN = {
     "not_configured": "This daemon does not run the task type whose vectors these are.",
     "vector_not_found": "No vector is stored for this.",
     "no_face": "No face was found in the picture, or none at this place.",
+    "bad_text": "The text cannot be read.",
     "method_not_allowed": "This path has other methods; see Allow.",
     "timeout": "It took too long.",
     "too_large": "The body is larger than this server reads.",

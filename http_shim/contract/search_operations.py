@@ -1,5 +1,114 @@
 """The search operations, described."""
 
-from http_shim.contract.operations import Operation
+from collections.abc import Sequence
 
-SEARCH_OPERATIONS: tuple[Operation, ...] = ()
+from daemon.jobs import JsonObject
+from daemon.wire.schema import JOB_ID
+from http_shim.contract.answers import SearchAnswer
+from http_shim.contract.operations import BODY_ERRORS, VECTOR_CODES, Answer, Errors, Operation
+
+_EXAMPLE: JsonObject = {
+    "collection": "image_embeddings",
+    "model": {
+        "model": "ViT-B-32-quickgelu",
+        "weights": "openai",
+        "device": "cpu",
+        "precision": "fp32",
+    },
+    "query": {"kind": "text", "text": "a dog on a beach"},
+    "results": [
+        {
+            "point_id": 12345,
+            "score": 0.3127,
+            "media_store_id": 12345,
+            "job_id": JOB_ID,
+            "payload": {
+                "job_id": JOB_ID,
+                "media_store_id": 12345,
+                "model": "ViT-B-32-quickgelu",
+            },
+        }
+    ],
+}
+_COLLECTION: JsonObject = {
+    "description": "Which vectors.",
+    "schema": {"type": "string", "examples": ["image_embeddings", "face_embeddings"]},
+}
+
+
+def _query(name: str, text: str, **schema: object) -> JsonObject:
+    return {
+        "name": name,
+        "in": "query",
+        "required": False,
+        "description": text,
+        "schema": schema,
+    }
+
+
+_LIMITS: Sequence[JsonObject] = (
+    _query(
+        "limit", "How many results at most.", type="integer", minimum=1, maximum=1000, default=10
+    ),
+    _query("min_score", "The least cosine of a result.", type="number", minimum=-1, maximum=1),
+)
+_PICTURE_CODES = ["empty", "unsupported_format", "decode_error", "too_many_pixels"]
+_ERRORS: Errors = {
+    404: ["not_found", "not_configured"],
+    422: ["invalid_request"],
+    503: [*VECTOR_CODES, "model_mismatch", "model_error", "out_of_memory", "busy", "timeout"],
+}
+
+SEARCH_OPERATIONS = (
+    Operation(
+        method="get",
+        path="/search/{collection}",
+        name="searchStored",
+        tag="search",
+        summary="Find what a text describes, or what is like a stored picture or face.",
+        text="Give exactly one of `text` (of image_embeddings only) and `like`. What is stored of "
+        "the picture `like` is not among the results.",
+        access="token",
+        path_parameters={"collection": _COLLECTION},
+        query=(
+            _query("text", "What the pictures show.", type="string"),
+            _query("like", "A media_store_id.", type="integer", minimum=0),
+            _query("face_index", "Of `like`: which face.", type="integer", minimum=0, default=0),
+            *_LIMITS,
+        ),
+        answers={200: Answer(text="The nearest.", model=SearchAnswer, example=_EXAMPLE)},
+        errors=(_ERRORS, {404: ["vector_not_found"], 422: ["bad_text"]}),
+    ),
+    Operation(
+        method="post",
+        path="/search/{collection}",
+        name="searchPicture",
+        tag="search",
+        summary="Find what is like a picture, or like a face in it.",
+        text="The body is the picture's file, of at most INFERD_MEDIA_STORE__MAX_BYTES.",
+        access="token",
+        path_parameters={"collection": _COLLECTION},
+        query=(
+            _query(
+                "face_index",
+                "Of faces: which one, as face_detection orders them; else the largest.",
+                type="integer",
+                minimum=0,
+            ),
+            *_LIMITS,
+        ),
+        body={
+            "required": True,
+            "description": "The picture's file.",
+            "content": {"image/*": {}, "application/octet-stream": {}},
+        },
+        answers={
+            200: Answer(
+                text="The nearest.",
+                model=SearchAnswer,
+                example={**_EXAMPLE, "query": {"kind": "picture"}},
+            )
+        },
+        errors=(BODY_ERRORS, _ERRORS, {422: [*_PICTURE_CODES, "no_face"]}),
+    ),
+)
