@@ -89,6 +89,12 @@ class JobNotFoundError(InferdError):
     default_code = "job_not_found"
 
 
+class NotFoundError(InferdError):
+    """What a search names is not here; HTTP 404, and the code says what it was."""
+
+    default_code = "not_found"
+
+
 class LeaseLostError(InferdError):
     """Somebody else owns the job by now: drop the result, log, carry on."""
 

@@ -26,6 +26,7 @@ CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 """Of what `render` returns; every Prometheus and its kin read it."""
 READ_SECONDS = 3.0
 """How long one source may take at a scrape; Prometheus itself waits ten by default."""
+SEARCH_KINDS = ("text", "like", "picture", "face")
 STAGES = ("fetch", "decode", "infer", "store", "deliver")
 MOST_CODES = 64
 OTHER = "other"
@@ -127,6 +128,12 @@ class Metrics:
             "Events given to the broker: published, refused by it, or not confirmed.",
             "fate",
         )
+        self._searches = self._counter(
+            "inferd_searches",
+            "Searches by what was searched with, and ok or the code of their error.",
+            "kind",
+            "outcome",
+        )
         self._source_errors = self._counter(
             "inferd_scrape_errors", "Readings that were left out of a scrape.", "source"
         )
@@ -151,6 +158,8 @@ class Metrics:
                     self._jobs.labels(task_type.value, status.value)
             self._attempts.labels(task_type.value)
             self._reclaimed.labels(task_type.value)
+        for kind in SEARCH_KINDS:
+            self._searches.labels(kind, "ok")
         for fate in ("published", "refused", "unconfirmed"):
             self._events.labels(fate)
 
@@ -206,6 +215,11 @@ class Metrics:
     def events_sent(self, fate: Fate, number: int) -> None:
         """Count events by what became of them."""
         self._events.labels(fate).inc(number)
+
+    def search_ended(self, kind: str, outcome: str) -> None:
+        """Count a search; `outcome` is ok, or the code of its error."""
+        name = kind if kind in SEARCH_KINDS else OTHER
+        self._searches.labels(name, self._code(outcome)).inc()
 
     def stage_took(self, task_type: TaskType, stage: str, seconds: float) -> None:
         """Note how long one stage of a job took."""

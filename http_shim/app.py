@@ -21,6 +21,8 @@ from http_shim.health_routes import add_health_routes
 from http_shim.job_routes import add_job_routes
 from http_shim.metrics_routes import add_metrics_routes, count_refusals
 from http_shim.queue_routes import add_queue_routes
+from http_shim.search_door import SearchDoor, Searcher
+from http_shim.search_routes import add_search_routes
 
 log = logging.getLogger(__name__)
 server_log = logging.getLogger(f"{__name__}.server")
@@ -29,6 +31,8 @@ server_log = logging.getLogger(f"{__name__}.server")
 SHUTDOWN_SECONDS = 5.0
 """How long requests that are being answered may take once the server stops."""
 KEEPALIVE_SECONDS = 75.0
+MAX_PICTURE_BYTES = 64 * 1024 * 1024
+"""Of a picture to search with, where nothing else is said."""
 
 _HEADERS = {
     "Cache-Control": "no-store",
@@ -47,6 +51,8 @@ def create_app(
     authenticate: Authenticator,
     max_body_bytes: int,
     metrics: Metrics | None = None,
+    search: Searcher | None = None,
+    max_picture_bytes: int = MAX_PICTURE_BYTES,
 ) -> web.Application:
     """Return the application; it owns nothing of what it is given.
 
@@ -58,6 +64,8 @@ def create_app(
         authenticate: tells who may do what.
         max_body_bytes: larger bodies are answered 413.
         metrics: what is counted, and shown at /metrics.
+        search: answers searches; None where nothing can be searched.
+        max_picture_bytes: larger pictures to search with are answered 413.
     """
     app = web.Application(
         middlewares=[count_refusals, answer_errors], client_max_size=max_body_bytes
@@ -68,9 +76,11 @@ def create_app(
     app[keys.HEALTH] = health
     app[keys.FORGET_VECTORS] = forget_vectors
     app[keys.AUTHENTICATOR] = authenticate
+    app[keys.SEARCH] = SearchDoor(search, max_picture_bytes)
     app.on_response_prepare.append(_add_headers)
     add_job_routes(app)
     add_queue_routes(app)
+    add_search_routes(app)
     add_health_routes(app)
     add_metrics_routes(app)
     add_contract_routes(app)

@@ -9,8 +9,12 @@ BODY_SECONDS = 30.0
 """How long a client may take to send its body."""
 
 
-async def read_body(request: web.Request) -> bytes:
-    """Return the body; its size is limited by the application.
+async def read_body(request: web.Request, max_bytes: int | None = None) -> bytes:
+    """Return the body.
+
+    Args:
+        request: whose.
+        max_bytes: the most that is read; None is what the application allows.
 
     Raises:
         web.HTTPException: it is packed, late, too large or not framed as HTTP demands.
@@ -20,8 +24,23 @@ async def read_body(request: web.Request) -> bytes:
         raise web.HTTPUnsupportedMediaType(reason="Send the body without Content-Encoding")
     try:
         async with asyncio.timeout(BODY_SECONDS):
-            return await request.read()
+            if max_bytes is None:
+                return await request.read()
+            return await _read_at_most(request, max_bytes)
     except TimeoutError:
         raise web.HTTPRequestTimeout(reason="The body did not come in time") from None
     except (web.RequestPayloadError, BadHttpMessage):
         raise web.HTTPBadRequest(reason="The body is not framed as HTTP demands") from None
+
+
+async def _read_at_most(request: web.Request, max_bytes: int) -> bytes:
+    length = request.content_length or 0
+    body = bytearray()
+    if length <= max_bytes:
+        async for chunk in request.content.iter_any():
+            body += chunk
+            if len(body) > max_bytes:
+                break
+        else:
+            return bytes(body)
+    raise web.HTTPRequestEntityTooLarge(max_size=max_bytes, actual_size=max(length, len(body)))

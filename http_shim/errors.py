@@ -13,6 +13,7 @@ from daemon.errors import (
     InferdError,
     InvalidRequestError,
     JobNotFoundError,
+    NotFoundError,
     QueueFullError,
     RetryableError,
     StorageError,
@@ -101,7 +102,7 @@ def _status(error: InferdError) -> int:
             return 401
         case ForbiddenError():
             return 403
-        case JobNotFoundError():
+        case JobNotFoundError() | NotFoundError():
             return 404
         case ConflictError():
             return 409

@@ -1,9 +1,7 @@
 """POST, GET and DELETE of jobs: checks what came, asks intake or the queue, says what they said."""
 
-from collections.abc import Mapping
-
 from aiohttp import web
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from daemon.errors import InvalidRequestError, JobNotFoundError
 from daemon.jobs import Job, JobState, TaskType, dump_json
@@ -13,6 +11,7 @@ from http_shim.auth import WRITE_PERMISSION
 from http_shim.bodies import read_body
 from http_shim.errors import DrainingError, error_response
 from http_shim.keys import AUTHENTICATOR, FORGET_VECTORS, HEALTH, INTAKE, QUEUE
+from http_shim.queries import parse_query
 
 MAX_LISTED = 1000
 
@@ -131,21 +130,7 @@ async def _find(request: web.Request) -> Job:
 
 
 def _parse_filter(request: web.Request) -> JobFilter:
-    # An empty value is no filter, as a form sends it.
-    given = [(name, value) for name, value in request.query.items() if value]
-    named: Mapping[str, str] = dict(given)
-    for name in JobFilter.model_fields:
-        if [other for other, _ in given].count(name) > 1:
-            raise InvalidRequestError(f"{name} is given more than once", field=name)
-    try:
-        asked = JobFilter.model_validate(named)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        field = str(first["loc"][0])
-        if field not in JobFilter.model_fields:
-            known = ", ".join(JobFilter.model_fields)
-            raise InvalidRequestError(f"the query may hold {known} and nothing else") from None
-        raise InvalidRequestError(f"{field}: {first['msg']}", field=field) from None
+    asked = parse_query(request, JobFilter)
     if asked.after is not None and not is_job_id(asked.after):
         raise InvalidRequestError("after must be the job_id of a job", field="after")
     return asked

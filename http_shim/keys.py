@@ -10,10 +10,12 @@ from daemon.job_queue import JobQueue
 from daemon.jobs import Job
 from daemon.metrics import Metrics
 from http_shim.auth import Authenticator
+from http_shim.search_door import SearchDoor
 
 INTAKE = web.AppKey("intake", Intake)
 QUEUE = web.AppKey("queue", JobQueue)
 HEALTH = web.AppKey("health", Health)
 METRICS = web.AppKey("metrics", Metrics)
 AUTHENTICATOR = web.AppKey("authenticator", Authenticator)
+SEARCH = web.AppKey("search", SearchDoor)
 FORGET_VECTORS: web.AppKey[Callable[[Job], Awaitable[None]]] = web.AppKey("forget_vectors")

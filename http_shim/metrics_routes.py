@@ -6,6 +6,7 @@ from aiohttp.typedefs import Handler
 from daemon.metrics import CONTENT_TYPE
 from http_shim.errors import ErrorResponse
 from http_shim.keys import METRICS
+from http_shim.search_routes import KIND
 
 ASKING = "/job/{task_type}"
 """The route that takes requests."""
@@ -24,10 +25,13 @@ async def show_metrics(request: web.Request) -> web.Response:
 
 @web.middleware
 async def count_refusals(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Count the requests for jobs that are answered with an error, by its code."""
+    """Count the requests for jobs that are answered with an error, and searches by outcome."""
     response = await handler(request)
     resource = request.match_info.route.resource
     is_asking = resource is not None and resource.canonical == ASKING
     if is_asking and isinstance(response, ErrorResponse):
         request.app[METRICS].request_rejected("rest", response.code)
+    if KIND in request:
+        outcome = response.code if isinstance(response, ErrorResponse) else "ok"
+        request.app[METRICS].search_ended(request[KIND], outcome)
     return response

@@ -1,0 +1,34 @@
+"""Reads the query of a request into a model: unknown names and repeated ones are refused."""
+
+from collections.abc import Mapping
+from typing import TypeVar
+
+from aiohttp import web
+from pydantic import BaseModel, ValidationError
+
+from daemon.errors import InvalidRequestError
+
+Query = TypeVar("Query", bound=BaseModel)
+
+
+def parse_query(request: web.Request, model: type[Query]) -> Query:
+    """Return the query as `model`, which forbids what it does not name.
+
+    Raises:
+        InvalidRequestError: a name is unknown or given twice, or a value is wrong.
+    """
+    # An empty value is none, as a form sends it.
+    given = [(name, value) for name, value in request.query.items() if value]
+    named: Mapping[str, str] = dict(given)
+    for name in model.model_fields:
+        if [other for other, _ in given].count(name) > 1:
+            raise InvalidRequestError(f"{name} is given more than once", field=name)
+    try:
+        return model.model_validate(named)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        field = str(first["loc"][0]) if first["loc"] else ""
+        if field not in model.model_fields:
+            known = ", ".join(model.model_fields)
+            raise InvalidRequestError(f"the query may hold {known} and nothing else") from None
+        raise InvalidRequestError(f"{field}: {first['msg']}", field=field) from None

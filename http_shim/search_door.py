@@ -1,0 +1,84 @@
+"""SearchDoor: how many searches are under way, and what answers them."""
+
+import contextlib
+from collections.abc import Collection, Iterator
+from typing import Protocol
+
+from daemon.errors import RetryableError
+from daemon.jobs import JsonObject
+
+MAX_SEARCHES = 16
+"""Under way at a time; further ones are told to come again."""
+MAX_PICTURES = 8
+"""Of these, searches by a picture: each holds a whole file in memory."""
+
+
+class BusyError(RetryableError):
+    """As many searches are under way as may be; HTTP 503 with Retry-After."""
+
+    default_code = "busy"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, retry_after_seconds=1)
+
+
+class Searcher(Protocol):
+    """What answers searches: the daemon's handlers. Errors are ours, with their codes."""
+
+    @property
+    def collections(self) -> Collection[str]:
+        """The collections that can be searched."""
+
+    async def by_text(self, text: str, *, limit: int, min_score: float | None) -> JsonObject:
+        """Return the pictures that a text describes."""
+
+    async def by_likeness(
+        self,
+        collection: str,
+        media_store_id: int,
+        *,
+        face_index: int,
+        limit: int,
+        min_score: float | None,
+    ) -> JsonObject:
+        """Return what is like a stored picture, or like one of its faces."""
+
+    async def by_picture(
+        self,
+        collection: str,
+        data: bytes,
+        content_type: str | None,
+        *,
+        face_index: int | None,
+        limit: int,
+        min_score: float | None,
+    ) -> JsonObject:
+        """Return what is like a picture file, or like one of its faces."""
+
+
+class SearchDoor:
+    """Lets a bounded number of searches in."""
+
+    def __init__(self, searcher: Searcher | None, max_picture_bytes: int) -> None:
+        """Take what answers (None where nothing can be searched), and the largest file."""
+        self.searcher = searcher
+        self.max_picture_bytes = max_picture_bytes
+        self._under_way = 0
+        self._pictures = 0
+
+    @contextlib.contextmanager
+    def enter(self, *, with_picture: bool) -> Iterator[None]:
+        """Count a search while the block runs.
+
+        Raises:
+            BusyError: too many are counted already.
+        """
+        if self._under_way >= MAX_SEARCHES or (with_picture and self._pictures >= MAX_PICTURES):
+            raise BusyError("too many searches are under way")
+        self._under_way += 1
+        self._pictures += with_picture
+        try:
+            yield
+        finally:
+            self._under_way -= 1
+            self._pictures -= with_picture
