@@ -244,7 +244,15 @@ class ImageSettings(_Group):
     background: str = Field(
         "#ffffff", pattern=r"^#[0-9a-fA-F]{6}$", description="behind transparent pixels"
     )
-    decode_threads: int = Field(2, ge=1, le=256, description="pictures decoded at a time")
+    decoders: int = Field(
+        2, ge=1, le=256, description="pictures decoded at a time, each in a process of its own"
+    )
+    decode_seconds: float = Field(
+        60, ge=0, description="longest decoding of one picture; 0 = no limit"
+    )
+    decode_memory_bytes: int = Field(
+        0, ge=0, description="most memory of a decoder; 0 = what max_pixels may need"
+    )
     decoding: Decoding = Field(
         "fast", description="fast: large JPEGs at a smaller scale for CLIP; exact: every pixel"
     )

@@ -14,7 +14,8 @@ imports no model library; those load when the daemon opens a handler.
                              files it takes, face_alignment: the geometry of 112x112 faces
     cascade                  scikit-image's frontal cascade, for machines without weights
     weights                  where model files come from
-    images, decoders         bytes -> upright RGB picture, and the threads that do it
+    images, decoders         bytes -> upright RGB picture, and the threads that do it, each with a
+                             process (decoder_pool, decoder_process) that may crash
     clip_input               bytes -> the square that CLIP takes, large JPEGs the fast way
     media_store              pictures in, face results out
     image_store, face_store  the documented stores, on qdrant_store and its base vector_store;

@@ -89,16 +89,16 @@ class DecoderProcess:
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the slot
 
     def decode(
-        self, work: str, data: bytes, limits: Limits, content_type: str | None, side: int = 0
+        self, work: str, data: bytes, limits: Limits, **options: str | int | None
     ) -> Decoded:
         """Return the picture in a file.
 
         Args:
-            work: `crop` for CLIP's square of `side` pixels, `upright` for every pixel.
+            work: `square` for what CLIP takes, `upright` for every pixel.
             data: the file.
             limits: what is refused, and the background.
-            content_type: what the sender called it; only ever repeated in messages.
-            side: pixels of the square.
+            options: `content_type` in any case; of a square `side` and `decoding` as well, as
+                `handlers.clip_input.read` takes them.
 
         Raises:
             PermanentError: it is no picture that we take; codes of `handlers.images.decode`.
@@ -109,8 +109,7 @@ class DecoderProcess:
             "length": len(data),
             "max_pixels": limits.max_pixels,
             "background": limits.background,
-            "content_type": content_type,
-            "side": side,
+            **options,
         }
         try:
             reply = self._ask(asked, data)

@@ -20,7 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from daemon.errors import HandlerError, RetryableError
-from handlers.images import Limits, decode, square_crop
+from handlers.clip_input import read
+from handlers.images import Limits, decode
 
 SPARE_SECONDS = 5.0
 """The parent kills first; this is for a parent that died."""
@@ -62,8 +63,7 @@ def answer(asked: dict[str, Any], source: int, target: int) -> dict[str, Any]:
     try:
         data = os.pread(source, asked["length"], 0)
         limits = Limits(asked["max_pixels"], tuple(asked["background"]))
-        work = WORK[asked["work"]]
-        width, height, pixels = work(data, limits, asked["content_type"], asked["side"])
+        width, height, pixels = WORK[asked["work"]](data, limits, asked)
         del data
         view = np.ascontiguousarray(pixels).data.cast("B")
         os.ftruncate(target, len(view))
@@ -83,22 +83,23 @@ def answer(asked: dict[str, Any], source: int, target: int) -> dict[str, Any]:
 
 
 Decoded = tuple[int, int, NDArray[np.uint8]]
+Work = Callable[[bytes, Limits, dict[str, Any]], Decoded]
 
 
-def _crop(data: bytes, limits: Limits, content_type: str | None, side: int) -> Decoded:
-    picture = decode(data, limits, content_type=content_type)
-    return picture.width, picture.height, square_crop(picture, side)
+def _square(data: bytes, limits: Limits, asked: dict[str, Any]) -> Decoded:
+    content_type = asked["content_type"]
+    found = read(
+        data, limits, side=asked["side"], decoding=asked["decoding"], content_type=content_type
+    )
+    return found.width, found.height, found.pixels
 
 
-def _upright(data: bytes, limits: Limits, content_type: str | None, _side: int) -> Decoded:
-    picture = decode(data, limits, content_type=content_type)
+def _upright(data: bytes, limits: Limits, asked: dict[str, Any]) -> Decoded:
+    picture = decode(data, limits, content_type=asked["content_type"])
     return picture.width, picture.height, picture.pixels()
 
 
-WORK: dict[str, Callable[[bytes, Limits, str | None, int], Decoded]] = {
-    "crop": _crop,
-    "upright": _upright,
-}
+WORK: dict[str, Work] = {"square": _square, "upright": _upright}
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

@@ -1,31 +1,58 @@
-"""The decoder threads: CPU work on pictures, a few at a time, off the event loop."""
+"""The decoders: a few threads for CPU work on pictures, each with a process that decodes files."""
 
 import asyncio
 import functools
+import queue
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from types import TracebackType
 from typing import Any, ParamSpec, Self, TypeVar, cast
 
+from daemon.settings import Decoding, ImageSettings
 from daemon.stage import Stage
+from handlers.clip_input import ClipInput
+from handlers.decoder_pool import CHILD, Decoded, DecoderProcess, memory_limit
+from handlers.images import Limits
+from handlers.inference import Pixels
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
 class Decoders:
-    """Runs at most `threads` functions at once; as many again wait, and further callers block.
+    """Does at most `decoders` things at once; as many again wait, and further callers block.
 
-    A thread cannot be cancelled: a caller that goes away abandons its result, not the work that
-    runs, and closing waits for that work.
+    Files are decoded in processes, since what is in them is anybody's; whatever works on pixels of
+    ours runs on the threads themselves. A thread cannot be cancelled: a caller that goes away
+    abandons its result, not the work that runs. Closing kills the processes and waits for the rest.
     """
 
-    def __init__(self, threads: int) -> None:
-        self._executor = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="decoder")
+    def __init__(self, settings: ImageSettings, *, command: Sequence[str] = CHILD) -> None:
+        """Take the limits; nothing is started before the first file.
+
+        Args:
+            settings: how many, what they may cost, and what is refused of pictures.
+            command: the process that decodes, for tests of a bad one.
+        """
+        count = settings.decoders
+        self._limits = Limits.from_settings(settings)
+        self._executor = ThreadPoolExecutor(max_workers=count, thread_name_prefix="decoder")
         self._stage: Stage[Callable[[], Any], Any] = Stage(
-            "decode", self._run_one, workers=threads, queue_size=threads
+            "decode", self._run_one, workers=count, queue_size=count
         )
+        self._processes = [
+            DecoderProcess(
+                memory_bytes=settings.decode_memory_bytes or memory_limit(self._limits),
+                seconds=settings.decode_seconds,
+                command=command,
+            )
+            for _ in range(count)
+        ]
+        # The last that worked first: its pages are warm, and the others need not be started.
+        self._idle: queue.LifoQueue[DecoderProcess] = queue.LifoQueue()
+        for process in self._processes:
+            self._idle.put(process)
 
     async def __aenter__(self) -> Self:
         await self._stage.__aenter__()
@@ -38,7 +65,35 @@ class Decoders:
         traceback: TracebackType | None,
     ) -> None:
         await self._stage.close()
+        for process in self._processes:
+            process.close()
         await asyncio.to_thread(self._executor.shutdown, wait=True, cancel_futures=True)
+        for process in self._processes:
+            process.release()
+
+    async def read_square(
+        self, data: bytes, *, side: int, decoding: Decoding, content_type: str | None = None
+    ) -> ClipInput:
+        """Return what CLIP takes of a picture file; arguments as `handlers.clip_input.read`'s.
+
+        Raises:
+            PermanentError: it is no picture, or a larger one than is allowed.
+            RetryableError: code `out_of_memory`, `decoder_crashed` or `decode_timeout`.
+        """
+        found = await self.run(
+            self._decode, "square", data, side=side, decoding=decoding, content_type=content_type
+        )
+        return ClipInput(found.pixels, found.width, found.height)
+
+    async def read_upright(self, data: bytes, *, content_type: str | None = None) -> Pixels:
+        """Return every pixel of a picture file, upright: uint8 RGB [height, width, 3].
+
+        Raises:
+            PermanentError: it is no picture, or a larger one than is allowed.
+            RetryableError: code `out_of_memory`, `decoder_crashed` or `decode_timeout`.
+        """
+        found = await self.run(self._decode, "upright", data, content_type=content_type)
+        return found.pixels
 
     async def run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Return `work(*args)` as run on a decoder thread.
@@ -50,6 +105,14 @@ class Decoders:
         # In the caller's context: lines logged on the thread carry its job.
         task = functools.partial(copy_context().run, work, *args, **kwargs)
         return cast("T", await self._stage.submit(task))
+
+    def _decode(self, work: str, data: bytes, **options: str | int | None) -> Decoded:
+        # There are as many processes as threads: one is idle.
+        process = self._idle.get_nowait()
+        try:
+            return process.decode(work, data, self._limits, **options)
+        finally:
+            self._idle.put(process)
 
     async def _run_one(self, batch: Sequence[Callable[[], Any]]) -> Sequence[Any]:
         (work,) = batch

@@ -96,13 +96,11 @@ class FaceDetectionHandler:
         media_store: MediaStoreClient,
         decoders: Decoders,
         runner: ModelRunner[list[Face]],
-        limits: Limits,
         pictures: asyncio.Semaphore,
     ) -> None:
         self._media_store = media_store
         self._decoders = decoders
         self._runner = runner
-        self._limits = limits
         self._pictures = pictures
 
     async def handle(self, job: Job, report: Callable[[str], None]) -> JsonObject:
@@ -117,8 +115,8 @@ class FaceDetectionHandler:
             media = await self._media_store.fetch(job.media_store_id)
         async with self._pictures:
             with timings.stage("decode"):
-                pixels = await self._decoders.run(
-                    upright_pixels, media.data, self._limits, media.content_type
+                pixels = await self._decoders.read_upright(
+                    media.data, content_type=media.content_type
                 )
             del media
             with timings.stage("infer"):

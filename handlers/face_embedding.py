@@ -129,7 +129,6 @@ class FaceEmbeddingHandler:
         detector: ModelRunner[list[Face]],
         recogniser: ModelRunner[Vector],
         store: QdrantFaceStore,
-        limits: Limits,
         pictures: asyncio.Semaphore,
     ) -> None:
         self._media_store = media_store
@@ -137,7 +136,6 @@ class FaceEmbeddingHandler:
         self._detector = detector
         self._recogniser = recogniser
         self._store = store
-        self._limits = limits
         self._pictures = pictures
         self.claim = StoreClaim(store, recogniser)
 
@@ -157,8 +155,7 @@ class FaceEmbeddingHandler:
                 pixels = await self.read(media.data, media.content_type)
             del media
             with timings.stage("detect"):
-                faces, detector = await self._detector.infer_and_tell(pixels)
-                crops = await self._decoders.run(_align_all, pixels, faces)
+                faces, crops, detector = await self.find_faces(pixels)
             height, width = pixels.shape[:2]
             del pixels
         with timings.stage("infer"):
@@ -194,17 +191,17 @@ class FaceEmbeddingHandler:
             PermanentError: it is no picture, or a larger one than is allowed.
             RetryableError: it may work later.
         """
-        return await self._decoders.run(upright_pixels, data, self._limits, content_type)
+        return await self._decoders.read_upright(data, content_type=content_type)
 
-    async def find_faces(self, pixels: Pixels) -> tuple[list[Face], list[Pixels]]:
-        """Return the faces of a picture as face_detection orders them, and each one aligned.
+    async def find_faces(self, pixels: Pixels) -> tuple[list[Face], list[Pixels], Provenance]:
+        """Return the faces of a picture as face_detection orders them, aligned, and what ran.
 
         Raises:
             PermanentError: the landmarks of a face are none.
             RetryableError: the detector could not be loaded or failed.
         """
-        faces = await self._detector.infer(pixels)
-        return faces, await self._decoders.run(_align_all, pixels, faces)
+        faces, ran = await self._detector.infer_and_tell(pixels)
+        return faces, await self._decoders.run(_align_all, pixels, faces), ran
 
     async def deliver(self, job: Job, result: JsonObject) -> None:
         """Do nothing: face vectors do not go to the media store."""

@@ -9,10 +9,9 @@ from daemon.jobs import Job, JsonObject, TaskType
 from daemon.settings import Decoding
 from daemon.stage import Stage
 from handlers.claims import StoreClaim
-from handlers.clip_input import ClipInput, read
+from handlers.clip_input import ClipInput
 from handlers.decoders import Decoders
 from handlers.device import ModelRunner
-from handlers.images import Limits
 from handlers.inference import Vector
 from handlers.media_store import MediaStoreClient
 from handlers.timings import Timings
@@ -39,7 +38,6 @@ class ImageEmbeddingHandler:
         decoders: Decoders,
         runner: ModelRunner[Vector],
         store: VectorStore,
-        limits: Limits,
         side: int,
         decoding: Decoding,
     ) -> None:
@@ -47,10 +45,9 @@ class ImageEmbeddingHandler:
 
         Args:
             media_store: where pictures come from.
-            decoders: the threads that decode them.
+            decoders: what decodes them.
             runner: the model.
             store: takes the vectors.
-            limits: what is refused of pictures, and their background.
             side: pixels of the square that the model takes.
             decoding: how large JPEGs are decoded.
         """
@@ -58,7 +55,6 @@ class ImageEmbeddingHandler:
         self._decoders = decoders
         self._runner = runner
         self._store = store
-        self._limits = limits
         self._side = side
         self._decoding = decoding
         self.claim = StoreClaim(store, runner)
@@ -113,13 +109,8 @@ class ImageEmbeddingHandler:
             PermanentError: it is no picture, or a larger one than is allowed.
             RetryableError: it may work later.
         """
-        return await self._decoders.run(
-            read,
-            data,
-            self._limits,
-            side=self._side,
-            decoding=self._decoding,
-            content_type=content_type,
+        return await self._decoders.read_square(
+            data, side=self._side, decoding=self._decoding, content_type=content_type
         )
 
     async def deliver(self, job: Job, result: JsonObject) -> None:

@@ -5,11 +5,12 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 from handlers import decoder_process
-from handlers.decoder_process import Decoded
+from handlers.decoder_process import Decoded, Work
 from handlers.images import Limits
 
 
@@ -53,15 +54,13 @@ DEEDS: dict[bytes, Callable[[], object]] = {
 }
 
 
-def _bad(
-    good: Callable[[bytes, Limits, str | None, int], Decoded],
-) -> Callable[[bytes, Limits, str | None, int], Decoded]:
-    def work(data: bytes, limits: Limits, content_type: str | None, side: int) -> Decoded:
+def _bad(good: Work) -> Work:
+    def work(data: bytes, limits: Limits, asked: dict[str, Any]) -> Decoded:
         deed = DEEDS.get(data[:4])
         if deed is not None:
             deed()
             data = data[4:]
-        width, height, pixels = good(data, limits, content_type, side)
+        width, height, pixels = good(data, limits, asked)
         if data.endswith(b"LIES"):
             return width, height, np.broadcast_to(pixels[:1, :1], (2, 2, 3))[:, :, :1]
         return width, height, pixels

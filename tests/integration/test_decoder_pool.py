@@ -40,37 +40,37 @@ def bad(monkeypatch: pytest.MonkeyPatch) -> Iterator[DecoderProcess]:
 
 def _code(process: DecoderProcess, data: bytes) -> str:
     with pytest.raises(HandlerError) as caught:
-        process.decode("upright", data, LIMITS, None)
+        process.decode("upright", data, LIMITS, content_type=None)
     return caught.value.code
 
 
 def _is_well(process: DecoderProcess) -> bool:
-    picture = process.decode("upright", _png(seed=5), LIMITS, None)
+    picture = process.decode("upright", _png(seed=5), LIMITS, content_type=None)
     return np.array_equal(picture.pixels, decode(_png(seed=5), LIMITS).pixels())
 
 
 def test_the_pixels_are_those_of_decoding_here(bad: DecoderProcess) -> None:
     data = _png()
 
-    upright = bad.decode("upright", data, LIMITS, None)
-    crop = bad.decode("crop", data, LIMITS, None, 224)
+    upright = bad.decode("upright", data, LIMITS, content_type=None)
+    square = bad.decode("square", data, LIMITS, content_type=None, side=224, decoding="fast")
 
     here = decode(data, LIMITS)
     assert np.array_equal(upright.pixels, here.pixels())
-    assert np.array_equal(crop.pixels, square_crop(here, 224))
-    assert (crop.width, crop.height) == (300, 200)
-    assert crop.pixels.flags.writeable
+    assert np.array_equal(square.pixels, square_crop(here, 224))
+    assert (square.width, square.height) == (300, 200)
+    assert square.pixels.flags.writeable
 
 
 def test_a_small_picture_after_a_large_one_is_its_own(bad: DecoderProcess) -> None:
-    bad.decode("upright", _png(1900, 1900), LIMITS, None)
+    bad.decode("upright", _png(1900, 1900), LIMITS, content_type=None)
 
     assert _is_well(bad)
 
 
 def test_what_is_no_picture_has_its_code(bad: DecoderProcess) -> None:
     with pytest.raises(PermanentError, match=r"an HTML page.*sent as 'image/png'") as caught:
-        bad.decode("upright", b"<html>", LIMITS, "image/png")
+        bad.decode("upright", b"<html>", LIMITS, content_type="image/png")
 
     assert caught.value.code == "unsupported_format"
     assert _code(bad, b"") == "empty"
@@ -90,7 +90,7 @@ def test_a_codec_that_dies_fails_its_picture_and_no_other(bad: DecoderProcess, d
 
 def test_how_it_died_is_told(bad: DecoderProcess) -> None:
     with pytest.raises(RetryableError, match=rf"signal {signal.SIGSEGV.value}"):
-        bad.decode("upright", b"SEGV" + _png(), LIMITS, None)
+        bad.decode("upright", b"SEGV" + _png(), LIMITS, content_type=None)
 
 
 @pytest.mark.parametrize("deed", ["SLEP", "SPIN"])
@@ -124,7 +124,7 @@ def test_what_codecs_write_to_stderr_goes_nowhere_and_grows_nowhere(
     bad: DecoderProcess, capfd: pytest.CaptureFixture[str]
 ) -> None:
     for _ in range(3):
-        bad.decode("upright", b"NOIS" + _png(), LIMITS, None)
+        bad.decode("upright", b"NOIS" + _png(), LIMITS, content_type=None)
 
     assert capfd.readouterr().err == ""
     assert os.fstat(bad._errors.fileno()).st_size == 0
@@ -158,7 +158,8 @@ def test_children_end_with_a_daemon_that_was_killed() -> None:
         "from handlers.decoder_pool import DecoderProcess\n"
         "from handlers.images import Limits\n"
         "process = DecoderProcess(memory_bytes=0, seconds=60)\n"
-        "process.decode('upright', bytes.fromhex(sys.argv[1]), Limits(10**6, (0, 0, 0)), None)\n"
+        "limits = Limits(10**6, (0, 0, 0))\n"
+        "process.decode('upright', bytes.fromhex(sys.argv[1]), limits, content_type=None)\n"
         "print(process._child.process.pid, flush=True)\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )

@@ -13,7 +13,6 @@ from daemon.settings import FacesSettings, ImageSettings, Settings
 from handlers.decoders import Decoders
 from handlers.device import DeviceLane, ModelRunner
 from handlers.face_detection import FaceDetectionHandler, FaceDetectionInference
-from handlers.images import Limits
 from tests.unit.face_graphs import detector_outputs, put_face, save_detector
 from tests.unit.face_rig import Store, astronaut, cut_out, ignore_steps, job, media_store
 
@@ -28,7 +27,7 @@ class Rig:
 
 async def open_rig(stack: AsyncExitStack, settings: Settings, pictures: int = 4) -> Rig:
     store = await stack.enter_async_context(media_store())
-    decoders = await stack.enter_async_context(Decoders(2))
+    decoders = await stack.enter_async_context(Decoders(ImageSettings(decoders=2)))
     lane = await stack.enter_async_context(DeviceLane())
     runner = await stack.enter_async_context(
         ModelRunner("detector", FaceDetectionInference(settings=settings), lane)
@@ -37,7 +36,6 @@ async def open_rig(stack: AsyncExitStack, settings: Settings, pictures: int = 4)
         media_store=store.client,
         decoders=decoders,
         runner=runner,
-        limits=Limits.from_settings(ImageSettings()),
         pictures=asyncio.Semaphore(pictures),
     )
     return Rig(handler, store)

@@ -17,7 +17,6 @@ from handlers.device import DeviceLane, ModelRunner
 from handlers.face_detection import FaceDetectionInference
 from handlers.face_embedding import FaceEmbeddingHandler, FaceEmbeddingInference, demo
 from handlers.face_store import QdrantFaceStore
-from handlers.images import Limits
 from handlers.vector_points import face_point_id
 from tests.unit.face_graphs import save_recogniser
 from tests.unit.face_rig import Store, cut_out, ignore_steps, job, media_store
@@ -132,7 +131,7 @@ class Rig:
 
 async def open_rig(stack: AsyncExitStack, folder: Path, settings: Settings) -> Rig:
     media = await stack.enter_async_context(media_store())
-    decoders = await stack.enter_async_context(Decoders(2))
+    decoders = await stack.enter_async_context(Decoders(ImageSettings(decoders=2)))
     lane = await stack.enter_async_context(DeviceLane())
     vectors = await stack.enter_async_context(QdrantFaceStore(path=folder))
     handler = FaceEmbeddingHandler(
@@ -145,7 +144,6 @@ async def open_rig(stack: AsyncExitStack, folder: Path, settings: Settings) -> R
             ModelRunner("recogniser", FaceEmbeddingInference(settings=settings), lane)
         ),
         store=vectors,
-        limits=Limits.from_settings(ImageSettings()),
         pictures=asyncio.Semaphore(2),
     )
     return Rig(handler, media, vectors)

@@ -16,7 +16,7 @@ from PIL import Image
 
 from daemon.errors import ConfigError, DependencyDownError, HandlerError, PermanentError
 from daemon.jobs import Job, JobState, TaskType, dump_json
-from daemon.settings import MediaStoreSettings
+from daemon.settings import ImageSettings, MediaStoreSettings
 from demos.media_store import create_app
 from handlers import image_embedding
 from handlers.decoders import Decoders
@@ -213,7 +213,7 @@ async def rig(tmp_path: Path, inference: ImageEmbeddingInference) -> AsyncIterat
     async with (
         TestServer(create_app(tmp_path / "media")) as server,
         MediaStoreClient(MediaStoreSettings(url=str(server.make_url("")))) as media_store,
-        Decoders(2) as decoders,
+        Decoders(ImageSettings(decoders=2)) as decoders,
         DeviceLane() as lane,
         ModelRunner("clip", inference, lane, max_batch=8) as runner,
         QdrantImageStore(path=tmp_path / "vectors") as store,
@@ -222,7 +222,6 @@ async def rig(tmp_path: Path, inference: ImageEmbeddingInference) -> AsyncIterat
             decoders=decoders,
             runner=runner,
             store=store,
-            limits=LIMITS,
             side=224,
             decoding="fast",
         ) as handler,
@@ -350,7 +349,7 @@ async def test_points_are_written_together_and_a_bad_one_fails_alone(
     tmp_path: Path, inference: ImageEmbeddingInference
 ) -> None:
     async with (
-        Decoders(1) as decoders,
+        Decoders(ImageSettings(decoders=1)) as decoders,
         DeviceLane() as lane,
         ModelRunner("clip", inference, lane) as runner,
         PickyStore(tmp_path / "vectors") as store,
@@ -359,7 +358,6 @@ async def test_points_are_written_together_and_a_bad_one_fails_alone(
             decoders=decoders,
             runner=runner,
             store=store,
-            limits=LIMITS,
             side=224,
             decoding="fast",
         ) as handler,
@@ -403,7 +401,7 @@ async def test_decoders_run_no_more_than_asked_and_hold_back_the_rest() -> None:
         running.remove(number)
         return number * 2
 
-    async with Decoders(2) as decoders:
+    async with Decoders(ImageSettings(decoders=2)) as decoders:
         tasks = [asyncio.create_task(decoders.run(work, number)) for number in range(6)]
         await asyncio.sleep(0)
         assert decoders._stage.depth <= 2
@@ -414,7 +412,7 @@ async def test_decoders_run_no_more_than_asked_and_hold_back_the_rest() -> None:
 
 
 async def test_what_a_decoder_raises_reaches_its_caller() -> None:
-    async with Decoders(1) as decoders:
+    async with Decoders(ImageSettings(decoders=1)) as decoders:
         with pytest.raises(ZeroDivisionError):
             await decoders.run(lambda: 1 / 0)
         assert await decoders.run(int, "7") == 7

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from daemon.jobs import Job, JobState, TaskType
 from daemon.logs import AboutFilter, JsonFormatter, TextFormatter, about, set_up_logging
-from daemon.settings import LogSettings
+from daemon.settings import ImageSettings, LogSettings
 from handlers.decoders import Decoders
 from handlers.device import DeviceLane, ModelRunner
 from handlers.inference import MLInference, Provenance
@@ -128,7 +128,7 @@ def test_what_the_line_itself_says_stays(lines: Lines) -> None:
 
 
 async def test_lines_logged_on_a_decoder_thread_name_the_job(lines: Lines) -> None:
-    async with Decoders(2) as decoders:
+    async with Decoders(ImageSettings(decoders=2)) as decoders:
 
         async def decode(job_id: str) -> None:
             with about(job(job_id)):
