@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent.parent
-PACKAGES = ("daemon", "handlers", "http_shim", "demos")
+PACKAGES = ("daemon", "handlers", "http_shim", "demos", "bench")
 
 LAYERS = (
     {"daemon.__main__"},
@@ -84,7 +84,7 @@ VENDORS = {
         "handlers.qdrant_server",
         "handlers.qdrant_models",
     },
-    "PIL": {"handlers.images", "demos.annotate"},
+    "PIL": {"handlers.images", "demos.annotate", "bench.pictures"},
     "pillow_heif": {"handlers.images"},
     "jwt": {"http_shim.auth", "demos.make_token"},
     "prometheus_client": {"daemon.metrics"},

@@ -1,0 +1,8 @@
+"""Measurements, always as ratios within one run: `python -m bench.NAME` prints a table.
+
+    decoding     exact against fast decoding of JPEGs, for embeddings and for faces
+    pictures     what is measured on: generated JPEGs, or a folder's
+    table        how it is printed
+
+Nothing here is asserted by a test: a machine's speed is its own.
+"""
