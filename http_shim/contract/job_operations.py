@@ -99,7 +99,15 @@ JOB_OPERATIONS = (
         summary="List jobs, newest first.",
         text="Other names in the query are refused; an empty value is no filter.",
         access="token",
-        query=query_parameters(JobFilter),
+        query=query_parameters(
+            JobFilter,
+            {
+                "status": "Only jobs that stand so.",
+                "task_type": "Only jobs of this task type.",
+                "limit": "How many at most.",
+                "after": "The `next` of the page before: only jobs older than this one.",
+            },
+        ),
         answers={
             200: Answer(
                 text="One page.",

@@ -72,12 +72,15 @@ class Operation:
         return dict(sorted(found.items()))
 
 
-def query_parameters(model: type[BaseModel]) -> list[JsonObject]:
-    """Return the parameters of a query that the model reads; a query knows no null."""
+def query_parameters(model: type[BaseModel], texts: Mapping[str, str]) -> list[JsonObject]:
+    """Return the parameters of a query that the model reads; a query knows no null.
+
+    Raises:
+        KeyError: `texts` does not say what one of them means.
+    """
     schema = model.model_json_schema(ref_template=f"{REF}{{model}}")
     found = []
     for name, described in schema["properties"].items():
-        text = described.pop("description", "")
         described.pop("title", None)
         if described.get("default", ...) is None:
             del described["default"]
@@ -86,8 +89,8 @@ def query_parameters(model: type[BaseModel]) -> list[JsonObject]:
             {
                 "name": name,
                 "in": "query",
-                "required": name in schema.get("required", []),
-                "description": text,
+                "required": False,
+                "description": texts[name],
                 "schema": {**described, **(kinds[0] if kinds else {})},
             }
         )

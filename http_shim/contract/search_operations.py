@@ -1,11 +1,17 @@
 """The search operations, described."""
 
-from collections.abc import Sequence
-
 from daemon.jobs import JsonObject
 from daemon.wire.schema import JOB_ID
 from http_shim.contract.answers import SearchAnswer
-from http_shim.contract.operations import BODY_ERRORS, VECTOR_CODES, Answer, Errors, Operation
+from http_shim.contract.operations import (
+    BODY_ERRORS,
+    VECTOR_CODES,
+    Answer,
+    Errors,
+    Operation,
+    query_parameters,
+)
+from http_shim.search_routes import NamedQuery, PictureQuery
 
 _EXAMPLE: JsonObject = {
     "collection": "image_embeddings",
@@ -36,27 +42,13 @@ _COLLECTION: JsonObject = {
 }
 
 
-def _query(name: str, text: str, **schema: object) -> JsonObject:
-    return {
-        "name": name,
-        "in": "query",
-        "required": False,
-        "description": text,
-        "schema": schema,
-    }
-
-
-_LIMITS: Sequence[JsonObject] = (
-    _query(
-        "limit", "How many results at most.", type="integer", minimum=1, maximum=1000, default=10
-    ),
-    _query("min_score", "The least cosine of a result.", type="number", minimum=-1, maximum=1),
-)
-_PICTURE_CODES = ["empty", "unsupported_format", "decode_error", "too_many_pixels"]
+_LIMITS = {"limit": "How many results at most.", "min_score": "The least cosine of a result."}
+_PICTURE_CODES = ["empty", "unsupported_format", "decode_error", "too_many_pixels", "no_face"]
+_AWAY = ["model_mismatch", "model_error", "out_of_memory", "busy", "timeout", "draining"]
 _ERRORS: Errors = {
     404: ["not_found", "not_configured"],
-    422: ["invalid_request"],
-    503: [*VECTOR_CODES, "model_mismatch", "model_error", "out_of_memory", "busy", "timeout"],
+    422: ["invalid_request", "bad_vector"],
+    503: [*VECTOR_CODES, *_AWAY],
 }
 
 SEARCH_OPERATIONS = (
@@ -70,11 +62,14 @@ SEARCH_OPERATIONS = (
         "the picture `like` is not among the results.",
         access="token",
         path_parameters={"collection": _COLLECTION},
-        query=(
-            _query("text", "What the pictures show.", type="string"),
-            _query("like", "A media_store_id.", type="integer", minimum=0),
-            _query("face_index", "Of `like`: which face.", type="integer", minimum=0, default=0),
-            *_LIMITS,
+        query=query_parameters(
+            NamedQuery,
+            {
+                **_LIMITS,
+                "face_index": "Of faces: which one of the picture `like`; 0 if not given.",
+                "text": "What the pictures show.",
+                "like": "A media_store_id.",
+            },
         ),
         answers={200: Answer(text="The nearest.", model=SearchAnswer, example=_EXAMPLE)},
         errors=(_ERRORS, {404: ["vector_not_found"], 422: ["bad_text"]}),
@@ -88,14 +83,13 @@ SEARCH_OPERATIONS = (
         text="The body is the picture's file, of at most INFERD_MEDIA_STORE__MAX_BYTES.",
         access="token",
         path_parameters={"collection": _COLLECTION},
-        query=(
-            _query(
-                "face_index",
-                "Of faces: which one, as face_detection orders them; else the largest.",
-                type="integer",
-                minimum=0,
-            ),
-            *_LIMITS,
+        query=query_parameters(
+            PictureQuery,
+            {
+                **_LIMITS,
+                "face_index": "Of faces: which one, as face_detection orders them; else the "
+                "largest.",
+            },
         ),
         body={
             "required": True,
@@ -109,6 +103,10 @@ SEARCH_OPERATIONS = (
                 example={**_EXAMPLE, "query": {"kind": "picture"}},
             )
         },
-        errors=(BODY_ERRORS, _ERRORS, {422: [*_PICTURE_CODES, "no_face"]}),
+        errors=(
+            BODY_ERRORS,
+            _ERRORS,
+            {422: [*_PICTURE_CODES, "model_error"], 503: ["decode_timeout", "decoder_crashed"]},
+        ),
     ),
 )
