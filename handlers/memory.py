@@ -41,14 +41,12 @@ def memory_watched(name: str, device: str) -> Iterator[None]:
     except OutOfMemoryError:
         raise
     except Exception as error:
-        found = _memory_error(error)
-        if found is None:
+        # The vendor's error gets no name that lasts: as a cycle with its frames, and all that
+        # they hold, it would live until the next garbage collection.
+        ours = _translated(error, name, device)
+        if ours is None:
             raise
-        words = str(found).partition("\n")[0][:MOST_WORDS] or type(found).__name__
-        where = HOST if _is_of_host(found) else device
-        raise OutOfMemoryError(f"{name}: no memory left on {where}: {words}", device=where) from (
-            error
-        )
+        raise ours from error
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -61,6 +59,15 @@ def trim() -> None:
     # Only glibc has malloc_trim; elsewhere nothing needs to be done.
     with contextlib.suppress(AttributeError, OSError):
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def _translated(error: Exception, name: str, device: str) -> OutOfMemoryError | None:
+    found = _memory_error(error)
+    if found is None:
+        return None
+    words = str(found).partition("\n")[0][:MOST_WORDS] or type(found).__name__
+    where = HOST if _is_of_host(found) else device
+    return OutOfMemoryError(f"{name}: no memory left on {where}: {words}", device=where)
 
 
 def _memory_error(error: BaseException | None) -> BaseException | None:
