@@ -229,10 +229,10 @@ def _parser(prog: str, settings: Settings) -> argparse.ArgumentParser:
     parser.add_argument("--json", action="store_true", help="print the daemon's whole answer")
     parser.add_argument(
         "--timeout",
-        default=60.0,
+        default=90.0,
         type=checked.seconds,
         metavar="SECONDS",
-        help="for the answer (60); the first search of a kind may load a model",
+        help="for the answer (90); the first search of a kind may load a model",
     )
     parser.add_argument(
         "--inference", default=rest, type=checked.address, metavar="URL", help=f"REST door ({rest})"
