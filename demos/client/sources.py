@@ -87,7 +87,7 @@ class PictureFile:
 
     def _read(self) -> bytes:
         try:
-            with open(self.name, "rb") as file:  # noqa: PTH123 - its name may be any bytes
+            with Path(self.name).open("rb") as file:
                 picture = file.read(self._max_bytes + 1)
         except OSError as error:
             raise SourceError(f"cannot read {shown(self.name)}: {error.strerror}") from None
@@ -107,7 +107,7 @@ def open_ids(path: str) -> IO[str]:
     """
     # A reader of its own: a thread that still waits in Python's own at exit would crash it.
     source: str | int = os.dup(0) if path == "-" else path
-    return open(source, encoding="utf-8-sig", errors="replace")  # noqa: PTH123 - also for 0
+    return open(source, encoding="utf-8-sig", errors="replace")  # noqa: PTH123 - 0 has no path
 
 
 def ids(lines: IO[str], name: str) -> Iterator[Subject]:
@@ -165,7 +165,7 @@ def _files(folder: str) -> Iterator[tuple[str, str | None]]:
     while waiting:
         place = waiting.pop()
         try:
-            found = os.stat(place)  # noqa: PTH116 - as below: names may be any bytes
+            found = Path(place).stat()
             if (found.st_dev, found.st_ino) in entered:
                 continue
             entered.add((found.st_dev, found.st_ino))
@@ -189,7 +189,7 @@ def _files(folder: str) -> Iterator[tuple[str, str | None]]:
 
 def _has_picture_bytes(path: str) -> bool:
     try:
-        with open(path, "rb") as file:  # noqa: PTH123 - its name may be any bytes
+        with Path(path).open("rb") as file:
             return sniff(file.read(HEAD_BYTES)) is not None
     except OSError:
         return False  # nothing says that it is a picture
