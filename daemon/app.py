@@ -133,6 +133,8 @@ async def run(settings: Settings, *, started: Callable[[int | None], None] | Non
                 authenticate=authenticate,
                 max_body_bytes=settings.http.max_body_bytes,
                 metrics=metrics,
+                search=handlers.search,
+                max_picture_bytes=settings.media_store.max_bytes,
             )
             _warn_if_open(settings)
             port = await stack.enter_async_context(

@@ -7,7 +7,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-from daemon.errors import ConfigError, DependencyDownError, InferdError, OutOfMemoryError
+from daemon.errors import DependencyDownError, InferdError, OutOfMemoryError
 from daemon.jobs import Job, JsonObject, TaskType
 from daemon.settings import Settings
 from handlers.claims import StoreClaim
@@ -21,9 +21,11 @@ from handlers.faces import Face
 from handlers.image_embedding import ImageEmbeddingInference
 from handlers.image_embedding_handler import ImageEmbeddingHandler
 from handlers.image_store import QdrantImageStore
-from handlers.images import Limits
 from handlers.inference import MLInference
 from handlers.media_store import MediaStoreClient
+from handlers.search import FaceParts, ImageParts, Search
+from handlers.task_types import configured_task_types
+from handlers.text_embedding import TextEmbeddingInference
 from handlers.vector_store import VectorStore
 
 log = logging.getLogger(__name__)
@@ -38,6 +40,9 @@ class HandlerSet:
 
     handlers: list[Handler] = field(default_factory=list)
     runners: list[ModelRunner[Any]] = field(default_factory=list)
+    on_demand: set[str] = field(default_factory=set)
+    """Names of models that no job needs: loaded at the first search that does."""
+    search: Search = field(default_factory=Search)
     stores: dict[TaskType, VectorStore] = field(default_factory=dict)
     checks: dict[str, tuple[Check, bool]] = field(default_factory=dict)
     """Health checks by name, and whether the daemon is unready where they fail."""
@@ -48,7 +53,7 @@ class HandlerSet:
         Raises:
             ConfigError: one cannot be loaded; every job of its kind would fail.
         """
-        for runner in self.runners:
+        for runner in self._needed():
             try:
                 await runner.load()
             except OutOfMemoryError as error:
@@ -90,10 +95,13 @@ class HandlerSet:
         Raises:
             InferdError: one could not be loaded at the latest attempt.
         """
-        failed = [f"{each.name}: {each.load_error}" for each in self.runners if each.load_error]
+        failed = [f"{each.name}: {each.load_error}" for each in self._needed() if each.load_error]
         if failed:
             raise InferdError("; ".join(failed), code="model_error")
         return {runner.name: _told(runner) for runner in self.runners}
+
+    def _needed(self) -> list[ModelRunner[Any]]:
+        return [runner for runner in self.runners if runner.name not in self.on_demand]
 
 
 def _told(runner: ModelRunner[Any]) -> JsonObject:
@@ -110,18 +118,17 @@ class _Builder:
     def __init__(self, settings: Settings, stack: AsyncExitStack) -> None:
         self._settings = settings
         self._stack = stack
-        self._limits = Limits.from_settings(settings.images)
         self._engine = make_engine(settings.qdrant, settings.data_dir)
         self._detector: ModelRunner[list[Face]] | None = None
+        self._images: ImageParts | None = None
+        self._faces: FaceParts | None = None
         # Decoded pictures are large: only as many as are decoded, inferred and aligned at once.
-        self._pictures = asyncio.Semaphore(settings.images.decode_threads + 2)
+        self._pictures = asyncio.Semaphore(settings.images.decoders + 2)
         self.set = HandlerSet()
 
     async def open(self, task_types: list[TaskType]) -> HandlerSet:
         self._lane = await self._stack.enter_async_context(DeviceLane())
-        self._decoders = await self._stack.enter_async_context(
-            Decoders(self._settings.images.decode_threads)
-        )
+        self._decoders = await self._stack.enter_async_context(Decoders(self._settings.images))
         self._media_store = await self._stack.enter_async_context(
             MediaStoreClient(self._settings.media_store)
         )
@@ -137,23 +144,30 @@ class _Builder:
         self.set.checks["models"] = self.set.check_models, True
         if self.set.stores:
             self.set.checks["vectors"] = self._check_vectors, True
+        self.set.search = Search(images=self._images, faces=self._faces)
         return self.set
 
     async def _open_image_embedding(self) -> None:
         inference = ImageEmbeddingInference(settings=self._settings)
         runner = await self._runner("clip", inference, max_batch=self._settings.clip.batch_size)
-        store = self._store(TaskType.IMAGE_EMBEDDING, QdrantImageStore(engine=self._engine))
+        store = QdrantImageStore(engine=self._engine)
+        self._store(TaskType.IMAGE_EMBEDDING, store)
         handler = ImageEmbeddingHandler(
             media_store=self._media_store,
             decoders=self._decoders,
             runner=runner,
             store=store,
-            limits=self._limits,
             side=inference.input_size[0],
             decoding=self._settings.images.decoding,
         )
         await self._bind(handler.claim)
         self.set.handlers.append(await self._stack.enter_async_context(handler))
+        texts = TextEmbeddingInference(inference.embedding_dim, settings=self._settings)
+        text = await self._open_runner("clip_text", texts)
+        self.set.on_demand.add(text.name)
+        self._images = ImageParts(
+            handler=handler, runner=runner, store=store, text=text, tokenise=texts.tokenise
+        )
 
     async def _open_face_detection(self) -> None:
         self.set.handlers.append(
@@ -161,7 +175,6 @@ class _Builder:
                 media_store=self._media_store,
                 decoders=self._decoders,
                 runner=await self._shared_detector(),
-                limits=self._limits,
                 pictures=self._pictures,
             )
         )
@@ -178,11 +191,13 @@ class _Builder:
             detector=await self._shared_detector(),
             recogniser=recogniser,
             store=store,
-            limits=self._limits,
             pictures=self._pictures,
         )
         await self._bind(handler.claim)
         self.set.handlers.append(handler)
+        self._faces = FaceParts(
+            handler=handler, runner=recogniser, store=store, pictures=self._pictures
+        )
 
     async def _shared_detector(self) -> ModelRunner[list[Face]]:
         if self._detector is None:
@@ -192,6 +207,13 @@ class _Builder:
         return self._detector
 
     async def _runner(
+        self, name: str, inference: MLInference[Any], *, max_batch: int = 1
+    ) -> ModelRunner[Any]:
+        runner = await self._open_runner(name, inference, max_batch=max_batch)
+        await runner.resolve()
+        return runner
+
+    async def _open_runner(
         self, name: str, inference: MLInference[Any], *, max_batch: int = 1
     ) -> ModelRunner[Any]:
         runner: ModelRunner[Any] = ModelRunner(
@@ -204,7 +226,6 @@ class _Builder:
             idle_seconds=self._settings.models_idle_seconds,
         )
         await self._stack.enter_async_context(runner)
-        await runner.resolve()
         self.set.runners.append(runner)
         return runner
 
@@ -240,15 +261,4 @@ async def open_handlers(settings: Settings) -> AsyncIterator[HandlerSet]:
         ConfigError: weights are absent, a collection is another model's, or a setting is wrong.
     """
     async with AsyncExitStack() as stack:
-        yield await _Builder(settings, stack).open(_task_types(settings))
-
-
-def _task_types(settings: Settings) -> list[TaskType]:
-    names = [name.strip() for name in settings.worker.task_types.split(",") if name.strip()]
-    unknown = sorted(set(names) - set(TaskType))
-    if unknown or not names:
-        raise ConfigError(
-            f"INFERD_WORKER__TASK_TYPES={settings.worker.task_types}: it lists some of "
-            + ", ".join(TaskType)
-        )
-    return [task_type for task_type in TaskType if task_type in names]
+        yield await _Builder(settings, stack).open(configured_task_types(settings))
