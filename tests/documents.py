@@ -83,7 +83,7 @@ class Rest:
             return
         described = operation["responses"].get(str(status))
         assert described is not None, f"{asked}: this status is not described"
-        content = described.get("content", {})
+        content = {} if method == "HEAD" else described.get("content", {})
         if "application/json" in content:
             schema = content["application/json"]["schema"]
             assert problems(self.document, schema, body) == [], asked
@@ -101,7 +101,9 @@ class Rest:
         # What has no braces is meant before what has.
         for template in sorted(self.document["paths"], key=lambda each: "{" in each):
             if _pattern(template).fullmatch(path):
-                found = self.document["paths"][template].get(method.lower())
+                # GET routes answer HEAD as well.
+                name = "get" if method == "HEAD" else method.lower()
+                found = self.document["paths"][template].get(name)
                 if found is not None:
                     return dict(found)
         return None

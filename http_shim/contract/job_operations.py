@@ -8,6 +8,7 @@ from http_shim.contract.operations import (
     BODY_ERRORS,
     QUEUE_ERRORS,
     VECTOR_CODES,
+    VECTOR_SETUP_CODES,
     Answer,
     Operation,
     query_parameters,
@@ -88,7 +89,12 @@ JOB_OPERATIONS = (
         answers={204: Answer(text="Done.", media_type=None)},
         errors=(
             QUEUE_ERRORS,
-            {404: ["job_not_found"], 409: ["conflict"], 503: VECTOR_CODES},
+            {
+                404: ["job_not_found"],
+                409: ["conflict"],
+                500: VECTOR_SETUP_CODES,
+                503: VECTOR_CODES,
+            },
         ),
     ),
     Operation(

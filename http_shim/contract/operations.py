@@ -28,6 +28,13 @@ ACCESS_ERRORS: dict[Access, Errors] = {
     "token": {401: ["unauthorized"], 503: ["auth_unavailable"]},
     "write": {401: ["unauthorized"], 403: ["forbidden"], 503: ["auth_unavailable"]},
 }
+VECTOR_SETUP_CODES = [
+    "vector_store_unusable",
+    "vector_store_locked",
+    "collection_mismatch",
+    "model_unknown",
+    "model_mismatch",
+]
 VECTOR_CODES = ["vector_store_error", "vector_store_unreachable", "vector_store_unauthorized"]
 
 

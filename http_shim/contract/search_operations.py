@@ -6,6 +6,7 @@ from http_shim.contract.answers import SearchAnswer
 from http_shim.contract.operations import (
     BODY_ERRORS,
     VECTOR_CODES,
+    VECTOR_SETUP_CODES,
     Answer,
     Errors,
     Operation,
@@ -44,11 +45,11 @@ _COLLECTION: JsonObject = {
 
 _LIMITS = {"limit": "How many results at most.", "min_score": "The least cosine of a result."}
 _PICTURE_CODES = ["empty", "unsupported_format", "decode_error", "too_many_pixels", "no_face"]
-_AWAY = ["model_mismatch", "model_error", "out_of_memory", "busy", "timeout", "draining"]
+_AWAY = ["model_error", "out_of_memory", "busy", "timeout", "draining"]
 _ERRORS: Errors = {
     404: ["not_found", "not_configured"],
     422: ["invalid_request", "bad_vector"],
-    503: [*VECTOR_CODES, *_AWAY],
+    503: [*VECTOR_CODES, *VECTOR_SETUP_CODES, *_AWAY],
 }
 
 SEARCH_OPERATIONS = (

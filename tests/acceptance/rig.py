@@ -19,10 +19,12 @@ from types import TracebackType
 from typing import Any, Self
 
 from tests.broker import Broker, Client, Message
+from tests.documents import Rest
 
 ROOT = Path(__file__).parent.parent.parent
 START_SECONDS = 60.0
 STOP_SECONDS = 30.0
+REST = Rest()
 
 CASCADE_ONLY = {
     "INFERD_WORKER__TASK_TYPES": "face_detection",
@@ -156,9 +158,13 @@ class Daemon:
         )
         try:
             with urllib.request.urlopen(request, timeout=10) as answer:
-                return answer.status, _json(answer.read())
+                status, headers, raw = answer.status, answer.headers, answer.read()
         except urllib.error.HTTPError as error:
-            return error.code, _json(error.read())
+            status, headers, raw = error.code, error.headers, error.read()
+        found = _json(raw)
+        # Whatever any test asks for, the answer must be as the contract says.
+        REST.check(method, path, status, found, headers)
+        return status, found
 
     def job(self, job_id: str) -> dict[str, Any]:
         """Return a job as REST shows it."""

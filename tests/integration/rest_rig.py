@@ -19,15 +19,29 @@ from daemon.metrics import Metrics
 from daemon.settings import AuthSettings, QueueSettings
 from http_shim.app import create_app, serve
 from http_shim.auth import Authenticator
+from http_shim.search_door import Searcher
+from tests.documents import Rest
 
 NOW = 1_732_000_000_000
 DEADLINE = 10.0
 MAX_BODY = 1_048_576
+CONTRACT = Rest()
+RAN = {
+    "image": {"width": 640, "height": 480},
+    "inference": {
+        "model": "m",
+        "weights": "w",
+        "device": "cpu",
+        "precision": "fp32",
+        "timings_ms": {"fetch": 4.1},
+    },
+}
 RESULT = {
     "embedding_dimension": 512,
     "stored_in_vector_db": True,
     "collection": "image_embeddings",
     "point_id": 12345,
+    **RAN,
 }
 
 
@@ -89,9 +103,10 @@ class Rig:
                 assert response.content_type == "application/json", raw
             assert response.headers["X-Content-Type-Options"] == "nosniff"
             assert "aiohttp" not in response.headers["Server"]
-            return Answer(
-                response.status, await response.json() if raw else None, dict(response.headers)
-            )
+            body = await response.json() if raw else None
+            # Whatever any test asks for, the answer must be as the contract says.
+            CONTRACT.check(method, path, response.status, body, response.headers)
+            return Answer(response.status, body, dict(response.headers))
 
     async def post(self, media_store_id: int = 12345, **body: Any) -> JsonObject:
         """Create an image_embedding job and return its body."""
@@ -125,7 +140,12 @@ class Rig:
 
 @contextlib.asynccontextmanager
 async def rest(
-    path: Path, *, auth: AuthSettings | None = None, max_pending: int = 0
+    path: Path,
+    *,
+    auth: AuthSettings | None = None,
+    max_pending: int = 0,
+    search: Searcher | None = None,
+    max_picture_bytes: int = MAX_BODY,
 ) -> AsyncIterator[Rig]:
     """Serve REST over a queue at `path`; authentication is off unless told otherwise."""
     clock, vectors, metrics = Clock(), Vectors(), Metrics()
@@ -149,6 +169,8 @@ async def rest(
             authenticate=Authenticator(auth or AuthSettings(disabled=True)),
             max_body_bytes=MAX_BODY,
             metrics=metrics,
+            search=search,
+            max_picture_bytes=max_picture_bytes,
         )
         async with (
             aiohttp.ClientSession() as session,

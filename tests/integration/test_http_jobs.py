@@ -17,7 +17,7 @@ from daemon.errors import ConfigError, DependencyDownError
 from daemon.jobs import TaskType
 from http_shim import bodies
 from http_shim.app import serve
-from tests.integration.rest_rig import DEADLINE, NOW, RESULT, Rig, errors, rest, until
+from tests.integration.rest_rig import DEADLINE, NOW, RAN, RESULT, Rig, errors, rest, until
 
 JOB_ID = "550e8400-e29b-41d4-a716-446655440000"
 CREATED = {
@@ -117,11 +117,18 @@ async def test_face_results_are_shown_as_documented(rig: Rig) -> None:
             {
                 "face_index": 0,
                 "bbox": {"x": 100.5, "y": 200.3, "width": 150.0, "height": 200.0},
-                "landmarks": [[120.0, 220.0], [140.0, 220.0], [130.0, 240.0], [110.0, 250.0]],
+                "landmarks": [
+                    [120.0, 220.0],
+                    [140.0, 220.0],
+                    [130.0, 240.0],
+                    [110.0, 250.0],
+                    [150.0, 250.0],
+                ],
                 "confidence": 0.95,
             }
         ],
         "face_count": 1,
+        **RAN,
     }
     created = await rig.ask("POST", "/job/face_detection", json={"media_store_id": 456})
     await rig.queue.complete(await rig.lease(TaskType.FACE_DETECTION), faces)
@@ -565,11 +572,11 @@ async def test_a_job_whose_vectors_cannot_be_forgotten_stays(
     rig: Rig, caplog: pytest.LogCaptureFixture
 ) -> None:
     job = await finish(rig)
-    rig.vectors.error = DependencyDownError("Qdrant does not answer")
+    rig.vectors.error = DependencyDownError("away", code="vector_store_unreachable")
 
     answer = await rig.ask("DELETE", f"/job/{job['job_id']}")
 
-    assert (answer.status, answer.body["code"]) == (503, "dependency_down")
+    assert (answer.status, answer.body["code"]) == (503, "vector_store_unreachable")
     assert int(answer.headers["Retry-After"]) >= 1
     assert (await rig.ask("GET", f"/job/{job['job_id']}")).body["status"] == "completed"
 
