@@ -207,7 +207,7 @@ def parse_batch(body: JsonObject) -> list[Any] | None:
         raise InvalidRequestError(
             f"{_printable(other[0])} is not a field of a batch", field=_printable(other[0])
         )
-    if body.get("v", 1) != 1:
+    if type(version := body.get("v", 1)) is not int or version != 1:
         raise InvalidRequestError("v: must be 1", field="v")
     if not isinstance(entries, list) or not 1 <= len(entries) <= MAX_BATCH:
         raise InvalidRequestError(
