@@ -6,7 +6,8 @@ from aiohttp.typedefs import Handler
 from daemon.metrics import CONTENT_TYPE
 from http_shim.errors import ErrorResponse
 from http_shim.keys import METRICS
-from http_shim.search_routes import KIND
+from http_shim.search_routes import PATH as SEARCHING
+from http_shim.search_routes import kind_of
 
 ASKING = "/job/{task_type}"
 """The route that takes requests."""
@@ -28,10 +29,10 @@ async def count_refusals(request: web.Request, handler: Handler) -> web.StreamRe
     """Count the requests for jobs that are answered with an error, and searches by outcome."""
     response = await handler(request)
     resource = request.match_info.route.resource
-    is_asking = resource is not None and resource.canonical == ASKING
-    if is_asking and isinstance(response, ErrorResponse):
-        request.app[METRICS].request_rejected("rest", response.code)
-    if KIND in request:
-        outcome = response.code if isinstance(response, ErrorResponse) else "ok"
-        request.app[METRICS].search_ended(request[KIND], outcome)
+    path = None if resource is None else resource.canonical
+    code = response.code if isinstance(response, ErrorResponse) else None
+    if path == ASKING and code is not None:
+        request.app[METRICS].request_rejected("rest", code)
+    elif path == SEARCHING:
+        request.app[METRICS].search_ended(kind_of(request), code or "ok")
     return response

@@ -20,8 +20,7 @@ IMAGES = "image_embeddings"
 FACES = "face_embeddings"
 FILLED_BY = {IMAGES: "image_embedding", FACES: "face_embedding"}
 """The collections, and the task type that puts vectors there."""
-KIND = "search_kind"
-"""Where a request keeps what is searched with, for whoever counts."""
+PATH = "/search/{collection}"
 MAX_RESULTS = 1000
 MAX_FACE_INDEX = 1_000_000
 SEARCH_SECONDS = 60.0
@@ -55,8 +54,15 @@ class NamedQuery(PictureQuery):
 
 def add_search_routes(app: web.Application) -> None:
     """Add the routes of searches."""
-    app.router.add_get("/search/{collection}", search_by_name)
-    app.router.add_post("/search/{collection}", search_by_picture)
+    app.router.add_get(PATH, search_by_name)
+    app.router.add_post(PATH, search_by_picture)
+
+
+def kind_of(request: web.Request) -> str:
+    """Return what is searched with, also of a search that is refused: for whoever counts."""
+    if request.method == "POST":
+        return "face" if request.match_info["collection"] == FACES else "picture"
+    return "like" if request.query.get("like") else "text"
 
 
 async def search_by_name(request: web.Request) -> web.Response:
@@ -67,7 +73,6 @@ async def search_by_name(request: web.Request) -> web.Response:
     search: Awaitable[JsonObject]
     with request.app[SEARCH].enter(with_picture=False):
         if asked.like is not None:
-            request[KIND] = "like"
             search = searcher.by_likeness(
                 collection,
                 asked.like,
@@ -76,7 +81,6 @@ async def search_by_name(request: web.Request) -> web.Response:
                 min_score=asked.min_score,
             )
         else:
-            request[KIND] = "text"
             search = searcher.by_text(
                 asked.text or "", limit=asked.limit, min_score=asked.min_score
             )
@@ -88,7 +92,6 @@ async def search_by_picture(request: web.Request) -> web.Response:
     collection, searcher = _admit(request)
     asked = parse_query(request, PictureQuery)
     _check_face_index(collection, asked)
-    request[KIND] = "face" if collection == FACES else "picture"
     content_type = request.content_type
     if not content_type.startswith("image/") and content_type != "application/octet-stream":
         raise web.HTTPUnsupportedMediaType(
