@@ -162,3 +162,29 @@ def test_draining_is_retained_while_a_slow_job_runs_whatever_is_paused_meanwhile
         assert retained(broker)["reason"] == "shutdown"
         told = [each.json()["state"] for each in client.received if each.topic == AVAILABILITY]
         assert told == ["online", "draining", "draining", "offline"]
+
+
+def test_no_job_begins_after_sigterm_though_the_broker_does_not_answer(
+    tmp_path: Path, broker: Broker, client: Client, media_store: MediaStore, portrait: bytes
+) -> None:
+    # Telling that we drain waits for its PUBACK; the worker went on leasing meanwhile.
+    held = Held(answer(200, portrait, "image/png"))
+    media_store.behaviours[2] = held
+    options = {"INFERD_WORKER__MAX_IN_FLIGHT": "1", "INFERD_MQTT__PUBLISH_TIMEOUT_SECONDS": "3"}
+    with Daemon(tmp_path, broker, media_store, **options) as daemon:
+        first = ask(client, 2)
+        media_store.wait_until(lambda: 2 in media_store.fetched)
+        event_of(client, ask(client, PICTURE), "accepted")
+        broker.freeze()
+        try:
+            daemon.signal_stop()
+            until(lambda: daemon.request("GET", "/health/ready")[1]["status"] == "draining")
+            held.release()
+
+            assert daemon.wait() == 0
+        finally:
+            broker.thaw()
+        assert PICTURE not in media_store.fetched
+        # What the broker did not confirm is told at the next start.
+        daemon.start()
+        assert finished(client, first)["status"] == "completed"
