@@ -16,6 +16,8 @@ from handlers.memory_ladder import Item, MemoryLadder
 GPU = "cuda:0"
 WEIGHTS = 10
 PLENTY = 1_000
+BREAKS = -1
+"""The number that the model cannot bear, however much memory there is."""
 
 
 class Memory:
@@ -104,8 +106,8 @@ class ShortModel(MLInference[int]):
         on = self._on
         self.sizes.append(len(buffers))
         size = sum(int(buffer[1]) for buffer in buffers)
-        if any(buffer[0] == 13 for buffer in buffers):
-            raise RuntimeError("13 breaks it")
+        if any(buffer[0] == BREAKS for buffer in buffers):
+            raise RuntimeError("it breaks")
         with memory_watched("m", on):
             self.memory.take(on, size)
         self.memory.give(on, size)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from daemon.errors import ConfigError, OutOfMemoryError, RetryableError
 from handlers.degradation import LONGEST_WAIT
-from tests.short_memory import GPU, PLENTY, WEIGHTS, Climber, Memory, ShortModel
+from tests.short_memory import BREAKS, GPU, PLENTY, WEIGHTS, Climber, Memory, ShortModel
 
 EIGHT = tuple(range(8))
 
@@ -122,7 +122,7 @@ def test_a_picture_that_does_not_fit_takes_no_neighbour_with_it() -> None:
 def test_a_picture_that_breaks_the_model_is_still_found_among_halved_batches() -> None:
     it = climber(gpu=WEIGHTS + 25)
 
-    found = it.run(1, 2, 13, 4)
+    found = it.run(1, 2, BREAKS, 4)
 
     assert [each for each in found if not isinstance(each, Exception)] == on(GPU, [1, 2, 4])
     assert type(found[2]) is RuntimeError

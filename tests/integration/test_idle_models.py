@@ -1,0 +1,92 @@
+"""A model that nobody uses gives its memory back, and no job ever notices."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from handlers.assembly import HandlerSet
+from handlers.device import DeviceLane, ModelRunner
+from tests.integration.test_intake_over_mqtt import until
+from tests.integration.test_little_memory import picture
+from tests.short_memory import Memory, ShortModel
+
+
+@asynccontextmanager
+async def runner(model: ShortModel, *, idle_seconds: float) -> AsyncIterator[ModelRunner[int]]:
+    async with (
+        DeviceLane() as lane,
+        ModelRunner("m", model, lane, max_batch=4, idle_seconds=idle_seconds) as found,
+    ):
+        yield found
+
+
+async def test_an_idle_model_is_unloaded_and_the_next_job_loads_it() -> None:
+    model = ShortModel(Memory())
+    async with runner(model, idle_seconds=0.05) as found:
+        handlers = HandlerSet(runners=[found])
+        assert await found.infer(picture(1)) == 1
+        loaded = await handlers.tell_models()
+        await until(lambda: found.idle_unloads == 1)
+
+        assert loaded["m"]["loaded"] is True
+        assert await handlers.check_models() == {"m": {"loaded": False}}
+        assert model.memory.used == {"cuda:0": 0, "cpu": 0}
+        assert await found.infer(picture(2)) == 2
+
+
+async def test_a_preloaded_model_is_unloaded_too() -> None:
+    async with runner(ShortModel(Memory()), idle_seconds=0.05) as found:
+        await found.load()
+        assert found.is_loaded
+
+        await until(lambda: not found.is_loaded)
+        assert found.idle_unloads == 1
+
+
+async def test_a_model_in_use_is_not_unloaded() -> None:
+    async with runner(ShortModel(Memory()), idle_seconds=0.5) as found:
+        for number in range(40):
+            await found.infer(picture(number))
+            await asyncio.sleep(0.025)
+
+        assert found.idle_unloads == 0
+
+
+async def test_without_a_setting_nothing_is_ever_unloaded() -> None:
+    async with runner(ShortModel(Memory()), idle_seconds=0) as found:
+        await found.load()
+        assert found._idle_task is None
+        assert found.is_loaded
+
+
+async def test_no_batch_ever_meets_a_model_that_is_being_unloaded() -> None:
+    model = ShortModel(Memory())
+    async with runner(model, idle_seconds=0.0005) as found:
+
+        async def ask(numbers: range) -> list[int]:
+            answers = []
+            for number in numbers:
+                answers.append(await found.infer(picture(number)))
+                await asyncio.sleep(0.001 * (number % 4))
+            return answers
+
+        asked = [range(start, start + 200) for start in range(0, 1000, 200)]
+        answers = await asyncio.gather(*(ask(numbers) for numbers in asked))
+
+        assert answers == [list(numbers) for numbers in asked]
+        assert found.idle_unloads > 0
+
+
+async def test_a_model_that_cannot_be_unloaded_works_on() -> None:
+    class Stuck(ShortModel):
+        def unload(self) -> None:
+            self.sizes.append(-1)
+            raise RuntimeError("no")
+
+    model = Stuck(Memory())
+    async with runner(model, idle_seconds=0.01) as found:
+        await found.load()
+        await until(lambda: model.sizes.count(-1) >= 2)
+
+        assert await found.infer(picture(1)) == 1
+        assert found.idle_unloads == 0
