@@ -9,6 +9,7 @@ from daemon.doctor import permissions
 from daemon.doctor.facts import Facts
 from daemon.doctor.findings import Finding, fail, ok, warn
 from daemon.doctor.line import Heard, Line, LineError
+from daemon.errors import ConfigError
 from daemon.identity import own_version
 from daemon.settings import MqttSettings
 
@@ -55,6 +56,10 @@ def look(facts: Facts) -> Iterator[Finding]:
             yield from permissions.ours(line, facts.worker_id, _user(settings))
     except LineError as error:
         yield _away(line, error)
+        return
+    except ConfigError as error:
+        mend = "set INFERD_MQTT__CA_FILE, __CERT_FILE and __KEY_FILE to PEM files that can be read"
+        yield fail(PART, "broker_tls", error.message, mend)
         return
     yield from permissions.strangers(settings)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from daemon.doctor.facts import Facts
 from daemon.doctor.findings import Finding, fail, ok, warn
+from daemon.errors import ConfigError
 from daemon.jobs import TaskType
 
 PART = "device"
@@ -47,7 +48,13 @@ def look(facts: Facts) -> Iterator[Finding]:
         yield ok(PART, f"torch {_version('torch')} was not tried ({why})")
     else:
         settings = facts.settings
-        yield from judge(_see(settings.device), settings.device, must=settings.require_gpu)
+        try:
+            seen = _see(settings.device)
+        except ConfigError as error:
+            mend = "install inferd with its requirements (make setup)"
+            yield fail(PART, "torch_unusable", error.message, mend)
+        else:
+            yield from judge(seen, settings.device, must=settings.require_gpu)
     for name, device in sorted(facts.devices.items()):
         yield from ran(name, device, facts)
 

@@ -125,6 +125,11 @@ class Line:
             ) from error
         except ssl.SSLError as error:
             raise LineError(f"TLS fails: {error.reason or error}", code="broker_tls") from error
+        except ConnectionResetError as error:
+            if self._is_tls:
+                message = "it hangs up at the first word of TLS"
+                raise LineError(message, code="broker_tls") from error
+            raise LineError(str(error), code="broker_silent") from error
         except OSError as error:
             raise LineError(str(error) or type(error).__name__) from error
         self._paho.loop_start()

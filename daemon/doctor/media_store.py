@@ -34,7 +34,6 @@ def look(facts: Facts) -> Iterator[Finding]:
 
 
 async def _fetch_absent(settings: MediaStoreSettings) -> Finding:
-    # A last piece of a second: the client's own waits are longer than a look should be.
     async with MediaStoreClient(settings) as client:
         try:
             await client.check()

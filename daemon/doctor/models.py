@@ -10,6 +10,7 @@ from typing import Any
 
 from daemon.doctor.facts import Facts
 from daemon.doctor.findings import Finding, fail, ok, warn
+from daemon.doctor.running import MEMORY_MEND
 from daemon.errors import ConfigError, InferdError
 from daemon.jobs import TaskType
 from daemon.settings import Settings
@@ -60,13 +61,21 @@ def _look_at(
         inference = make(settings=settings)
         inference.load()
     except InferdError as error:
-        yield fail(PART, "model_unusable", f"{name}: {error.message}", pull(name, settings))
+        yield unusable(name, error, settings)
         return
     ran = inference.provenance
     facts.devices[name] = ran.device
     inference.unload()
     notes = "".join(f"; {note}" for note in ran.notes)
     yield ok(PART, f"{name}: {ran.model} loads and runs on {ran.device} in {ran.precision}{notes}")
+
+
+def unusable(name: str, error: InferdError, settings: Settings) -> Finding:
+    """Judge why a model could not be loaded."""
+    found = f"{name}: {error.message}"
+    if error.code == "out_of_memory":
+        return fail(PART, error.code, found, MEMORY_MEND)
+    return fail(PART, "model_unusable", found, pull(name, settings))
 
 
 def pull(name: str, settings: Settings) -> str:

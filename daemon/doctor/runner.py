@@ -46,7 +46,8 @@ def _run(check: Check, facts: Facts, tell: Tell) -> bool:
             for finding in check.look(facts):
                 said.put(finding)
         except InferdError as error:
-            said.put(fail(check.part, error.code, error.message, check.mend))
+            mend = "change what the message names"
+            said.put(fail(check.part, error.code, error.message, mend))
         except Exception as error:  # noqa: BLE001 - the other checks run all the same
             what = f"the check itself broke: {type(error).__name__}: {error}"
             said.put(fail(check.part, "check_broke", what, "report it, with this line"))

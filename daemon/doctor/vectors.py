@@ -45,7 +45,7 @@ def look(facts: Facts) -> Iterator[Finding]:
     wanted = {_STORES[task][0].collection: _fingerprint(task, facts) for task in tasks}
     said = facts.health_check("vectors")
     if said.get("ok"):
-        counts = {name: count for name, count in said.items() if name != "ok"}
+        counts = {name: count for name, count in said.items() if name in wanted}
         text = ", ".join(f"{count} in {name}" for name, count in counts.items())
         yield ok(PART, f"the running daemon has them: {text}")
     if facts.settings.qdrant.url:

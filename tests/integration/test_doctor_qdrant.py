@@ -1,0 +1,183 @@
+"""Doctor at a Qdrant server: asked over real HTTP, and nothing is created there."""
+
+import http.server
+import json
+import socket
+import threading
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pytest
+from pydantic import SecretStr
+
+from daemon.doctor import qdrant
+from daemon.doctor.findings import Finding
+from daemon.settings import QdrantSettings
+from handlers.vector_points import model_point_id
+from tests.integration.test_mosquitto_files import free_port
+
+KEY = "the-key"
+COLLECTION = "image_embeddings"
+
+
+class Server:
+    """Answers as Qdrant's REST does, from a table that the test fills."""
+
+    def __init__(self) -> None:
+        self.answers: dict[str, tuple[int, Any]] = {
+            "GET /": (200, {"title": "qdrant - vector search engine", "version": "1.15.0"}),
+            f"GET /collections/{COLLECTION}": (200, collection()),
+            "POST /collections/inferd_models/points": (200, {"result": [claim("model-a")]}),
+        }
+        self.asked: list[str] = []
+        self.bodies: list[Any] = []
+        server = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                self._answer()
+
+            def do_POST(self) -> None:
+                length = int(self.headers["Content-Length"])
+                server.bodies.append(json.loads(self.rfile.read(length)))
+                self._answer()
+
+            def _answer(self) -> None:
+                asked = f"{self.command} {self.path}"
+                server.asked.append(asked)
+                status, body = server.answers.get(asked, (404, {}))
+                if self.headers.get("api-key") != KEY:
+                    status, body = 401, {}
+                data = json.dumps(body).encode()
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
+
+            def log_message(self, *_: Any) -> None:
+                """Tests say what went wrong themselves."""
+
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,))
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+    def settings(self, **changes: Any) -> QdrantSettings:
+        url = f"http://127.0.0.1:{self._server.server_address[1]}"
+        usual = {"url": url, "api_key": SecretStr(KEY), "grpc_port": 0, "timeout_seconds": 5}
+        return QdrantSettings(**{**usual, **changes})
+
+
+def collection(**changes: Any) -> Mapping[str, Any]:
+    vectors = {"size": 512, "distance": "Cosine"}
+    info = {"status": "green", "points_count": 7, "config": {"params": {"vectors": vectors}}}
+    return {"result": {**info, **changes}}
+
+
+def claim(model: str) -> Mapping[str, Any]:
+    return {"payload": {"collection": COLLECTION, "fingerprint": model, "model": model}}
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    server = Server()
+    server.start()
+    yield server
+    server.stop()
+
+
+def look(settings: QdrantSettings, wanted: str | None = "model-a") -> list[Finding]:
+    return list(qdrant.look(settings, {COLLECTION: wanted}))
+
+
+def test_a_server_with_the_configured_models_vectors_is_well(server: Server) -> None:
+    found = look(server.settings())
+
+    assert [each.code for each in found] == ["ok", "ok"]
+    assert "Qdrant 1.15.0" in found[0].found
+    assert found[1].found == "image_embeddings: 7 vectors of model-a"
+    assert server.bodies == [{"ids": [model_point_id(COLLECTION)], "with_payload": True}]
+
+
+def test_vectors_of_another_model_are_told(server: Server) -> None:
+    assert look(server.settings(), "model-b")[-1].code == "model_mismatch"
+
+
+def test_vectors_that_nobody_claimed_are_told(server: Server) -> None:
+    server.answers["POST /collections/inferd_models/points"] = (404, {"status": "absent"})
+
+    assert look(server.settings())[-1].code == "model_unknown"
+
+
+def test_a_collection_that_is_not_there_is_not_made(server: Server) -> None:
+    del server.answers[f"GET /collections/{COLLECTION}"]
+
+    assert look(server.settings())[-1].code == "ok"
+    assert server.asked == ["GET /", f"GET /collections/{COLLECTION}"]
+
+
+@pytest.mark.parametrize(
+    ("vectors", "said"),
+    [
+        ({"size": 768, "distance": "Cosine"}, "768 numbers"),
+        ({"size": 512, "distance": "Dot"}, "by Dot"),
+        ({"named": {"size": 512, "distance": "Cosine"}}, "None numbers"),
+    ],
+)
+def test_a_collection_of_another_shape_is_told(server: Server, vectors: Any, said: str) -> None:
+    odd = collection(config={"params": {"vectors": vectors}})
+    server.answers[f"GET /collections/{COLLECTION}"] = (200, odd)
+
+    found = look(server.settings())[-1]
+
+    assert found.code == "collection_mismatch"
+    assert said in found.found
+
+
+def test_a_collection_that_is_broken_is_told(server: Server) -> None:
+    server.answers[f"GET /collections/{COLLECTION}"] = (200, collection(status="red"))
+
+    assert look(server.settings())[-1].code == "vector_store_error"
+
+
+def test_a_wrong_key_is_named_by_its_setting(server: Server) -> None:
+    (found,) = look(server.settings(api_key=SecretStr("wrong")))
+
+    assert found.code == "vector_store_unauthorized"
+    assert "INFERD_QDRANT__API_KEY" in found.mend
+
+
+def test_something_else_on_the_port_is_told(server: Server) -> None:
+    server.answers["GET /"] = (200, {"hello": "world"})
+
+    (found,) = look(server.settings())
+
+    assert found.code == "vector_store_error"
+
+
+def test_a_closed_grpc_port_has_its_setting(server: Server) -> None:
+    found = {each.code: each for each in look(server.settings(grpc_port=free_port()))}
+
+    assert "INFERD_QDRANT__GRPC_PORT=0" in found["vector_store_unreachable"].mend
+
+
+def test_a_server_that_is_away_is_told() -> None:
+    (found,) = look(QdrantSettings(url=f"http://127.0.0.1:{free_port()}"))
+
+    assert found.code == "vector_store_unreachable"
+
+
+def test_a_server_that_stands_still_is_given_up() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+
+        (found,) = look(QdrantSettings(url=url, timeout_seconds=0.2))
+
+    assert found.code == "vector_store_unreachable"
+    assert "timed out" in found.found
