@@ -12,6 +12,7 @@ EXIT_CONFIG = 78
 COMMANDS = {
     "serve": ("daemon.cli.serve", "take requests and do them, until SIGTERM (the default)"),
     "doctor": ("daemon.cli.doctor", "look at all that inferd depends on; say what to mend"),
+    "models": ("daemon.cli.models", "which model files are used; download the absent ones"),
     "migrate": ("daemon.cli.migrate", "bring the queue's file to this version's schema"),
     "schemas": ("daemon.cli.schemas", "print the contracts: OpenAPI of REST, AsyncAPI of MQTT"),
     "submit": ("daemon.cli.submit", "ask the running daemon for jobs: ids, lists or folders"),

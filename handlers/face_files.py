@@ -22,6 +22,10 @@ PUBLISHED_SHA256 = {
 the same file in each pack that has it."""
 UNTRAINED = "untrained"
 """Instead of a recogniser's file: random weights, for demos and tests."""
+NO_RECOGNISER = (
+    "INFERD_FACES__PACK=cascade finds faces but cannot tell them apart: set "
+    f"INFERD_FACES__RECOGNISER to an ONNX model, or to {UNTRAINED} for a demo"
+)
 
 
 class ModelFiles:
@@ -43,10 +47,7 @@ class ModelFiles:
         if named:
             return self._named(named, setting)
         if self._pack == "cascade":
-            raise ConfigError(
-                f"INFERD_FACES__PACK=cascade finds faces but cannot tell them apart: set {setting} "
-                f"to an ONNX model, or to {UNTRAINED} for a demo"
-            )
+            raise ConfigError(NO_RECOGNISER)
         folder = weights.find_pack(self._models_dir, self._pack)
         if folder is None:
             try:

@@ -1,13 +1,10 @@
 """Model files are found, downloaded whole and checked, or their absence is told with its mend."""
 
 import hashlib
-import http.server
-import io
 import os
 import stat
 import subprocess
 import sys
-import threading
 import time
 import zipfile
 from collections.abc import Iterator
@@ -19,66 +16,18 @@ import pytest
 from daemon.errors import ConfigError
 from handlers import weights
 from handlers.folder_turn import folder_turn
+from tests.hub import Hub, pack_zip, running_hub
 
 ROOT = Path(__file__).resolve().parents[2]
 BODY = os.urandom(3_000_000)
 DIGEST = hashlib.sha256(BODY).hexdigest()
 
 
-class Hub(http.server.ThreadingHTTPServer):
-    """Serves what a test puts into it, and counts what was asked for."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), HubHandler)
-        self.files: dict[str, bytes] = {}
-        self.asked: list[str] = []
-        self.cut_after: int | None = None
-        self.hang = threading.Event()
-
-    def url(self, name: str) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}/{name}"
-
-
-class HubHandler(http.server.BaseHTTPRequestHandler):
-    server: Hub
-
-    def do_GET(self) -> None:
-        name = self.path.strip("/")
-        self.server.asked.append(name)
-        if name == "moved":
-            self.send_response(302)
-            self.send_header("Location", self.server.url("file"))
-            self.end_headers()
-            return
-        if name == "silent":
-            self.server.hang.wait(10)
-            return
-        body = self.server.files.get(name)
-        if body is None:
-            self.send_error(404)
-            return
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body[: self.server.cut_after])
-
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - as the base has it
-        pass
-
-
 @pytest.fixture
 def hub() -> Iterator[Hub]:
-    server = Hub()
-    server.files["file"] = BODY
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    yield server
-    server.hang.set()
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with running_hub() as server:
+        server.files["file"] = BODY
+        yield server
 
 
 @pytest.fixture(autouse=True)
@@ -236,14 +185,6 @@ def test_progress_is_told(
 
 
 # -- packs ---------------------------------------------------------------------------------------
-
-
-def pack_zip(*members: tuple[str | zipfile.ZipInfo, bytes]) -> bytes:
-    file = io.BytesIO()
-    with zipfile.ZipFile(file, "w") as archive:
-        for name, body in members:
-            archive.writestr(name, body)
-    return file.getvalue()
 
 
 @pytest.mark.parametrize(
