@@ -7,7 +7,9 @@ imports no model library; those load when the daemon opens a handler.
     image_embedding, image_embedding_handler, face_detection, face_embedding
                              the documented inference classes and the three handlers
     inference                MLInference, the base of every model, and Provenance
-    device                   the lane that owns the device, and batching on it
+    device                   the lane that owns the device, batching and idle unloading on it
+    memory_ladder            what a model does when memory runs out, and how it comes back;
+                             degradation: what is told of it; memory: the vendors' words for it
     clip, clip_checkpoint    the only files with torch and open_clip; clip_catalog: what is known
                              of published weights without them
     faces                    the only file with insightface and onnxruntime; face_files: which
