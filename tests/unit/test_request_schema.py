@@ -63,6 +63,18 @@ GOOD = [
     json.dumps({"requests": [{"media_store_id": 1}] * MAX_BATCH, "v": 1}).encode(),
 ]
 
+BAD_BATCHES: list[dict[str, Any]] = [
+    {"requests": []},
+    {"requests": [{"media_store_id": 1}] * (MAX_BATCH + 1)},
+    {"requests": {}},
+    {"requests": [1]},
+    {"requests": [{}]},
+    {"requests": [{"media_store_id": 1}], "priority": 7},
+    {"requests": [{"media_store_id": 1}], "v": 2},
+    {"requests": [{"media_store_id": 1}], "v": None},
+    {"requests": [{"media_store_id": 1}], "v": True},
+    {"requests": [{"requests": [{"media_store_id": 1}]}]},
+]
 BAD = [
     b"",
     b"hello",
@@ -101,21 +113,7 @@ BAD = [
     *(request(v=value) for value in (0, 2, "1", True)),
     request(prioritty=7),
     request(**{"": 1}),
-    *(
-        json.dumps(batch).encode()
-        for batch in (
-            {"requests": []},
-            {"requests": [{"media_store_id": 1}] * (MAX_BATCH + 1)},
-            {"requests": {}},
-            {"requests": [1]},
-            {"requests": [{}]},
-            {"requests": [{"media_store_id": 1}], "priority": 7},
-            {"requests": [{"media_store_id": 1}], "v": 2},
-            {"requests": [{"media_store_id": 1}], "v": None},
-            {"requests": [{"media_store_id": 1}], "v": True},
-            {"requests": [{"requests": [{"media_store_id": 1}]}]},
-        )
-    ),
+    *(json.dumps(batch).encode() for batch in BAD_BATCHES),
 ]
 
 BEYOND_JSON_SCHEMA = {
