@@ -47,7 +47,7 @@ class Meter:
         if sys.stderr.isatty() if is_terminal is None else is_terminal:
             # Else it makes a semaphore for processes, which we have not.
             tqdm.set_lock(threading.RLock())
-            self._bar = tqdm(unit=f" {unit}", file=sys.stderr, dynamic_ncols=True, leave=False)
+            self._bar = tqdm(unit=f" {unit}", file=sys.stderr, dynamic_ncols=True)
 
     def __enter__(self) -> Self:
         self._thread.start()

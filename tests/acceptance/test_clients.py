@@ -30,6 +30,7 @@ from demos.client import (
     UploadRefusedError,
     upload,
 )
+from tests.acceptance.demo_store import DemoStore
 from tests.acceptance.rig import ROOT, Daemon, MediaStore
 from tests.broker import Broker, Client
 
@@ -37,31 +38,6 @@ SCRIPT = ROOT / "demos" / "inferences" / "face_detection_client.py"
 MISSING = 999_999
 """An id that the media store does not know: such a job ends almost at once."""
 START = 60.0
-
-
-class DemoStore:
-    """The real demo media store as a process; `url` is all that anybody needs to know of it."""
-
-    def __init__(self, folder: Path) -> None:
-        self._process = subprocess.Popen(
-            [
-                *(sys.executable, "-u", "-m", "demos.media_store"),
-                *("--port", "0", "--folder", str(folder)),
-            ],
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        found = re.search(r"http://127\.0\.0\.1:\d+", line)
-        assert found, line
-        self.url = found.group()
-
-    def close(self) -> None:
-        self._process.terminate()
-        self._process.communicate(timeout=START)
 
 
 @dataclass(frozen=True)
@@ -84,8 +60,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     folder = tmp_path_factory.mktemp("clients")
     with contextlib.ExitStack() as stack:
         broker = stack.enter_context(Broker(folder))
-        store = DemoStore(folder / "media")
-        stack.callback(store.close)
+        store = stack.enter_context(DemoStore(folder / "media"))
         daemon = stack.enter_context(
             Daemon(
                 folder,
