@@ -13,6 +13,7 @@ from tqdm import tqdm
 PLAIN_SECONDS = 5.0
 """Distance of the lines that tell how far it is where there is no terminal."""
 TICK_SECONDS = 1.0
+USUAL_WIDTH = 80
 MINUTE, HOUR = 60, 3600
 
 
@@ -32,10 +33,9 @@ class Meter:
 
     Args:
         unit: what is counted.
-        is_terminal: whether to draw a bar; None looks at stderr.
     """
 
-    def __init__(self, unit: str, *, is_terminal: bool | None = None) -> None:
+    def __init__(self, unit: str) -> None:
         self._unit = unit
         self._began = time.monotonic()
         self._done = self._failed = 0
@@ -44,10 +44,14 @@ class Meter:
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._tick, name="inferd-meter", daemon=True)
         self._bar: tqdm | None = None
-        if sys.stderr.isatty() if is_terminal is None else is_terminal:
+        if sys.stderr.isatty():
             # Else it makes a semaphore for processes, which we have not.
             tqdm.set_lock(threading.RLock())
-            self._bar = tqdm(unit=f" {unit}", file=sys.stderr, dynamic_ncols=True)
+            # A terminal that does not know its width says 0, and would get an empty bar.
+            width = None if os.get_terminal_size(sys.stderr.fileno()).columns else USUAL_WIDTH
+            self._bar = tqdm(
+                unit=f" {unit}", file=sys.stderr, ncols=width, dynamic_ncols=width is None
+            )
 
     def __enter__(self) -> Self:
         self._thread.start()

@@ -72,7 +72,7 @@ def test_a_wrong_broker_is_refused_without_its_password() -> None:
 
 
 def test_the_meter_tells_rate_and_time_left(capsys: pytest.CaptureFixture[str]) -> None:
-    with Meter("requests", is_terminal=False) as meter:
+    with Meter("requests") as meter:
         assert meter.line().startswith("0 requests")
         meter.expect(4000)
         for number in range(1000):
