@@ -14,7 +14,8 @@
     announcer    events into the outbox                 job_rows    rows <-> jobs
     statements   all SQL by name                        database    one door to the SQLite file
     mqtt         the only file that knows gmqtt         broker_tls, logs, identity
-    metrics      the only file that knows Prometheus    schema   which steps a file went through
+    metrics      the only file that knows Prometheus
+    migration    the schema's numbered steps            schema   which a file went through
 
     events, requests, retry     the wire's shapes, and an error's fate: pure
     jobs, topics, settings, stage, bell, errors        plain types and small tools

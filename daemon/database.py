@@ -6,7 +6,6 @@ SQLite before 3.51.3 can corrupt a WAL that two connections reset at once.
 """
 
 import asyncio
-import hashlib
 import logging
 import os
 import sqlite3
@@ -15,14 +14,9 @@ from collections.abc import (
     AsyncIterator,
     Awaitable,
     Callable,
-    Collection,
     Iterable,
-    Mapping,
-    Sequence,
 )
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -30,6 +24,14 @@ from typing import Any, Self, TypeVar
 import aiosqlite
 
 from daemon.errors import ConfigError, StorageError
+from daemon.migration import (
+    Migration,
+    backup_path,
+    check_ledger,
+    check_tables,
+    released_migrations,
+    split_statements,
+)
 
 log = logging.getLogger(__name__)
 
@@ -40,32 +42,6 @@ Connection = aiosqlite.Connection
 # UPDATE FROM 3.33, RETURNING 3.35, STRICT 3.37, ->> 3.38.
 OLDEST_SQLITE = (3, 38, 0)
 BUSY_TIMEOUT_MS = 10_000
-
-
-@dataclass(frozen=True, slots=True)
-class Migration:
-    """One numbered step of the schema."""
-
-    version: int
-    name: str
-    sql: str
-
-    @property
-    def sha256(self) -> str:
-        """Digest of the text: a released step that was edited is refused."""
-        return hashlib.sha256(self.sql.encode()).hexdigest()
-
-
-def released_migrations() -> list[Migration]:
-    """Return the steps that this version brings, in order."""
-    folder = resources.files("daemon") / "migrations"
-    steps = []
-    for entry in sorted(folder.iterdir(), key=lambda found: found.name):
-        if entry.name.endswith(".sql"):
-            number, _, rest = entry.name.partition("_")
-            sql = entry.read_text(encoding="utf-8")
-            steps.append(Migration(int(number), rest.removesuffix(".sql"), sql))
-    return steps
 
 
 class Database:
@@ -214,20 +190,6 @@ async def _refuse_foreign(connection: Connection, path: Path) -> None:
     check_tables(path, {row["name"] for row in rows})
 
 
-def check_tables(path: Path, names: Collection[str]) -> None:
-    """Leave a file alone that another program made: the ledger is our first table.
-
-    Raises:
-        ConfigError: it has tables, but no ledger; code queue_foreign.
-    """
-    if names and "schema_migrations" not in names:
-        raise ConfigError(
-            f"{path} is the SQLite file of another program: name another one, or none, in"
-            " INFERD_QUEUE__URL",
-            code="queue_foreign",
-        )
-
-
 async def _enter_wal(connection: Connection, busy_timeout_ms: int) -> None:
     # The one lock that SQLite does not wait for: of two daemons that start at once on a new
     # file, the second would find it locked.
@@ -265,37 +227,6 @@ async def _migrate(connection: Connection, path: Path, migrations: list[Migratio
         await _apply(connection, step)
 
 
-def check_ledger(path: Path, applied: Mapping[int, str], migrations: Sequence[Migration]) -> None:
-    """Refuse a file that this version cannot serve.
-
-    Args:
-        path: named in the error.
-        applied: the ledger: a step's sha256 by its number.
-        migrations: the steps that this version brings, in order.
-
-    Raises:
-        ConfigError: it is newer, code schema_newer, or a released step was changed, code
-            schema_changed.
-    """
-    newest = max((step.version for step in migrations), default=0)
-    if applied and max(applied) > newest:
-        raise ConfigError(
-            f"{path} has schema {max(applied)}, this version knows {newest}: use a newer inferd",
-            code="schema_newer",
-        )
-    for step in migrations:
-        if applied.get(step.version, step.sha256) != step.sha256:
-            raise ConfigError(
-                f"migration {step.version} of {path} differs from this version's",
-                code="schema_changed",
-            )
-
-
-def backup_path(path: Path, version: int) -> Path:
-    """Return where the copy lies that is made before a step changes the file."""
-    return path.with_name(f"{path.name}.before-{version:04}")
-
-
 async def _back_up(connection: Connection, path: Path, step: Migration) -> None:
     """Copy the file before a step changes it; whole or not at all, and never once it is changed."""
     backup = backup_path(path, step.version)
@@ -328,16 +259,3 @@ async def _apply(connection: Connection, step: Migration) -> None:
         for statement in split_statements(step.sql):
             await connection.execute(statement)
         await connection.execute(f"PRAGMA user_version = {step.version}")
-
-
-def split_statements(sql: str) -> list[str]:
-    """Return the statements of a script; executescript would commit behind our back."""
-    statements, current = [], ""
-    for line in sql.splitlines(keepends=True):
-        current += line
-        if sqlite3.complete_statement(current):
-            statements.append(current.strip())
-            current = ""
-    if any(line.strip() and not line.strip().startswith("--") for line in current.splitlines()):
-        raise ValueError("the script ends inside a statement")
-    return statements

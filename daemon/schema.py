@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from daemon.database import Migration, backup_path, check_ledger, check_tables
 from daemon.errors import ConfigError
+from daemon.migration import Migration, backup_path, check_ledger, check_tables
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ the device lane. A file appears under its name only when it is whole and its dig
 
 A models directory may hold, each optional:
 
-    ViT-B-32.pt or clip/ViT-B-32.pt         CLIP weights (more names: handlers/clip.py)
+    ViT-B-32.pt or clip/ViT-B-32.pt         CLIP weights (more names: handlers/clip_catalog.py)
     buffalo_l/*.onnx                        an InsightFace pack; also under insightface/ or models/
     buffalo_l.zip                           a pack as it is published; unpacked when it is asked for
 """
@@ -16,18 +16,17 @@ import http.client
 import logging
 import os
 import shlex
-import stat
-import tempfile
 import time
 import urllib.error
 import urllib.request
-import zipfile
 from collections.abc import Iterator, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import IO
 
 from daemon.errors import ConfigError
 from handlers.folder_turn import folder_turn
+from handlers.pack_archive import unpack
+from handlers.part_file import part_file, publish, sweep
 
 log = logging.getLogger(__name__)
 
@@ -35,8 +34,6 @@ SILENCE_SECONDS = 30.0
 """Longest wait for the connection, and then for each piece of the answer."""
 PROGRESS_SECONDS = 5.0
 CHUNK_BYTES = 1 << 20
-ABANDONED_SECONDS = 24 * 3600
-"""A part file untouched for so long belongs to a download that died."""
 
 PACK_URL = "https://github.com/deepinsight/insightface/releases/download/v0.7/{pack}.zip"
 PACK_SHA256 = {
@@ -47,9 +44,6 @@ PACK_SHA256 = {
     "buffalo_sc": "57d31b56b6ffa911c8a73cfc1707c73cab76efe7f13b675a05223bf42de47c72",
 }
 """Digests of the published archives, the same in every public list that names them."""
-MAX_PACK_BYTES = 2 << 30
-"""Unpacked; the largest published pack has 0.4 GB."""
-
 _digests: dict[tuple[str, int, int], str] = {}
 
 
@@ -120,8 +114,8 @@ def _download(url: str, expected: str | None, target: Path, looked_in: Sequence[
     if target.is_file():
         log.warning("%s is not the published file: its checksum differs", target)
     log.info("downloading %s to %s", url, target)
-    _sweep(target)
-    with _writing(target), _part_file(target) as part:
+    sweep(target)
+    with _writing(target), part_file(target) as part:
         try:
             got = _fetch(url, part, target)
         except (OSError, http.client.HTTPException, ValueError) as error:
@@ -132,7 +126,7 @@ def _download(url: str, expected: str | None, target: Path, looked_in: Sequence[
                 f"should be {expected}; it was deleted",
                 code="model_checksum",
             )
-        _publish(part, target)
+        publish(part, target)
     log.info("downloaded %s", target)
     return target
 
@@ -221,7 +215,7 @@ def _make_pack(
     digest = sha256(archive)
     if expected is None:
         log.warning("no checksum of %s is published: trusting %s from now on", pack, digest)
-    _unpack(archive, places[0])
+    unpack(archive, places[0])
     with _writing(record):
         if expected is None:
             record.write_text(f"{digest}  {archive.name}\n", encoding="ascii")
@@ -251,46 +245,6 @@ def _reason(error: Exception) -> str:
     if isinstance(error, TimeoutError):
         return f"the server was silent for {SILENCE_SECONDS:.0f} s"
     return f"{error}" or type(error).__name__
-
-
-def _sweep(target: Path) -> None:
-    """Remove what downloads of this file left behind when their process was killed."""
-    for part in target.parent.glob(f".{target.name}.*.part"):
-        with contextlib.suppress(OSError):
-            if time.time() - part.stat().st_mtime > ABANDONED_SECONDS:
-                part.unlink()
-
-
-@contextlib.contextmanager
-def _part_file(target: Path) -> Iterator[IO[bytes]]:
-    """Give a file beside the target, gone afterwards unless it was published."""
-    descriptor, name = tempfile.mkstemp(
-        prefix=f".{target.name}.", suffix=".part", dir=target.parent
-    )
-    os.close(descriptor)
-    try:
-        with Path(name).open("wb") as part:
-            yield part
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            Path(name).unlink()
-
-
-def _publish(part: IO[bytes], target: Path) -> None:
-    part.flush()
-    os.fsync(part.fileno())
-    # mkstemp makes it readable by its owner only; a models directory is there to be shared.
-    os.fchmod(part.fileno(), 0o644)
-    Path(part.name).replace(target)
-    _sync_folder(target.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _fetch(url: str, part: IO[bytes], target: Path) -> str:
@@ -335,51 +289,3 @@ def _recorded(record: Path) -> str | None:
     if not text:
         raise ConfigError(f"{record} is empty: delete it to trust the next download")
     return text[0]
-
-
-def _unpack(archive: Path, folder: Path) -> None:
-    """Make `folder` of the archive's ONNX files, whole or not at all."""
-    try:
-        with (
-            zipfile.ZipFile(archive) as source,
-            tempfile.TemporaryDirectory(
-                prefix=f".{folder.name}.", dir=folder.parent, ignore_cleanup_errors=True
-            ) as scratch,
-        ):
-            # A folder of its own: the scratch folder is private to its owner, a pack is not.
-            made = Path(scratch) / folder.name
-            made.mkdir()
-            for name, member in _onnx_members(source).items():
-                with source.open(member) as packed, (made / name).open("wb") as file:
-                    while chunk := packed.read(CHUNK_BYTES):
-                        file.write(chunk)
-                    file.flush()
-                    os.fsync(file.fileno())
-            # Takes the place of an empty folder; fails on one that holds something else.
-            made.replace(folder)
-            _sync_folder(folder.parent)
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:
-        raise ConfigError(f"{archive} is no usable zip archive: {error}") from error
-    except OSError as error:
-        raise ConfigError(
-            f"cannot unpack {archive} into {folder}: {error.strerror or error}"
-        ) from error
-
-
-def _onnx_members(source: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
-    members: dict[str, zipfile.ZipInfo] = {}
-    for member in source.infolist():
-        name = PurePosixPath(member.filename.replace("\\", "/")).name
-        mode = member.external_attr >> 16
-        is_plain = not member.is_dir() and (stat.S_IFMT(mode) in (0, stat.S_IFREG))
-        if not is_plain or not name.endswith(".onnx") or name == ".onnx":
-            continue
-        if name in members:
-            raise ConfigError(f"{source.filename} holds {name} twice")
-        members[name] = member
-    if not members:
-        raise ConfigError(f"{source.filename} holds no .onnx file")
-    # zipfile never gives more than the size that the archive states.
-    if sum(member.file_size for member in members.values()) > MAX_PACK_BYTES:
-        raise ConfigError(f"{source.filename} unpacks to more than {MAX_PACK_BYTES >> 30} GiB")
-    return members

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from daemon.database import Database, released_migrations
+from daemon.database import Database
 from daemon.errors import ConfigError
+from daemon.migration import released_migrations
 from daemon.schema import Schema, Step, read_schema
 from daemon.settings import Settings
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from daemon import outbox, statements
-from daemon.database import released_migrations
+from daemon.migration import released_migrations
 
 FINISHED = 4000
 BY_JOB_ID = "SEARCH jobs USING INDEX sqlite_autoindex_jobs_1 (job_id=?)"

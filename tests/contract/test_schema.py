@@ -12,11 +12,9 @@ import pytest
 from daemon.database import (
     Connection,
     Database,
-    Migration,
-    released_migrations,
-    split_statements,
 )
 from daemon.errors import ConfigError, StorageError
+from daemon.migration import Migration, released_migrations, split_statements
 from tests.queue_bench import Bench
 
 FIRST = Migration(1, "first", "CREATE TABLE a (x INTEGER) STRICT;")

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from daemon.database import Connection, Database, Migration, backup_path, released_migrations
+from daemon.database import Connection, Database
 from daemon.errors import ConfigError
+from daemon.migration import Migration, backup_path, released_migrations
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = released_migrations()

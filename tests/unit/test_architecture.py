@@ -29,7 +29,7 @@ LAYERS = (
     {"daemon.doctor.line", "daemon.doctor.running", "daemon.doctor.runner"},
     {"daemon.doctor.web"},
     {"daemon.doctor.facts"},
-    {"daemon.doctor.findings", "daemon.doctor"},
+    {"daemon.doctor.findings", "daemon.doctor.mends", "daemon.doctor"},
     {"daemon.app"},
     {"http_shim"},
     {"daemon.worker", "daemon.intake", "daemon.cancellation", "daemon.outbox", "daemon.health"},
@@ -51,7 +51,7 @@ LAYERS = (
         "daemon.identity",
         "daemon.metrics",
     },
-    {"daemon.events", "daemon.retry", "daemon.requests", "daemon.broker_tls"},
+    {"daemon.events", "daemon.retry", "daemon.requests", "daemon.broker_tls", "daemon.migration"},
     {"daemon.jobs", "daemon.topics", "daemon.settings", "daemon.stage", "daemon.bell"},
     {"daemon.errors"},
 )
@@ -90,7 +90,13 @@ VENDORS = {
     "prometheus_client": {"daemon.metrics"},
     "paho": {"demos.client.link", "daemon.doctor.line"},
     "tqdm": {"demos.client.terminal"},
-    "sqlite3": {"daemon.database", "daemon.job_queue", "daemon.schema", "daemon.doctor.queue_file"},
+    "sqlite3": {
+        "daemon.database",
+        "daemon.job_queue",
+        "daemon.migration",
+        "daemon.schema",
+        "daemon.doctor.queue_file",
+    },
 }
 """Who may import what; aiohttp is server in http_shim, client in handlers.media_store."""
 

@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from daemon.errors import ConfigError
-from handlers import weights
+from handlers import pack_archive, weights
 from handlers.folder_turn import folder_turn
+from handlers.part_file import ABANDONED_SECONDS
 from tests.hub import Hub, pack_zip, running_hub
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -164,7 +165,7 @@ def test_parts_of_dead_downloads_are_swept_and_those_of_others_kept(
     alive = tmp_path / ".file.def.part"
     for part in (dead, alive):
         part.write_bytes(b"")
-    long_ago = time.time() - 2 * weights.ABANDONED_SECONDS
+    long_ago = time.time() - 2 * ABANDONED_SECONDS
     os.utime(dead, (long_ago, long_ago))
 
     weights.download(hub.url("file"), DIGEST, tmp_path / "file")
@@ -312,7 +313,7 @@ def test_a_broken_archive_makes_no_pack(tmp_path: Path, body: bytes, reason: str
 def test_an_archive_that_unpacks_to_too_much_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(weights, "MAX_PACK_BYTES", 1 << 10)
+    monkeypatch.setattr(pack_archive, "MAX_PACK_BYTES", 1 << 10)
     (tmp_path / "buffalo_x.zip").write_bytes(pack_zip(("det.onnx", b"\0" * 2000)))
 
     with pytest.raises(ConfigError, match="unpacks to more"):
