@@ -15,9 +15,10 @@ imports no model library; those load when the daemon opens a handler.
     faces                    the only file with insightface and onnxruntime; face_files: which
                              files it takes, face_alignment: the geometry of 112x112 faces
     cascade                  scikit-image's frontal cascade, for machines without weights
-    weights                  where model files come from, folder_turn: one download at a time;
-                             model_inventory, model_file: which are used, and whose they are;
-                             task_types: which tasks are asked for
+    weights                  where model files come from; part_file, pack_archive, folder_turn:
+                             whole or not at all, and one download at a time
+    model_inventory, model_file, task_types
+                             which models are used, and whose files they are
     images, decoders         bytes -> upright RGB picture, and the threads that do it, each with a
                              process (decoder_pool, decoder_process) that may crash
     clip_input               bytes -> the square that CLIP takes, large JPEGs the fast way
