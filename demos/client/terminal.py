@@ -13,7 +13,7 @@ from tqdm import tqdm
 PLAIN_SECONDS = 5.0
 """Distance of the lines that tell how far it is where there is no terminal."""
 TICK_SECONDS = 1.0
-USUAL_WIDTH = 80
+USUAL_SIZE = {"ncols": 80, "nrows": 24}
 MINUTE, HOUR = 60, 3600
 
 
@@ -47,11 +47,10 @@ class Meter:
         if sys.stderr.isatty():
             # Else it makes a semaphore for processes, which we have not.
             tqdm.set_lock(threading.RLock())
-            # A terminal that does not know its width says 0, and would get an empty bar.
-            width = None if os.get_terminal_size(sys.stderr.fileno()).columns else USUAL_WIDTH
-            self._bar = tqdm(
-                unit=f" {unit}", file=sys.stderr, ncols=width, dynamic_ncols=width is None
-            )
+            # A terminal that does not know its size says 0, and would get no bar at all.
+            is_known = os.get_terminal_size(sys.stderr.fileno()).columns > 0
+            size = {"dynamic_ncols": True} if is_known else USUAL_SIZE
+            self._bar = tqdm(unit=f" {unit}", file=sys.stderr, **size)
 
     def __enter__(self) -> Self:
         self._thread.start()
