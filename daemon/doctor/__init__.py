@@ -10,7 +10,7 @@
     runner         runs a check in a thread of its own, which may hang
     facts          what one check found out and a later one needs
     line           the only file here that knows paho       web     one short HTTP question
-    findings       one line of the report; secrets end here
+    findings       one line of the report; secrets end here    mends   what several propose
 
 A check is a function from facts to findings, each said as soon as it is known. Checks import the
 heavy libraries themselves, when they run.

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from daemon.doctor import mends
 from daemon.doctor.facts import Facts
 from daemon.doctor.findings import Finding, fail, ok, warn
 from daemon.errors import ConfigError
@@ -16,10 +17,6 @@ LOW_BYTES = 2 << 30
 """Of GPU memory: CLIP and both face models with their batches need about that."""
 FLAGS = ("amx_bf16", "avx512_bf16", "avx512f", "avx2")
 """Of the CPU, fastest first: with the first CLIP runs in bf16, four times as fast as in fp32."""
-_GPU_MENDS = (
-    "install the CUDA builds (GPU=1 make setup) and NVIDIA's driver (nvidia-smi must work),"
-    " or set INFERD_DEVICE=cpu"
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,11 +66,7 @@ def judge(seen: Seen, asked: str, *, must: bool) -> Iterator[Finding]:
         free = f"{seen.free_bytes / 1e9:.1f} of {seen.total_bytes / 1e9:.1f} GB free"
         found = f"{said}: {seen.name}, {free}"
         if seen.free_bytes < LOW_BYTES:
-            mend = (
-                "end what else uses it (nvidia-smi), or set INFERD_CLIP__BATCH_SIZE to less,"
-                " or INFERD_DEVICE=cpu"
-            )
-            yield warn(PART, "gpu_memory_low", f"{found}; models may not fit", mend)
+            yield warn(PART, "gpu_memory_low", f"{found}; models may not fit", mends.MEMORY)
         else:
             yield ok(PART, found)
         return
@@ -83,10 +76,10 @@ def judge(seen: Seen, asked: str, *, must: bool) -> Iterator[Finding]:
         else f"torch is built for CUDA {seen.cuda} and sees no GPU"
     )
     if must or asked.startswith("cuda"):
-        yield fail(PART, "no_gpu", f"{said}: {why}, so the daemon does not start", _GPU_MENDS)
+        yield fail(PART, "no_gpu", f"{said}: {why}, so the daemon does not start", mends.GPU)
     elif seen.has_driver:
         found = f"{said}: there is an NVIDIA driver, but {why}; models run on the CPU, slower"
-        yield warn(PART, "gpu_unused", found, _GPU_MENDS)
+        yield warn(PART, "gpu_unused", found, mends.GPU)
     else:
         yield ok(PART, f"{said}: the CPU, as there is no GPU ({why})")
 

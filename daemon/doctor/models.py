@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from daemon.doctor import mends
 from daemon.doctor.facts import Facts
 from daemon.doctor.findings import Finding, fail, ok, warn
-from daemon.doctor.running import MEMORY_MEND
 from daemon.errors import ConfigError, InferdError
 from daemon.jobs import TaskType
 from daemon.settings import Settings
@@ -74,7 +74,9 @@ def unusable(name: str, error: InferdError, settings: Settings) -> Finding:
     """Judge why a model could not be loaded."""
     found = f"{name}: {error.message}"
     if error.code == "out_of_memory":
-        return fail(PART, error.code, found, MEMORY_MEND)
+        return fail(PART, error.code, found, mends.MEMORY)
+    if "INFERD_DEVICE" in error.message:
+        return fail(PART, "no_gpu", found, mends.GPU)
     return fail(PART, "model_unusable", found, pull(name, settings))
 
 

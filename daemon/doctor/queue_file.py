@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from daemon import statements as sql
-from daemon.database import released_migrations
-from daemon.doctor import waiting
+from daemon.doctor import mends, waiting
 from daemon.doctor.facts import Facts
 from daemon.doctor.findings import Finding, fail, ok, warn
 from daemon.identity import is_alive
+from daemon.migration import released_migrations
 
 PART = "database"
 BUSY_SECONDS = 2.0
@@ -229,7 +229,7 @@ def _outbox(
     elif facts.is_broker_up is False:
         yield fail("queue", "events_waiting", f"{said}: it is away", "see the broker's lines above")
     elif not facts.is_daemon_seen:
-        mend = "start it: python -m daemon; it sends them then"
+        mend = f"{mends.START}; it sends them then"
         yield warn("queue", "events_waiting", f"{said}: no daemon is there to send them", mend)
     else:
         mend = "see the daemon's log for `broker`, then restart it"

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
+from daemon.doctor import mends
 from daemon.doctor.facts import Facts
 from daemon.doctor.findings import Finding, fail, ok, warn
 from daemon.doctor.web import Answer, AwayError, ask
@@ -20,10 +21,6 @@ _MENDS = {
     "database": "see the database's lines below",
     "auth": "check INFERD_AUTH__JWKS_URL and that the issuer answers: REST gives 503 till then",
 }
-MEMORY_MEND = (
-    "free the GPU (nvidia-smi says who has it), or set INFERD_CLIP__BATCH_SIZE to half,"
-    " or INFERD_DEVICE=cpu; then restart the daemon"
-)
 
 
 def look(facts: Facts) -> Iterator[Finding]:
@@ -87,7 +84,7 @@ def degraded(models: JsonObject) -> Iterator[Finding]:
     for name, model in models.items():
         words = model.get("degraded") if isinstance(model, dict) else None
         if words:
-            yield warn(PART, "out_of_memory", f"{name} {_degradation(words)}", MEMORY_MEND)
+            yield warn(PART, "out_of_memory", f"{name} {_degradation(words)}", mends.MEMORY)
 
 
 def _degradation(said: Any) -> str:
@@ -119,7 +116,7 @@ def _silent(url: str, error: AwayError, facts: Facts) -> Finding:
         PART,
         "daemon_away",
         f"no daemon answers at {url}: {error.message}",
-        "start it: python -m daemon",
+        mends.START,
     )
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
+from daemon.doctor import mends
 from daemon.doctor.facts import Facts
 from daemon.doctor.findings import Finding, fail, ok, warn
 from daemon.doctor.running import address
@@ -61,7 +62,7 @@ def judge(waiting: Waiting, facts: Facts) -> Iterator[Finding]:
 def _causes(waiting: Waiting, facts: Facts, said: str) -> Iterator[Finding]:
     if not facts.is_daemon_seen:
         found = f"{said}, and no daemon works on this queue"
-        yield _cause(waiting, "no_daemon", found, "start it: python -m daemon")
+        yield _cause(waiting, "no_daemon", found, mends.START)
     elif (facts.health or {}).get("status") == "draining":
         mend = "wait until it ended, then start it: python -m daemon"
         yield _cause(waiting, "daemon_draining", f"{said}, and the daemon is stopping", mend)
@@ -78,9 +79,9 @@ def _causes(waiting: Waiting, facts: Facts, said: str) -> Iterator[Finding]:
             mend = f"add {task} to INFERD_WORKER__TASK_TYPES, or start a daemon for it"
             yield _cause(waiting, "task_not_served", found, mend)
     for code, count in sorted(waiting.put_off.items()):
-        mends = [mend for start, mend in _MENDS.items() if code.startswith(start)]
+        known = [mend for start, mend in _MENDS.items() if code.startswith(start)]
         found = f"{count} wait for another try after {code}"
-        yield _cause(waiting, code, found, (mends or ["see the daemon's log for their job_id"])[0])
+        yield _cause(waiting, code, found, (known or ["see the daemon's log for their job_id"])[0])
 
 
 def _cause(waiting: Waiting, code: str, found: str, mend: str) -> Finding:

@@ -512,6 +512,13 @@ def test_untrained_weights_are_shouted(patient: Patient) -> None:
     assert all("UNTRAINED" in each["found"] for each in untrained)
 
 
+def test_a_gpu_that_is_not_there_is_told_where_one_was_asked_for(patient: Patient) -> None:
+    said = patient.examine(INFERD_DEVICE="cuda:99", INFERD_WORKER__TASK_TYPES="image_embedding")
+
+    assert "INFERD_DEVICE=cpu" in said.found("models", "no_gpu")["mend"]
+    assert "does not start" in said.found("device", "no_gpu")["found"]
+
+
 def test_vectors_of_another_model_are_told_and_stay_as_they_are(patient: Patient) -> None:
     vectors = patient.data / "vectors"
 
