@@ -32,7 +32,8 @@ Pictures into vectors and faces, asked over HTTP; the same queue as over MQTT.
 
 Errors are `{"detail", "code"}`; `code` is a stable word. Any path may answer 404 `not_found` where
 there is no such route and 405 `method_not_allowed` with `Allow`. GET routes answer HEAD as well.
-Bodies are sent without Content-Encoding. Be ready for further fields and codes."""
+What is no HTTP at all is answered 400 in plain text. Bodies are sent without Content-Encoding. Be
+ready for further fields and codes."""
 _HOW_TO_SHOW_WHO_ASKS = f"""\
 A JWT signed with ES256, with `exp` and `sub`. Writing needs the claim `is_admin: true`, or
 `permissions` with `{WRITE_PERMISSION}`. No token is needed where the daemon runs with
