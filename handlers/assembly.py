@@ -23,7 +23,8 @@ from handlers.image_embedding_handler import ImageEmbeddingHandler
 from handlers.image_store import QdrantImageStore
 from handlers.inference import MLInference
 from handlers.media_store import MediaStoreClient
-from handlers.search import FaceParts, ImageParts, Search
+from handlers.query_vectors import FaceParts, ImageParts
+from handlers.search import Search
 from handlers.task_types import configured_task_types
 from handlers.text_embedding import TextEmbeddingInference
 from handlers.vector_store import VectorStore

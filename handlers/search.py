@@ -1,61 +1,20 @@
-"""Search: stored pictures by a text, pictures and faces by another one, stored or given as bytes.
+"""Search: pictures by a text; pictures and faces by another one, stored or given as bytes."""
 
-Whatever is searched with becomes a vector on the same way as a job's picture, so that equal
-pictures have equal vectors, and is compared only with vectors of the same weights.
-"""
+from collections.abc import Collection, Sequence
 
-import asyncio
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
-from typing import Any
-
-from daemon.errors import (
-    ConfigError,
-    DependencyDownError,
-    InvalidRequestError,
-    NotFoundError,
-    PermanentError,
-    RetryableError,
-)
+from daemon.errors import InvalidRequestError, NotFoundError
 from daemon.jobs import JsonObject
-from handlers.clip_text import Tokens
-from handlers.device import ModelRunner
-from handlers.face_embedding import FaceEmbeddingHandler
+from handlers import query_vectors
 from handlers.face_store import QdrantFaceStore
-from handlers.faces import Face
-from handlers.image_embedding_handler import ImageEmbeddingHandler
 from handlers.image_store import QdrantImageStore
-from handlers.inference import Pixels, Provenance, Vector
+from handlers.inference import Provenance, Vector
 from handlers.qdrant_store import QdrantStore
-from handlers.vector_engine import Match, Point
+from handlers.query_vectors import FaceParts, ImageParts, QueryVector
+from handlers.vector_engine import Match, Point, PointId
 from handlers.vector_points import face_point_id
 
 DECIMALS = 6
 """Of a score: what float32 can tell apart near 1."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ImageParts:
-    """What a search for pictures is done with; opened and closed by whoever made it."""
-
-    handler: ImageEmbeddingHandler
-    runner: ModelRunner[Vector]
-    store: QdrantImageStore
-    text: ModelRunner[Vector]
-    """The text tower of the same weights; loaded at the first text."""
-    tokenise: Callable[[str], Tokens]
-    """Blocks a little; only after `text` was loaded once."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FaceParts:
-    """What a search for faces is done with; opened and closed by whoever made it."""
-
-    handler: FaceEmbeddingHandler
-    runner: ModelRunner[Vector]
-    store: QdrantFaceStore
-    pictures: asyncio.Semaphore
-    """Bounds how many decoded pictures are in memory."""
 
 
 class Search:
@@ -88,21 +47,9 @@ class Search:
             PermanentError: code bad_text; the text cannot be read.
         """
         images = self._pictures()
-        if not images.text.is_loaded:
-            await _load(images.text)
-        if images.text.fingerprint != images.runner.fingerprint:
-            raise DependencyDownError(
-                "the weights' file changed since the start: texts would be compared with pictures"
-                " of other weights; start again",
-                code="model_mismatch",
-            )
-        tokens = await asyncio.to_thread(images.tokenise, text)
-        vector, ran = await images.text.infer_and_tell(tokens.ids)
-        query: JsonObject = {"kind": "text", "text": text}
-        if tokens.is_truncated:
-            query["truncated"] = True
-        found = await self._near(images, vector, limit, min_score)
-        return _answer(images.store, ran, query, found)
+        query = await query_vectors.of_text(images, text)
+        found = await _near(images, query.vector, limit, min_score)
+        return _answer(images.store, query.ran, query.told, found)
 
     async def by_likeness(
         self,
@@ -127,12 +74,13 @@ class Search:
         """
         parts = self._parts(collection)
         await parts.handler.claim.require()
-        query: JsonObject = {"kind": "like", "media_store_id": media_store_id}
+        told: JsonObject = {"kind": "like", "media_store_id": media_store_id}
         own: Sequence[Point]
+        wanted: PointId
         if isinstance(parts, FaceParts):
-            query["face_index"] = face_index
+            told["face_index"] = face_index
             own = await parts.store.find_by_media_store_id(media_store_id)
-            wanted: str | int = face_point_id(media_store_id, face_index)
+            wanted = face_point_id(media_store_id, face_index)
             named = f"face {face_index} of picture {media_store_id}"
         else:
             point = await parts.store.fetch(media_store_id)
@@ -141,11 +89,10 @@ class Search:
         vectors = {point.point_id: point.vector for point in own}
         if wanted not in vectors:
             raise NotFoundError(f"no vector is stored of {named}", code="vector_not_found")
-        if not parts.runner.is_loaded:
-            await _load(parts.runner)
-        found = await self._near(parts, vectors[wanted], limit + len(own), min_score)
+        ran = await query_vectors.loaded(parts.runner)
+        found = await _near(parts, vectors[wanted], limit + len(own), min_score)
         others = [match for match in found if match.point_id not in vectors]
-        return _answer(parts.store, parts.runner.provenance, query, others[:limit])
+        return _answer(parts.store, ran, told, others[:limit])
 
     async def by_picture(
         self,
@@ -173,35 +120,15 @@ class Search:
             InvalidRequestError: pictures are searched for by a face.
         """
         parts = self._parts(collection)
-        query: JsonObject
+        query: QueryVector
         if isinstance(parts, FaceParts):
-            faces, crops = await _find_faces(parts, data, content_type)
-            index = _choose(faces, face_index)
-            vector, ran = await parts.runner.infer_and_tell(crops[index])
-            wire = faces[index].to_wire(index)
-            query = {
-                "kind": "face",
-                "face_index": index,
-                "face": {"bbox": wire["bbox"], "confidence": wire["confidence"]},
-                "face_count": len(faces),
-            }
+            query = await query_vectors.of_face(parts, data, content_type, face_index)
         elif face_index is not None:
-            raise InvalidRequestError("only faces are searched by face_index", field="face_index")
+            raise InvalidRequestError("only faces have a face_index", field="face_index")
         else:
-            picture = await parts.handler.read(data, content_type)
-            vector, ran = await parts.runner.infer_and_tell(picture.pixels)
-            query = {"kind": "picture"}
-        found = await self._near(parts, vector, limit, min_score)
-        return _answer(parts.store, ran, query, found)
-
-    async def _near(
-        self, parts: ImageParts | FaceParts, vector: Vector, limit: int, min_score: float | None
-    ) -> list[Match]:
-        await parts.handler.claim.require()
-        found = await parts.store.find(vector, limit=limit, min_score=min_score)
-        # Asked afterwards: a claim that still holds held all the time.
-        await parts.store.confirm_claim()
-        return found
+            query = await query_vectors.of_picture(parts, data, content_type)
+        found = await _near(parts, query.vector, limit, min_score)
+        return _answer(parts.store, query.ran, query.told, found)
 
     def _parts(self, collection: str) -> ImageParts | FaceParts:
         match collection:
@@ -219,49 +146,23 @@ class Search:
         return self._images
 
 
-async def _find_faces(
-    parts: FaceParts, data: bytes, content_type: str | None
-) -> tuple[list[Face], list[Pixels]]:
-    async with parts.pictures:
-        faces, crops, _ = await parts.handler.find_faces(
-            await parts.handler.read(data, content_type)
-        )
-    return faces, crops
-
-
-def _choose(faces: Sequence[Face], face_index: int | None) -> int:
-    """Return which face is meant; the largest where none is named."""
-    if not faces:
-        raise PermanentError("no face was found in the picture", code="no_face")
-    if face_index is None:
-        return max(range(len(faces)), key=lambda index: _area(faces[index]))
-    if face_index >= len(faces):
-        raise PermanentError(
-            f"the picture has {len(faces)} face(s), counted from 0: none is number {face_index}",
-            code="no_face",
-        )
-    return face_index
-
-
-def _area(face: Face) -> float:
-    _, _, width, height = face.bbox
-    return width * height
-
-
-async def _load(runner: ModelRunner[Any]) -> None:
-    try:
-        await runner.load()
-    except ConfigError as error:
-        raise RetryableError(error.message, code="model_error") from error
+async def _near(
+    parts: ImageParts | FaceParts, vector: Vector, limit: int, min_score: float | None
+) -> list[Match]:
+    await parts.handler.claim.require()
+    found = await parts.store.find(vector, limit=limit, min_score=min_score)
+    # Asked afterwards: a claim that still holds held all the time.
+    await parts.store.confirm_claim()
+    return found
 
 
 def _answer(
-    store: QdrantStore, ran: Provenance, query: JsonObject, found: Sequence[Match]
+    store: QdrantStore, ran: Provenance, told: JsonObject, found: Sequence[Match]
 ) -> JsonObject:
     return {
         "collection": store.collection,
         "model": ran.to_wire(),
-        "query": query,
+        "query": told,
         "results": [
             {
                 "point_id": match.point_id,

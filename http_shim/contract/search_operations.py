@@ -107,7 +107,7 @@ SEARCH_OPERATIONS = (
         errors=(
             BODY_ERRORS,
             _ERRORS,
-            {422: [*_PICTURE_CODES, "model_error"], 503: ["decode_timeout", "decoder_crashed"]},
+            {422: [*_PICTURE_CODES, "model_error", "decode_timeout", "decoder_crashed"]},
         ),
     ),
 )

@@ -1,0 +1,165 @@
+"""What is searched with -> its vector, on the same way as a job's picture.
+
+So equal pictures have equal vectors, and a text is compared with pictures of its own weights only.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from daemon.errors import ConfigError, DependencyDownError, PermanentError, RetryableError
+from daemon.jobs import JsonObject
+from handlers.clip_text import Tokens
+from handlers.device import ModelRunner
+from handlers.face_embedding import FaceEmbeddingHandler
+from handlers.face_store import QdrantFaceStore
+from handlers.faces import Face
+from handlers.image_embedding_handler import ImageEmbeddingHandler
+from handlers.image_store import QdrantImageStore
+from handlers.inference import Pixels, Provenance, Vector
+
+PICTURES_FAULT = frozenset({"decoder_crashed", "decode_timeout"})
+"""Codes of a reading that would most likely fail the next time as well."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageParts:
+    """What a search for pictures is done with; opened and closed by whoever made it."""
+
+    handler: ImageEmbeddingHandler
+    runner: ModelRunner[Vector]
+    store: QdrantImageStore
+    text: ModelRunner[Vector]
+    """The text tower of the same weights; loaded at the first text."""
+    tokenise: Callable[[str], Tokens]
+    """Blocks a little; only after `text` was loaded once."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FaceParts:
+    """What a search for faces is done with; opened and closed by whoever made it."""
+
+    handler: FaceEmbeddingHandler
+    runner: ModelRunner[Vector]
+    store: QdrantFaceStore
+    pictures: asyncio.Semaphore
+    """Bounds how many decoded pictures are in memory."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class QueryVector:
+    """What a search compares with."""
+
+    vector: Vector
+    ran: Provenance
+    """What made the vector."""
+    told: JsonObject
+    """The `query` of the answer."""
+
+
+async def of_text(images: ImageParts, text: str) -> QueryVector:
+    """Return the vector of a text.
+
+    Raises:
+        PermanentError: code bad_text; it cannot be read.
+        RetryableError: the text tower cannot be loaded, fails, or is of other weights.
+    """
+    await loaded(images.text)
+    if images.text.fingerprint != images.runner.fingerprint:
+        raise DependencyDownError(
+            "the weights' file changed since the start: texts would be compared with pictures of"
+            " other weights; start again",
+            code="model_mismatch",
+        )
+    tokens = await asyncio.to_thread(images.tokenise, text)
+    told: JsonObject = {"kind": "text", "text": text}
+    if tokens.is_truncated:
+        told["truncated"] = True
+    return QueryVector(*await images.text.infer_and_tell(tokens.ids), told)
+
+
+async def of_picture(images: ImageParts, data: bytes, content_type: str | None) -> QueryVector:
+    """Return the vector of a picture file.
+
+    Raises:
+        PermanentError: it is no picture, or a larger one than is allowed.
+        RetryableError: a model fails.
+    """
+    picture = await _read(images.handler.read(data, content_type))
+    return QueryVector(*await images.runner.infer_and_tell(picture.pixels), {"kind": "picture"})
+
+
+async def of_face(
+    parts: FaceParts, data: bytes, content_type: str | None, face_index: int | None
+) -> QueryVector:
+    """Return the vector of one face of a picture file; None is the largest.
+
+    Raises:
+        PermanentError: as `of_picture`; code no_face, it has no such face.
+        RetryableError: a model fails.
+    """
+    faces, crops = await _find_faces(parts, data, content_type)
+    index = _choose(faces, face_index)
+    wire = faces[index].to_wire(index)
+    told: JsonObject = {
+        "kind": "face",
+        "face_index": index,
+        "face": {"bbox": wire["bbox"], "confidence": wire["confidence"]},
+        "face_count": len(faces),
+    }
+    return QueryVector(*await parts.runner.infer_and_tell(crops[index]), told)
+
+
+async def loaded(runner: ModelRunner[Any]) -> Provenance:
+    """Return what runs, having loaded it where it was not.
+
+    Raises:
+        RetryableError: it cannot be loaded.
+    """
+    if not runner.is_loaded:
+        try:
+            await runner.load()
+        except ConfigError as error:
+            raise RetryableError(error.message, code="model_error") from error
+    return runner.provenance
+
+
+async def _find_faces(
+    parts: FaceParts, data: bytes, content_type: str | None
+) -> tuple[list[Face], list[Pixels]]:
+    async with parts.pictures:
+        pixels = await _read(parts.handler.read(data, content_type))
+        faces, crops, _ = await parts.handler.find_faces(pixels)
+    return faces, crops
+
+
+async def _read(reading: Awaitable[T]) -> T:
+    """Read a picture; what a job would try again is the picture's fault where it is asked once."""
+    try:
+        return await reading
+    except RetryableError as error:
+        if error.code not in PICTURES_FAULT:
+            raise
+        raise PermanentError(error.message, code=error.code) from error
+
+
+def _choose(faces: Sequence[Face], face_index: int | None) -> int:
+    """Return which face is meant; the largest where none is named."""
+    if not faces:
+        raise PermanentError("no face was found in the picture", code="no_face")
+    if face_index is None:
+        return max(range(len(faces)), key=lambda index: _area(faces[index]))
+    if face_index >= len(faces):
+        raise PermanentError(
+            f"the picture has {len(faces)} face(s), counted from 0: none is number {face_index}",
+            code="no_face",
+        )
+    return face_index
+
+
+def _area(face: Face) -> float:
+    _, _, width, height = face.bbox
+    return width * height
