@@ -51,6 +51,7 @@ class ShortModel(MLInference[int]):
         self.sizes: list[int] = []
         """Of every batch that was tried."""
         self.when_freed: Callable[[], None] = lambda: None
+        self.loads = 0
         self.absent: set[str] = set()
         """Devices that do not work at all."""
 
@@ -76,6 +77,7 @@ class ShortModel(MLInference[int]):
         with memory_watched("m", self.device):
             self.memory.take(self.device, WEIGHTS)
         self._on = self._ran_on = self.device
+        self.loads += 1
 
     def unload(self) -> None:
         if self._on is not None:

@@ -73,6 +73,7 @@ async def test_a_model_makes_room_for_another_on_the_lane_and_comes_back() -> No
 
         assert await infer_all(one, 1) == [(0, GPU)]
         assert not two.is_loaded
+        assert first.loads == 1, "it does not unload itself"
         memory.room[GPU] = PLENTY
         assert await infer_all(two, 1) == [(0, GPU)]
         assert one.is_loaded
