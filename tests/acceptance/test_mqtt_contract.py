@@ -102,6 +102,11 @@ class Life:
         self.client.wait_for(
             lambda message: message.topic == REPLY and message.json()["event"] == "job_completed"
         )
+        # What was stored is found; the rig holds each answer to the REST contract.
+        for query in ("image_embeddings?text=a%20face", "face_embeddings?like=1"):
+            assert self.daemon.request("GET", f"/search/{query}")[0] == 200
+        for path in ("/", "/queue", "/job", "/health", "/health/ready", "/openapi.json"):
+            assert self.daemon.request("GET", path)[0] == 200
         # A repeat.
         ask(self.client, GOOD, job_id=job_id)
         self.client.wait_for(
