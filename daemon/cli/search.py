@@ -104,7 +104,7 @@ def _tell(answer: Answer, options: argparse.Namespace, *, is_face: bool) -> int:
     if not isinstance(body, dict) or not isinstance(body.get("results"), list):
         return _fail(UNREACHABLE, f"what answers at {options.inference} is not inferd's search")
     model = body.get("model") or {}
-    if model.get("weights") == "untrained":
+    if model.get("weights") == "UNTRAINED":
         _say(
             f"*** UNTRAINED: {model.get('model')} has random weights; the order below says nothing"
             " of what the pictures show ***"
@@ -153,7 +153,7 @@ def _table(results: list[JsonObject], *, is_face: bool) -> str:
     rows = [heads]
     for found in results:
         payload = found.get("payload") or {}
-        face = [str(payload.get("face_index")), _box(payload.get("bbox"))] if is_face else []
+        face = [str(payload.get("face_index", "?")), _box(payload.get("bbox"))] if is_face else []
         rows.append(
             [
                 f"{found['score']:.4f}",
