@@ -193,6 +193,9 @@ class MemoryLadder(Generic[Result]):
         elif self.state is None:
             self._quiet.note_failure(now)
         self._quiet.begin(now)
+        if self._inference.is_loaded:
+            # Whichever memory ran out: of a model on a GPU it may have been the machine's.
+            device = self._inference.provenance.device
         wall = epoch_ms()
         self.state = Degradation(
             device=device,

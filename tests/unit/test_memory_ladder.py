@@ -142,6 +142,7 @@ def test_memory_of_the_host_that_runs_out_moves_no_model_off_its_gpu() -> None:
     assert found[:3] == on(GPU, [0, 1, 2])
     assert isinstance(found[3], OutOfMemoryError)
     assert "cpu" not in it.steps
+    assert it.state == (GPU, 1), "it runs there, whichever memory ran out"
 
 
 def test_other_models_make_room_before_the_gpu_is_left() -> None:
