@@ -22,11 +22,11 @@ from daemon import topics
 from daemon.doctor.findings import Finding, fail, ok, warn
 from daemon.doctor.line import Line, LineError
 from daemon.settings import MqttSettings
+from daemon.topics import CANCEL_FILTER, REQUEST_FILTER
 
 PART = "permissions"
 ECHO_SECONDS = 2.0
 REFUSED = 0x80
-NOT_AUTHORIZED = 0x87
 ACL = "mosquitto/acl and mosquitto/README.md"
 
 
@@ -42,13 +42,23 @@ def ours(line: Line, worker_id: str, user: str) -> Iterator[Finding]:
         LineError: the broker fell silent.
     """
     mine = uuid.uuid4()
-    unread = list(_unread(line, mine))
+    reads = {each: _reads(line, each, mine) for each in (REQUEST_FILTER, CANCEL_FILTER)}
+    unread = [each for each, is_read in reads.items() if is_read is False]
     if unread:
         yield fail(
             PART,
             "requests_unreadable",
             f"the user {user} gets nothing of {', '.join(unread)}: every request is lost unheard",
             f"let it read them (`topic read {unread[0]}` in the acl file; {ACL}), then reload",
+        )
+    elif None in reads.values():
+        yield warn(
+            PART,
+            "requests_unknown",
+            f"whether the user {user} reads requests and cancels cannot be tried: it may not send"
+            " one itself",
+            f"let it (`pattern write inference/request/+`, as in {ACL}), or send a request as"
+            " another user and wait for its `accepted`",
         )
     else:
         yield ok(PART, f"the user {user} reads requests and cancels")
@@ -101,13 +111,17 @@ def strangers(settings: MqttSettings) -> Iterator[Finding]:
         )
 
 
-def _unread(line: Line, mine: uuid.UUID) -> Iterator[str]:
-    for every in (topics.REQUEST_FILTER, topics.CANCEL_FILTER):
-        topic = every.replace("+", topics.PROBE)
-        line.subscribe([every])
-        line.send(topic, _probe(mine))
-        if not _comes_back(line, topic, mine):
-            yield every
+def _reads(line: Line, every: str, mine: uuid.UUID) -> bool | None:
+    """Return whether what is sent there comes to us; None where we may not send it."""
+    topic = every.replace("+", topics.PROBE)
+    line.subscribe([every])
+    line.send(topic, _probe(mine))
+    if _comes_back(line, topic, mine):
+        return True
+    # Only now: of QoS 1 a broker may keep a copy for a daemon that is away, until it expires.
+    if line.is_five and line.publish(topic, _probe(mine)) >= REFUSED:
+        return None
+    return False
 
 
 def _written(mine: uuid.UUID, worker_id: str) -> list[str]:

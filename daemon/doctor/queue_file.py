@@ -25,6 +25,7 @@ COUNT_SECONDS = 5.0
 CHECK_SECONDS = 10.0
 STEPS = 10_000
 """Of SQLite's machine between two looks at the clock."""
+POLL = "GET /job/{job_id} tells the same meanwhile"
 SLOW_EVENT_SECONDS = 60.0
 """An event that waits longer than that is not just on its way."""
 
@@ -227,12 +228,17 @@ def _outbox(
     elif age <= SLOW_EVENT_SECONDS:
         yield ok("queue", said)
     elif facts.is_broker_up is False:
-        yield fail("queue", "events_waiting", f"{said}: it is away", "see the broker's lines above")
+        yield fail(
+            "queue",
+            "events_waiting",
+            f"{said}: it is away",
+            f"see the broker's lines above; {POLL}",
+        )
     elif not facts.is_daemon_seen:
         mend = f"{mends.START}; it sends them then"
         yield warn("queue", "events_waiting", f"{said}: no daemon is there to send them", mend)
     else:
-        mend = "see the daemon's log for `broker`, then restart it"
+        mend = f"see the daemon's log for `broker`, then restart it; {POLL}"
         yield fail("queue", "events_waiting", said, mend)
 
 

@@ -284,6 +284,20 @@ def test_a_clients_credentials_are_not_enough_for_the_daemon(made: Made, patient
     assert secret not in said.text
 
 
+def test_what_cannot_be_tried_is_not_called_broken(tmp_path: Path, patient: Patient) -> None:
+    rules = [
+        "user inferd",
+        *("topic read inference/request/+", "topic read inference/cancel/+"),
+        *("topic read inference/worker/+/+", "topic write inference/job/+/+"),
+        *("topic write inference/reply/#", "topic write inference/rejected/+"),
+        "topic write inference/worker/+/+\n",
+    ]
+    with Broker(tmp_path, passwords={"inferd": SECRET}, acl="\n".join(rules)) as broker:
+        said = patient.examine("--quick", INFERD_MQTT__URL=broker.url_for("inferd", SECRET))
+
+    assert set(said.of("permissions")) == {"ok", "requests_unknown"}, said.text
+
+
 def test_a_wrong_password_is_named_and_not_shown(made: Made, patient: Patient) -> None:
     url = f"mqtt://inferd:{SECRET}@127.0.0.1:{made.port}"
 
