@@ -34,9 +34,14 @@ def main(argv: Sequence[str], *, prog: str) -> int:
         epilog="Exit codes: 0 done, 1 a file is not what it should be or cannot be written, 2 "
         "usage, 3 no hub can be reached, 78 wrong configuration, 130 stopped.",
     )
+    parser.add_argument("--json", action="store_true", help="list as a JSON array")
     commands = parser.add_subparsers(dest="command", title="commands")
-    listing = commands.add_parser("list", help="what is used and known, and whose files they are")
-    listing.add_argument("--json", action="store_true", help="a JSON array on stdout")
+    listing = commands.add_parser(
+        "list", help="what is used and known, and whose files they are (the default)"
+    )
+    listing.add_argument(
+        "--json", action="store_true", default=argparse.SUPPRESS, help="a JSON array on stdout"
+    )
     commands.add_parser("where", help="each place that is looked at, in order, and which wins")
     pull = commands.add_parser("pull", help="download with checksum what is absent")
     pull.add_argument(
@@ -62,7 +67,7 @@ def main(argv: Sequence[str], *, prog: str) -> int:
                 )
             return _pull(settings, arguments.names, arguments.mirror)
         case _:
-            return _list(settings, as_json=getattr(arguments, "json", False))
+            return _list(settings, as_json=arguments.json)
 
 
 def _list(settings: Settings, *, as_json: bool) -> int:

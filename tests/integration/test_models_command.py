@@ -275,6 +275,11 @@ def test_a_fresh_machine_lists_what_is_absent_and_how_to_get_it(tmp_path: Path) 
     assert err == f"absent, but used: python -m daemon models pull clip {PACK}\n"
 
 
+def test_list_is_the_default(tmp_path: Path) -> None:
+    assert run(tmp_path) == run(tmp_path, "list")
+    assert json.loads(run(tmp_path, "--json")[1]) == rows(tmp_path)
+
+
 def test_a_changed_file_under_a_published_name_differs(tmp_path: Path) -> None:
     folder = tmp_path / "models" / "buffalo_l"
     folder.mkdir(parents=True)
