@@ -18,6 +18,7 @@
     migration    the schema's numbered steps            schema   which a file went through
 
     events, requests, retry     the wire's shapes, and an error's fate: pure
+    wire/        all of the wire as models: documentation and oracle   asyncapi   MQTT's contract
     jobs, topics, settings, stage, bell, errors        plain types and small tools
 
 Imports go downward only, row by row; `handlers` may import jobs, errors, settings and stage;
