@@ -3,9 +3,9 @@
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
-from daemon.errors import ConfigError
 from daemon.jobs import JsonObject, TaskType
 from daemon.settings import Settings
+from handlers.task_types import configured_task_types
 
 
 @dataclass(slots=True, kw_only=True)
@@ -52,16 +52,7 @@ def begin(settings: Settings, *, is_quick: bool) -> Facts:
     Raises:
         ConfigError: a task type is unknown, or there is none.
     """
-    text = settings.worker.task_types
-    names = {name.strip() for name in text.split(",") if name.strip()}
-    if not names or names - set(TaskType):
-        known = ", ".join(TaskType)
-        raise ConfigError(f"INFERD_WORKER__TASK_TYPES={text}: it lists some of {known}")
-    return Facts(
-        settings=settings,
-        task_types=[each for each in TaskType if each.value in names],
-        is_quick=is_quick,
-    )
+    return Facts(settings=settings, task_types=configured_task_types(settings), is_quick=is_quick)
 
 
 def without_user(url: str) -> str:

@@ -5,153 +5,130 @@ loaded a second time: the device may have room for one only.
 """
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 from daemon.doctor import mends
 from daemon.doctor.facts import Facts
 from daemon.doctor.findings import Finding, fail, ok, warn
-from daemon.errors import ConfigError, InferdError
-from daemon.jobs import TaskType
+from daemon.errors import InferdError
 from daemon.settings import Settings
-from handlers import weights
-from handlers.clip_catalog import PUBLISHED, find_weights
 from handlers.face_detection import FaceDetectionInference
 from handlers.face_embedding import FaceEmbeddingInference
-from handlers.face_files import DETECTOR_NAMES, RECOGNISER_NAMES, UNTRAINED, ModelFiles
 from handlers.image_embedding import ImageEmbeddingInference
 from handlers.inference import MLInference
+from handlers.model_file import AS_ITS_MAKER_SAYS, Checksum, ModelFile, Role, State, examine
+from handlers.model_inventory import CLIP, used_models
 
 PART = "models"
-LICENCE = "InsightFace's published weights are for non-commercial research only"
-_FACE_TASKS = {TaskType.FACE_DETECTION, TaskType.FACE_EMBEDDING}
+_RUN: dict[Role, tuple[str, Callable[..., MLInference[Any]]]] = {
+    Role.CLIP: ("clip", ImageEmbeddingInference),
+    Role.DETECTOR: ("face_detector", FaceDetectionInference),
+    Role.RECOGNISER: ("face_recogniser", FaceEmbeddingInference),
+}
+"""Under which name health tells of it, and what loads it."""
+_SETTINGS = {
+    Role.CLIP: "INFERD_CLIP__WEIGHTS",
+    Role.DETECTOR: "INFERD_FACES__DETECTOR",
+    Role.RECOGNISER: "INFERD_FACES__RECOGNISER",
+}
 
 
 def look(facts: Facts) -> Iterator[Finding]:
     """Look at each model that the configured tasks need."""
     settings = facts.settings.model_copy(update={"offline": True})
-    if TaskType.IMAGE_EMBEDDING in facts.task_types:
-        yield from _look_at("clip", _clip_file, ImageEmbeddingInference, settings, facts)
-    if _FACE_TASKS & set(facts.task_types):
-        yield from _look_at("face_detector", _detector, FaceDetectionInference, settings, facts)
-    if TaskType.FACE_EMBEDDING in facts.task_types:
-        yield from _look_at("face_recogniser", _recogniser, FaceEmbeddingInference, settings, facts)
+    for model in used_models(settings):
+        found = file_of(model, is_offline=facts.settings.offline)
+        yield found
+        is_there = model.state in (State.PRESENT, State.BUILT_IN, State.UNTRAINED)
+        if is_there and not model.problem and not facts.is_quick:
+            yield _loaded(model, settings, facts)
 
 
-def _look_at(
-    name: str,
-    find: Callable[[Settings], Finding],
-    make: Callable[..., MLInference[Any]],
-    settings: Settings,
-    facts: Facts,
-) -> Iterator[Finding]:
-    try:
-        yield find(settings)
-    except ConfigError as error:
-        yield fail(PART, "model_absent", f"{name}: {error.message}", pull(name, settings))
-        return
-    if facts.is_quick:
-        return
+def file_of(model: ModelFile, *, is_offline: bool) -> Finding:
+    """Judge a model's file.
+
+    Args:
+        model: as the configuration asks for it.
+        is_offline: whether the daemon may not download it.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
+    name, setting = _RUN[model.role][0], _SETTINGS[model.role]
+    if model.state is State.UNTRAINED:
+        better = "openai, or a path" if model.role is Role.CLIP else "an ONNX model"
+        found = f"{name}: UNTRAINED, ITS VECTORS MEAN NOTHING"
+        return warn(PART, "untrained", found, f"set {setting} to {better}")
+    if model.problem:
+        return fail(PART, "model_absent", f"{name}: {model.problem}", pull(model))
+    if model.state is State.BUILT_IN:
+        return warn(
+            PART,
+            "cascade",
+            f"{name}: scikit-image's cascade finds upright frontal faces only, and guesses"
+            " landmarks",
+            "set INFERD_FACES__PACK=buffalo_l for a real detector (its published weights are for"
+            " non-commercial research only)",
+        )
+    examined = examine(model)
+    if examined is None:
+        places = ", ".join(map(str, model.places))
+        then = "downloads are turned off" if is_offline else "its start tries to download it"
+        found = f"{name}: {model.name} is absent ({then}); looked in: {places}"
+        return fail(PART, "model_absent", found, pull(model))
+    size = f"{examined.size / 1e6:.0f} MB, sha256 {examined.sha256[:16]}..."
+    said = f"{name}: {model.path} ({size}), {_whose(examined.checksum)}"
+    if examined.checksum is Checksum.DIFFERS:
+        mend = f"delete it, then {pull(model)}"
+        return warn(PART, "checksum_differs", said, mend)
+    if model.state is State.PACKED:
+        said = f"{said}; the daemon unpacks it at its start"
+    return ok(PART, f"{said}; licence: {examined.licence}")
+
+
+def _whose(checksum: Checksum) -> str:
+    return {
+        Checksum.PUBLISHED: "the published file",
+        Checksum.DIFFERS: "NOT THE PUBLISHED FILE of that name",
+        Checksum.OWN: "a file of your own or another format",
+    }[checksum]
+
+
+def _loaded(model: ModelFile, settings: Settings, facts: Facts) -> Finding:
+    name, make = _RUN[model.role]
     running = facts.health_check("models").get(name)
     if isinstance(running, dict) and running.get("loaded"):
         facts.devices[name] = str(running.get("device"))
-        yield ok(PART, f"{name}: in the running daemon's memory, on {running.get('device')}")
-        return
+        return ok(PART, f"{name}: in the running daemon's memory, on {running.get('device')}")
+    inference = make(settings=settings)
     try:
-        inference = make(settings=settings)
+        # Holds it to what is published: CLIP's numbers, the detector's layout, 512 numbers a face.
         inference.load()
     except InferdError as error:
-        yield unusable(name, error, settings)
-        return
+        return unusable(model, error)
     ran = inference.provenance
     facts.devices[name] = ran.device
     inference.unload()
     notes = "".join(f"; {note}" for note in ran.notes)
-    yield ok(PART, f"{name}: {ran.model} loads and runs on {ran.device} in {ran.precision}{notes}")
+    return ok(PART, f"{name}: {ran.model} loads and runs on {ran.device} in {ran.precision}{notes}")
 
 
-def unusable(name: str, error: InferdError, settings: Settings) -> Finding:
+def unusable(model: ModelFile, error: InferdError) -> Finding:
     """Judge why a model could not be loaded."""
-    found = f"{name}: {error.message}"
+    found = f"{_RUN[model.role][0]}: {error.message}"
     if error.code == "out_of_memory":
         return fail(PART, error.code, found, mends.MEMORY)
     if "INFERD_DEVICE" in error.message:
         return fail(PART, "no_gpu", found, mends.GPU)
-    return fail(PART, "model_unusable", found, pull(name, settings))
+    return fail(PART, "model_unusable", found, pull(model))
 
 
-def pull(name: str, settings: Settings) -> str:
+def pull(model: ModelFile) -> str:
     """Return the mend for a model that is absent or not what it should be."""
-    if name == "clip":
-        if settings.clip.weights != "openai":
-            return "set INFERD_CLIP__WEIGHTS to a file that is there, or to openai"
-        return "python -m daemon models pull clip, or name a file in INFERD_CLIP__WEIGHTS"
-    setting = f"INFERD_FACES__{name.removeprefix('face_').upper()}"
-    named = settings.faces.detector if name == "face_detector" else settings.faces.recogniser
-    if named or settings.faces.pack == "cascade":
-        return f"set {setting} to an ONNX model that is there, or to nothing to use a pack's"
-    return (
-        f"python -m daemon models pull {settings.faces.pack}, or name an ONNX model in {setting}"
-        f" ({LICENCE})"
-    )
-
-
-def _clip_file(settings: Settings) -> Finding:
-    clip = settings.clip
-    if clip.weights == UNTRAINED:
-        return _untrained("clip", "INFERD_CLIP__WEIGHTS", "openai, or a path")
-    path = find_weights(clip.model, clip.weights, settings.models_path, offline=True)
-    published = PUBLISHED.get(clip.model)
-    if published is not None and weights.sha256(path) == published.sha256:
-        whose = "OpenAI's published file"
-    elif clip.weights == "openai":
-        # The same weights in another format have another digest; loading compares the numbers.
-        whose = "not OpenAI's file to the byte; what it computes counts"
-    else:
-        whose = "your own file"
-    return ok(PART, f"clip: {_described(path)}, {whose}")
-
-
-def _detector(settings: Settings) -> Finding:
-    faces = settings.faces
-    if faces.pack == "cascade" and faces.detector is None:
-        return warn(
-            PART,
-            "cascade",
-            "face_detector: scikit-image's cascade finds upright frontal faces only, and guesses"
-            " landmarks",
-            f"set INFERD_FACES__PACK=buffalo_l for a real detector ({LICENCE})",
-        )
-    return _onnx("face_detector", str(faces.detector or ""), DETECTOR_NAMES, settings)
-
-
-def _recogniser(settings: Settings) -> Finding:
-    named = settings.faces.recogniser
-    if named == UNTRAINED:
-        return _untrained("face_recogniser", "INFERD_FACES__RECOGNISER", "an ONNX model")
-    return _onnx("face_recogniser", named, RECOGNISER_NAMES, settings)
-
-
-def _onnx(name: str, named: str, patterns: tuple[str, ...], settings: Settings) -> Finding:
-    pack, models_dir = settings.faces.pack, settings.models_path
-    archive = models_dir / f"{pack}.zip"
-    if not named and archive.is_file() and weights.find_pack(models_dir, pack) is None:
-        return ok(PART, f"{name}: in {archive}, which the daemon unpacks at its start; {LICENCE}")
-    setting = f"INFERD_FACES__{name.removeprefix('face_').upper()}"
-    files = ModelFiles(pack, models_dir, offline=True)
-    path = files.find(named, setting, patterns)
-    whose = "your own file" if named else f"of the pack {pack}; {LICENCE}"
-    return ok(PART, f"{name}: {_described(path)}, {whose}")
-
-
-def _untrained(name: str, setting: str, better: str) -> Finding:
-    return warn(
-        PART,
-        "untrained",
-        f"{name}: UNTRAINED, ITS VECTORS MEAN NOTHING",
-        f"set {setting} to {better}",
-    )
-
-
-def _described(path: Path) -> str:
-    return f"{path} ({path.stat().st_size / 1e6:.0f} MB, sha256 {weights.sha256(path)[:16]}...)"
+    setting = _SETTINGS[model.role]
+    if not model.url:
+        kind = "weights" if model.role is Role.CLIP else "an ONNX model"
+        return f"set {setting} to {kind} that is there, or to nothing for the published ones"
+    told = "" if model.licence in ("MIT", AS_ITS_MAKER_SAYS) else f" ({model.licence})"
+    name = CLIP if model.role is Role.CLIP else model.name
+    return f"python -m daemon models pull {name}{told}, or name a file in {setting}"

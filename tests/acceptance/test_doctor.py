@@ -500,12 +500,12 @@ def test_a_missing_model_has_the_command_that_gets_it(patient: Patient) -> None:
 
     mends = [each["mend"] for each in said.report["findings"] if each["code"] == "model_absent"]
     assert any(mend.startswith("python -m daemon models pull clip") for mend in mends)
-    assert sum(mend.startswith("python -m daemon models pull buffalo_l") for mend in mends) == 2
+    assert sum("models pull buffalo_l (non-commercial" in mend for mend in mends) == 2
     assert not (patient.folder / "models").exists()
 
 
 @pytest.mark.assets
-def test_real_face_models_load_and_say_their_licence(assets: Path, patient: Patient) -> None:
+def test_real_face_models_load_and_say_whose_they_are(assets: Path, patient: Patient) -> None:
     said = patient.examine(
         INFERD_MODELS_DIR=str(assets / "models"),
         INFERD_WORKER__TASK_TYPES="face_detection,face_embedding",
@@ -513,8 +513,11 @@ def test_real_face_models_load_and_say_their_licence(assets: Path, patient: Pati
         INFERD_FACES__RECOGNISER="",
     )
 
-    assert set(said.of("models")) == {"ok"}, said.text
-    assert "non-commercial research only" in said.text
+    # The recogniser there is an int8 twin of the published file, under its name.
+    assert set(said.of("models")) == {"ok", "checksum_differs"}, said.text
+    assert "w600k_mbf" in said.found("models", "checksum_differs")["found"]
+    assert "the published file; licence: non-commercial research only" in said.text
+    assert "det_500m loads and runs on cpu in fp32" in said.text
     assert "w600k_mbf loads and runs on cpu in int8" in said.text
 
 

@@ -2,7 +2,7 @@
 
 import json
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -19,6 +19,7 @@ from daemon.errors import ConfigError, InferdError
 from daemon.identity import own_version
 from daemon.jobs import JsonObject
 from daemon.settings import AuthSettings, HttpSettings, MqttSettings, Settings
+from handlers.model_inventory import used_models
 
 ENVIRON = {"INFERD_MQTT__CLIENT_ID": "me"}
 LONG = waiting.STUCK_SECONDS + 1
@@ -338,23 +339,62 @@ def test_a_face_model_on_the_cpu_beside_clip_on_the_gpu_is_told() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "environ", "expected"),
+    ("environ", "expected"),
     [
-        ("clip", {}, "python -m daemon models pull clip"),
-        ("clip", {"INFERD_CLIP__WEIGHTS": "x.pt"}, "INFERD_CLIP__WEIGHTS"),
-        ("face_detector", {}, "python -m daemon models pull buffalo_l"),
+        ({}, ["pull clip", "pull buffalo_l (non-comm", "pull buffalo_l (non-comm"]),
+        ({"INFERD_CLIP__WEIGHTS": "x.pt"}, ["INFERD_CLIP__WEIGHTS to", "pull", "pull"]),
         (
-            "face_recogniser",
-            {"INFERD_FACES__RECOGNISER": "x.onnx"},
-            "set INFERD_FACES__RECOGNISER to",
+            {"INFERD_FACES__RECOGNISER": "x.onnx", "INFERD_FACES__PACK": "antelopev2"},
+            ["pull clip", "pull antelopev2", "INFERD_FACES__RECOGNISER to"],
         ),
-        ("face_recogniser", {"INFERD_FACES__PACK": "cascade"}, "set INFERD_FACES__RECOGNISER to"),
+        (
+            {"INFERD_FACES__PACK": "cascade"},
+            ["pull clip", "buffalo_l", "INFERD_FACES__RECOGNISER to"],
+        ),
     ],
 )
 def test_an_absent_model_has_a_command_or_a_setting(
-    name: str, environ: Mapping[str, str], expected: str
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    environ: Mapping[str, str],
+    expected: Sequence[str],
 ) -> None:
-    assert expected in models.pull(name, Settings.from_env(environ))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    settings = Settings.from_env({"INFERD_MODELS_DIR": str(tmp_path), **environ})
+
+    found = [models.file_of(each, is_offline=True) for each in used_models(settings)]
+
+    assert {each.code for each in found} <= {"model_absent", "cascade"}
+    for each, mend in zip(found, expected, strict=True):
+        assert mend in each.mend
+
+
+def test_a_file_that_is_not_the_published_one_of_its_name_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "ViT-B-32.pt").write_bytes(b"something else")
+    settings = Settings.from_env({"INFERD_MODELS_DIR": str(tmp_path)})
+
+    found = models.file_of(used_models(settings)[0], is_offline=False)
+
+    assert found.code == "checksum_differs"
+    assert "NOT THE PUBLISHED FILE" in found.found
+    assert "models pull clip" in found.mend
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (ConfigError("INFERD_DEVICE=cuda: no GPU runs here"), "no_gpu"),
+        (InferdError("full", code="out_of_memory"), "out_of_memory"),
+        (ConfigError("x.onnx is no model"), "model_unusable"),
+    ],
+)
+def test_why_a_model_cannot_be_loaded_is_told_apart(error: InferdError, expected: str) -> None:
+    clip = used_models(Settings())[0]
+
+    assert models.unusable(clip, error).code == expected
 
 
 @pytest.mark.parametrize(
