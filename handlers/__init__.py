@@ -10,8 +10,10 @@ imports no model library; those load when the daemon opens a handler.
     device                   the lane that owns the device, batching and idle unloading on it
     memory_ladder            what a model does when memory runs out, and how it comes back;
                              degradation: what is told of it; memory: the vendors' words for it
-    clip, clip_checkpoint    the only files with torch and open_clip; clip_catalog: what is known
-                             of published weights without them
+    clip, clip_text          CLIP's image tower and text tower, on clip_tower; with clip_checkpoint
+                             and clip_vendors the only files with torch and open_clip;
+                             clip_catalog: what is known of published weights without them
+    text_embedding           the documented inference class of texts
     faces                    the only file with insightface and onnxruntime; face_files: which
                              files it takes, face_alignment: the geometry of 112x112 faces
     cascade                  scikit-image's frontal cascade, for machines without weights
@@ -25,6 +27,7 @@ imports no model library; those load when the daemon opens a handler.
     media_store              pictures in, face results out
     image_store, face_store  the documented stores, on qdrant_store and its base vector_store;
                              claims: one model a collection; engine_choice: where vectors lie
+    search, query_vectors    what is near a text, a picture, a face, or something stored
     vector_engine, vector_points
                              what stores and engines say to each other
     qdrant_edge, qdrant_local, qdrant_server
