@@ -194,11 +194,10 @@ def _fail(code: int, text: str) -> int:
 
 
 def _parser(prog: str, settings: Settings) -> argparse.ArgumentParser:
-    rest = configured.rest_url(settings)
     parser = argparse.ArgumentParser(
         prog=prog,
-        description="Ask the running daemon, over REST, for the stored pictures or faces that are"
-        " most like a picture, a text, a face or a stored one.",
+        description="Ask the running daemon, over REST, for the stored pictures or faces that are\n"
+        "most like a picture, a text, a face or a stored one.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -235,7 +234,11 @@ def _parser(prog: str, settings: Settings) -> argparse.ArgumentParser:
         help="for the answer (90); the first search of a kind may load a model",
     )
     parser.add_argument(
-        "--inference", default=rest, type=checked.address, metavar="URL", help=f"REST door ({rest})"
+        "--inference",
+        default=configured.rest_url(settings),
+        type=checked.address,
+        metavar="URL",
+        help="REST door (%(default)s)",
     )
     parser.add_argument(
         "--token",

@@ -55,7 +55,7 @@ def main(argv: Sequence[str], *, prog: str) -> int:
     """
     settings = Settings.from_env(os.environ)
     parser = _parser(prog, settings)
-    options = parser.parse_args(argv)
+    options = parser.parse_intermixed_args(argv)
     if not options.media_store_ids and options.ids is None and options.folder is None:
         parser.error("nothing to ask for: give media_store_ids, --ids FILE or --folder DIR")
     if options.folder is not None and not Path(options.folder).is_dir():
@@ -181,11 +181,10 @@ def _count(options: argparse.Namespace, meter: Meter) -> None:
 
 
 def _parser(prog: str, settings: Settings) -> argparse.ArgumentParser:
-    rest = configured.rest_url(settings)
     parser = argparse.ArgumentParser(
         prog=prog,
-        description="Ask the running daemon for jobs. Addresses, certificates and tokens are those"
-        " of the daemon's own settings where no option says otherwise.",
+        description="Ask the running daemon for jobs. Addresses, certificates and tokens are\n"
+        "those of the daemon's own settings where no option says otherwise.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -229,10 +228,10 @@ def _parser(prog: str, settings: Settings) -> argparse.ArgumentParser:
     where.add_argument("--broker", type=checked.broker, metavar="URL", help="MQTT broker")
     where.add_argument(
         "--inference",
-        default=rest,
+        default=configured.rest_url(settings),
         type=checked.address,
         metavar="URL",
-        help=f"REST door, used where the broker is away or silent ({rest})",
+        help="REST door, used where the broker is away or silent (%(default)s)",
     )
     where.add_argument(
         "--media-store",

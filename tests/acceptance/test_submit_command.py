@@ -106,19 +106,19 @@ def closed() -> Iterator[str]:
 
 def test_who_configured_the_daemon_needs_no_options(world: World, tmp_path: Path) -> None:
     ids = tmp_path / "ids.txt"
-    ids.write_text(f"# two more\n{MISSING + 1}\n{MISSING + 2}  # the last\n", encoding="utf-8")
+    ids.write_text(f"# two\n{MISSING + 1}\n{MISSING + 2}  # the last\n", encoding="utf-8")
 
-    ran = submit(world.environ, str(MISSING), "--ids", ids)
+    ran = submit(world.environ, str(MISSING), "--ids", ids, str(MISSING + 3))
 
     assert ran.code == 0, ran.err
-    assert {line["media_store_id"] for line in ran.lines} == {MISSING, MISSING + 1, MISSING + 2}
+    assert {line["media_store_id"] for line in ran.lines} == set(range(MISSING, MISSING + 4))
     for line in ran.lines:
         assert set(line) == {"job_id", "media_store_id", "task_type", "status", "error"}
         assert line["status"] == "accepted"
         assert line["task_type"] == "image_embedding"
         assert world.daemon.job(line["job_id"])["media_store_id"] == line["media_store_id"]
-    assert "3 requests in" in ran.err
-    assert "3 accepted" in ran.err
+    assert "4 requests in" in ran.err
+    assert "4 accepted" in ran.err
     assert "\r" not in ran.err  # no terminal: plain lines
 
 
