@@ -19,12 +19,13 @@ from types import TracebackType
 from typing import Any, Self
 
 from tests.broker import Broker, Client, Message
-from tests.documents import Rest
+from tests.documents import Mqtt, Rest
 
 ROOT = Path(__file__).parent.parent.parent
 START_SECONDS = 60.0
 STOP_SECONDS = 30.0
 REST = Rest()
+MQTT = Mqtt()
 
 CASCADE_ONLY = {
     "INFERD_WORKER__TASK_TYPES": "face_detection",
@@ -308,9 +309,11 @@ def finished(client: Client, asked: Asked, seconds: float = 60) -> dict[str, Any
 
 
 def event_of(client: Client, asked: Asked, event: str, seconds: float = 60) -> Message:
-    """Return an event of a job."""
+    """Return an event of a job, which must be as the contract says."""
     topic = f"inference/job/{asked.job_id}/{event}"
-    return client.wait_for(lambda message: message.topic == topic, seconds)
+    found = client.wait_for(lambda message: message.topic == topic, seconds)
+    MQTT.check(found.topic, found.payload, qos=found.qos)
+    return found
 
 
 def events(client: Client, asked: Asked) -> list[str]:
