@@ -22,8 +22,14 @@ Its files:
     client     what a caller sees: submit, wait, many    outcomes   what a caller gets
     following  does what is due for each job, in time    watch      what is known of one job: pure
     link       the line to the broker, paho's home       http       REST and uploads
-    parallel   work done in threads, given out as it comes
-    arguments, exit_codes   what the command lines share  errors
+    parallel   work in threads, handed out as it comes   errors
+
+and what command lines share:
+
+    configured the daemon's settings for its clients     arguments  words, checked
+    sources    ids, lists and folders, as streams        uploads    many, and again after outages
+    reports    what is told of one request among many    terminal   bars and lines, tqdm's home
+    exit_codes
 """
 
 from demos.client.client import BROKER, InferdClient

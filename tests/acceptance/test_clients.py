@@ -1,17 +1,15 @@
 """The client library and the command-line clients, against the real daemon and a real broker."""
 
 import contextlib
-import http.server
 import json
 import os
-import re
 import socket
 import subprocess
 import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self, cast
@@ -33,6 +31,7 @@ from demos.client import (
 from tests.acceptance.demo_store import DemoStore
 from tests.acceptance.rig import ROOT, Daemon, MediaStore
 from tests.broker import Broker, Client
+from tests.front_store import FrontStore
 
 SCRIPT = ROOT / "demos" / "inferences" / "face_detection_client.py"
 MISSING = 999_999
@@ -119,46 +118,6 @@ def closed() -> Iterator[str]:
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))
         yield f"127.0.0.1:{held.getsockname()[1]}"
-
-
-class FrontStore:
-    """A media store's front door that answers uploads as a test wants; keeps what it was sent."""
-
-    def __init__(self, answer: Callable[[str], tuple[int, Any]]) -> None:
-        self.fields: list[str] = []
-        self.bodies: list[bytes] = []
-        self.tokens: list[str | None] = []
-        front = self
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["Content-Length"]))
-                names = re.findall(rb'name="(\w+)"; filename=', body)
-                front.fields.append(names[0].decode())
-                front.bodies.append(body)
-                front.tokens.append(self.headers["Authorization"])
-                status, told = answer(front.fields[-1])
-                data = json.dumps(told).encode()
-                self.send_response(status)
-                self.send_header("Content-Length", str(len(data)))
-                self.end_headers()
-                self.wfile.write(data)
-
-            def log_message(self, *_: Any) -> None:
-                """Tests say what went wrong themselves."""
-
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,))
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
 
 
 # ---------------------------------------------------------------- the command line

@@ -19,8 +19,10 @@ import pytest
 
 from tests.acceptance.demo_store import DemoStore
 from tests.acceptance.rig import CASCADE_ONLY, ROOT, Daemon, MediaStore
-from tests.acceptance.test_clients import FrontStore
 from tests.broker import Broker
+from tests.front_store import FrontStore
+from tests.integration.test_mosquitto_setup import password, setup
+from tests.integration.test_mosquitto_setup import started as broker_of
 
 SECONDS = 60.0
 MISSING = 999_999
@@ -374,6 +376,30 @@ def test_wrong_configuration_is_exit_code_78() -> None:
     assert ran.code == 78
     assert "INFERD_MQTT__URL" in ran.err
     assert "secret" not in ran.err
+
+
+@pytest.mark.parametrize("version", ["5", "3.1.1"])
+def test_the_daemons_certificates_and_version_are_used(tmp_path: Path, version: str) -> None:
+    folder = tmp_path / "tls"
+    setup(folder, "alice", options=["--tls", "localhost", "--require-certificate"])
+    certs = folder / "certs"
+    with broker_of(folder) as broker, broker.client("inferd") as daemon:
+        daemon.subscribe("inference/request/+")
+        secret = password(folder, "alice")
+        (folder / "url").write_text(f"mqtts://alice:{secret}@localhost:{broker.tls_port}\n")
+        environ = {
+            "INFERD_MQTT__URL_FILE": str(folder / "url"),
+            "INFERD_MQTT__CA_FILE": str(certs / "ca.crt"),
+            "INFERD_MQTT__CERT_FILE": str(certs / "client-alice.crt"),
+            "INFERD_MQTT__KEY_FILE": str(certs / "client-alice.key"),
+            "INFERD_MQTT__VERSION": version,
+            "INFERD_HTTP__PORT": "0",
+        }
+        ran = submit(environ, "17", "--timeout", "3")
+
+        assert ran.code == 4, ran.err  # nobody answers, but it was asked
+        assert daemon.wait_for().json()["media_store_id"] == 17
+        assert secret not in ran.err + ran.out
 
 
 def test_a_ca_file_that_is_none_is_told(world: World) -> None:
