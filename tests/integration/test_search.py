@@ -1,5 +1,6 @@
 """Search over HTTP with real models (untrained), real decoders and real embedded stores."""
 
+import asyncio
 import importlib.util
 import io
 import sys
@@ -199,6 +200,27 @@ async def test_odd_texts_are_texts(world: World, text: str) -> None:
 
     assert found["query"]["text"] == text
     assert len(found["results"]) == 6
+
+
+@pytest.mark.parametrize("raw", ["%ff%fe", "%ed%a0%80", "%", "%zz", "%F0%9F"])
+async def test_bytes_that_are_no_utf_8_are_some_text_and_no_fault_of_ours(
+    world: World, raw: str
+) -> None:
+    found = await world.find(f"{IMAGES}?text={raw}")
+
+    assert found["query"]["kind"] == "text"
+    assert len(found["results"]) == 6
+
+
+async def test_a_text_tower_that_was_unloaded_loads_again(world: World) -> None:
+    before = await world.find(f"{IMAGES}?text=dog")
+    parts = world.handlers.search._images
+    assert parts is not None
+    await asyncio.to_thread(parts.text._inference.unload)
+
+    after = await world.find(f"{IMAGES}?text=dog")
+
+    assert after == before
 
 
 async def test_a_text_that_cannot_be_read_is_422(world: World) -> None:
