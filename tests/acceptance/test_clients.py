@@ -578,7 +578,9 @@ def test_a_broker_restart_while_waiting_is_survived(world: World, portrait: byte
         job = inferd.wait(submitted.job_id, 60, on_progress=lambda now: stages.append(now.stage))
 
     assert job["status"] == "completed"
-    assert stages[0] in ("accepted", "started", "completed")
+    # What was accepted stays so; which stage the job was in by then is a matter of luck.
+    assert stages
+    assert "asking" not in stages
 
 
 def test_a_full_queue_is_asked_again(tmp_path: Path) -> None:
