@@ -105,27 +105,27 @@ def open_ids(path: str) -> IO[str]:
     Raises:
         OSError: it cannot be opened.
     """
-    # A reader of its own: a thread that still waits in Python's own at exit would crash it.
+    # A reader of its own for standard input too: UTF-8 whatever the locale says.
     source: str | int = os.dup(0) if path == "-" else path
     return open(source, encoding="utf-8-sig", errors="replace")  # noqa: PTH123 - 0 has no path
 
 
 def ids(lines: IO[str], name: str) -> Iterator[Subject]:
-    """Yield one subject for each line that is neither empty nor a # comment."""
-    for number, line in enumerate(lines, 1):
-        word = line.partition("#")[0].strip()
-        if word:
-            media_store_id = whole(word)
-            if media_store_id is None or media_store_id > MAX_MEDIA_STORE_ID:
-                yield Unusable(f"{name}:{number}: {shown(word[:80])} is no media_store_id")
-            else:
-                yield Known(media_store_id)
+    """Yield one subject for each line that is neither empty nor a # comment; close at the end."""
+    with lines:
+        for number, line in enumerate(lines, 1):
+            word = line.partition("#")[0].strip()
+            if word:
+                media_store_id = whole(word)
+                if media_store_id is None or media_store_id > MAX_MEDIA_STORE_ID:
+                    yield Unusable(f"{name}:{number}: {shown(word[:80])} is no media_store_id")
+                else:
+                    yield Known(media_store_id)
 
 
 def count_ids(path: str) -> int:
     """Return how many subjects `ids` would find in a file."""
-    with open_ids(path) as lines:
-        return sum(1 for _ in ids(lines, path))
+    return sum(1 for _ in ids(open_ids(path), path))
 
 
 def pictures(folder: str, upload: Upload, max_bytes: int) -> Iterator[Subject]:

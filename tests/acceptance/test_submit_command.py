@@ -122,6 +122,7 @@ def test_who_configured_the_daemon_needs_no_options(world: World, tmp_path: Path
     assert "4 requests in" in ran.err
     assert "4 accepted" in ran.err
     assert "\r" not in ran.err  # no terminal: plain lines
+    assert "Warning" not in ran.err
 
 
 def test_a_folder_is_uploaded_once_a_picture_and_done(
