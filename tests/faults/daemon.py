@@ -1,0 +1,48 @@
+"""The real daemon over quick models, with a clock that a test may turn: `-m tests.faults.daemon`.
+
+Nothing of production knows of it: names are replaced before the daemon starts. INFERD is told
+nothing; TEST_CLOCK names a file whose text is the number of seconds that the wall clock is off
+by, and TEST_FACES how many faces each picture has beyond what it says.
+"""
+
+import os
+import sys
+import time
+from pathlib import Path
+
+import handlers.assembly
+from daemon.__main__ import main
+from tests.faults import stand_ins
+
+_true_time_ns, _true_time = time.time_ns, time.time
+
+
+def install_models() -> None:
+    """Put the stand-ins where the daemon looks for models."""
+    replaced = {
+        "ImageEmbeddingInference": stand_ins.QuickImages,
+        "TextEmbeddingInference": stand_ins.QuickTexts,
+        "FaceDetectionInference": stand_ins.QuickDetector,
+        "FaceEmbeddingInference": stand_ins.QuickFaces,
+    }
+    for name, stand_in in replaced.items():
+        assert hasattr(handlers.assembly, name), name
+        setattr(handlers.assembly, name, stand_in)
+
+
+def install_clock(file: Path) -> None:
+    """Let the wall clock be off by what `file` says, as of each call."""
+
+    def off() -> float:
+        text = file.read_text(encoding="ascii") if file.exists() else ""
+        return float(text or 0)
+
+    time.time_ns = lambda: _true_time_ns() + int(off() * 1e9)
+    time.time = lambda: _true_time() + off()
+
+
+if __name__ == "__main__":
+    install_models()
+    if os.environ.get("TEST_CLOCK"):
+        install_clock(Path(os.environ["TEST_CLOCK"]))
+    sys.exit(main())
