@@ -108,3 +108,21 @@ def test_every_file_that_readme_names_exists() -> None:
 
     assert named
     assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+def test_every_test_that_readme_names_exists() -> None:
+    named = re.findall(
+        r"`((?:unit|contract|integration|acceptance|crash|faults)/[\w/]+\.py)(?:::(\w+))?`", README
+    )
+    missing = [
+        f"{path}::{function}"
+        for path, function in named
+        if not (ROOT / "tests" / path).is_file()
+        or (
+            function
+            and f"def {function}(" not in (ROOT / "tests" / path).read_text(encoding="utf-8")
+        )
+    ]
+
+    assert len(named) > 60
+    assert missing == []
