@@ -10,7 +10,14 @@ from daemon.jobs import JobState, JsonObject
 from daemon.progress import STAGES
 from daemon.requests import MAX_BATCH, MAX_REQUEST_ID
 from daemon.wire.codes import REFUSALS
-from daemon.wire.job import COMPLETED_JOB, FAILED_JOB, PENDING_JOB, PROCESSING_JOB, JobBody
+from daemon.wire.job import (
+    COMPLETED_JOB,
+    FAILED_JOB,
+    PENDING_JOB,
+    PROCESSING_JOB,
+    JobBody,
+    JobWithoutResult,
+)
 from daemon.wire.results import Unit
 from daemon.wire.schema import (
     CREATED,
@@ -22,6 +29,7 @@ from daemon.wire.schema import (
     Uuid,
     WireModel,
     WorkerId,
+    ref,
 )
 
 _OTHER_JOB_ID = "7c9e6679-7425-40de-944b-e07fc1f90ae7"
@@ -50,7 +58,11 @@ def _example(event: Event, status: str, data: JsonObject, **more: Any) -> Config
         }
         for state in JobState
     ]
-    rules: dict[str, Any] = {"allOf": same} if "status" in data else {}
+    whole = {
+        "if": {"not": {"required": ["result_truncated"]}},
+        "then": {"properties": {"data": ref(JobBody)}},
+    }
+    rules: dict[str, Any] = {"allOf": [*same, whole]} if "status" in data else {}
     return ConfigDict(json_schema_extra={"examples": [shown], **rules})
 
 
@@ -68,25 +80,33 @@ class Envelope(WireModel):
     worker_id: WorkerId = Field(description="The daemon that says so.")
 
 
-class JobAccepted(Envelope):
+class JobEvent(Envelope):
+    """What every event that holds a job says."""
+
+    data: JobBody | JobWithoutResult
+    result_truncated: Literal[True] | SkipJsonSchema[None] = Field(
+        None,
+        description="The broker takes no message as large as the result: ask GET /job/{job_id}.",
+    )
+
+
+class JobAccepted(JobEvent):
     """The job is durably queued, or was there before under the same job_id."""
 
     model_config = _example(Event.ACCEPTED, "pending", PENDING_JOB, duplicate=False)
 
     event: Literal["job_accepted"]
     status: JobState = Field(description="The job's; a duplicate may have moved on already.")
-    data: JobBody
     duplicate: bool = Field(description="The job_id was known already, and nothing was added.")
 
 
-class JobStarted(Envelope):
+class JobStarted(JobEvent):
     """An attempt began."""
 
     model_config = _example(Event.STARTED, "processing", PROCESSING_JOB, seq=2)
 
     event: Literal["job_started"]
     status: Literal["processing"]
-    data: JobBody
 
 
 class Stage(WireModel):
@@ -108,24 +128,22 @@ class JobProgress(Envelope):
     data: Stage
 
 
-class JobCompleted(Envelope):
+class JobCompleted(JobEvent):
     """The job ended, well or not: `status` says how. It comes at every end."""
 
     model_config = _example(Event.COMPLETED, "completed", COMPLETED_JOB, seq=3)
 
     event: Literal["job_completed"]
     status: Literal["completed", "error", "sync_failed"]
-    data: JobBody
 
 
-class JobFailed(Envelope):
+class JobFailed(JobEvent):
     """The job ended in `error` or `sync_failed`; it comes after `completed`."""
 
     model_config = _example(Event.FAILED, "error", FAILED_JOB, seq=4)
 
     event: Literal["job_failed"]
     status: Literal["error", "sync_failed"]
-    data: JobBody
 
 
 class Refusal(WireModel):

@@ -109,6 +109,14 @@ class JobBody(WireModel):
     )
 
 
+class JobWithoutResult(JobBody):
+    """A job in an event that was too large for the broker; GET /job/{job_id} has its result."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{**COMPLETED_JOB, "result": None}]})
+
+    result: None = Field(description="Left out.")
+
+
 class JobPage(WireModel):
     """Some jobs, newest first."""
 
