@@ -22,6 +22,7 @@ LOST_ALONE = 3
 
 NEXT = "SELECT * FROM outbox WHERE owner = ? AND run_at IS NULL AND id > ? ORDER BY id LIMIT ?"
 HAS_DUE = "SELECT 1 FROM outbox WHERE run_at IS NOT NULL AND run_at <= ? LIMIT 1"
+SHORTEN = "UPDATE outbox SET payload = ? WHERE id = ?"
 CONFIRM = "DELETE FROM outbox WHERE id IN (SELECT value FROM json_each(?))"
 PROMOTE = "UPDATE outbox SET run_at = NULL WHERE run_at IS NOT NULL AND run_at <= ?"
 DELAY = """
@@ -129,41 +130,49 @@ class Outbox:
             for row, code in zip(rows, outcomes, strict=True)
             if code > 0
         ]
-        if self._is_poison(rows, outcomes, was_up=was_up):
-            refused = [[rows[0]["id"], self._clock() + _delay_ms(rows[0]["attempt"])]]
+        shortened: list[tuple[str, int]] = []
+        suspect = self._suspect(rows, outcomes, was_up=was_up)
+        if suspect is not None:
+            shorter = _without_result(suspect["payload"])
+            if shorter != suspect["payload"]:
+                # A 3.1.1 broker does not say how much it takes: it hangs up on what is too large.
+                shortened = [(shorter, suspect["id"])]
+            elif self._is_poison(suspect):
+                refused = [[suspect["id"], self._clock() + _delay_ms(suspect["attempt"])]]
 
         async def settle(connection: Connection) -> None:
             await connection.execute(CONFIRM, (dump_json(confirmed),))
             await connection.execute(DELAY, (dump_json(refused),))
+            await connection.executemany(SHORTEN, shortened)
 
-        if confirmed or refused:
+        if confirmed or refused or shortened:
             await self._database.write(settle)
         return len(confirmed)
 
-    def _is_poison(self, rows: list[Row], outcomes: list[int], *, was_up: bool) -> bool:
-        """Find an event on which the broker hangs up, so that it does not hold up all others.
+    def _suspect(self, rows: list[Row], outcomes: list[int], *, was_up: bool) -> Row | None:
+        """Return the event that was lost alone with its connection, if one was.
 
-        Where a whole batch is lost with its connection, events go one at a time; the one that is
-        lost alone again and again has to wait, like a refused one.
+        Where a whole batch is lost so, its first half goes alone, down to a single event; a broker
+        that hangs up on one thus holds up the others for a few connections.
         """
         if outcomes.count(-1) < len(rows):
-            self._at_once = BATCH
+            self._at_once = min(BATCH, 2 * self._at_once)
             self._lost_alone.clear()
-            return False
+            return None
         if not was_up:
-            return False
-        self._at_once = 1
-        if len(rows) > 1:
-            return False
-        row_id = rows[0]["id"]
-        self._lost_alone = {row_id: self._lost_alone.get(row_id, 0) + 1}
-        if self._lost_alone[row_id] < LOST_ALONE:
+            return None
+        self._at_once = max(1, len(rows) // 2)
+        return rows[0] if len(rows) == 1 else None
+
+    def _is_poison(self, row: Row) -> bool:
+        """Whether an event was lost alone so often that the broker must be hanging up on it."""
+        self._lost_alone = {row["id"]: self._lost_alone.get(row["id"], 0) + 1}
+        if self._lost_alone[row["id"]] < LOST_ALONE:
             return False
         log.error(
             "the broker hangs up on an event",
-            extra={"topic": rows[0]["topic"], "job_id": _job_id(rows[0]["payload"])},
+            extra={"topic": row["topic"], "job_id": _job_id(row["payload"])},
         )
-        self._at_once = BATCH
         self._lost_alone.clear()
         return True
 

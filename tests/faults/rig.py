@@ -31,9 +31,7 @@ class Located(Protocol):
 class FaultyDaemon(Daemon):
     """The daemon as `tests.faults.daemon` starts it; quick to start, all three task types."""
 
-    def __init__(
-        self, folder: Path, broker: Located, media_store: Located, **environ: str
-    ) -> None:
+    def __init__(self, folder: Path, broker: Located, media_store: Located, **environ: str) -> None:
         folder.mkdir(exist_ok=True)
         self.clock = folder / "clock"
         ours = {
@@ -82,6 +80,12 @@ class FaultyDaemon(Daemon):
         """Return the first report that fits."""
         return wait(self.health, predicate, seconds)
 
+    def job_of(self, media_id: int) -> dict[str, Any]:
+        """Return the newest job of a picture."""
+        status, found = self.request("GET", "/job?limit=1000")
+        assert status == 200, found
+        return next(job for job in found["jobs"] if job["media_store_id"] == media_id)
+
     def counters(self) -> dict[str, Any]:
         """Return the retained depths that health knows of the queue."""
         return dict(self.health()["checks"]["database"])
@@ -127,15 +131,38 @@ class Asker:
 
     client: Client
     promises: dict[str, Promise] = field(default_factory=dict)
+    _sent: list[int] = field(default_factory=list)
+    _over_rest: set[str] = field(default_factory=set)
 
     def ask(
-        self, media_id: int, task: str = "image_embedding", *, faces: int = 1, code: str | None = None
+        self,
+        media_id: int,
+        task: str = "image_embedding",
+        *,
+        faces: int = 1,
+        code: str | None = None,
     ) -> Promise:
         """Publish a request once; `settle` repeats it where need be."""
         promise = Promise(str(uuid.uuid4()), task, media_id, faces, code)
         self.promises[promise.job_id] = promise
         self._send(promise)
         return promise
+
+    def promise_over_rest(self, daemon: FaultyDaemon, media_id: int) -> Promise:
+        """Ask over REST, whose answer is the acceptance."""
+        status, job = daemon.request(
+            "POST", "/job/image_embedding", {"media_store_id": media_id, "priority": 5}
+        )
+        assert status == 201, job
+        promise = Promise(job["job_id"], "image_embedding", media_id)
+        self.promises[promise.job_id] = promise
+        self._over_rest.add(promise.job_id)
+        return promise
+
+    def confirm(self) -> None:
+        """Return once the broker acknowledged everything that was sent."""
+        while self._sent:
+            self.client.confirm(self._sent.pop(), seconds=PATIENCE)
 
     def ask_all(self, media_ids: range, tasks: tuple[str, ...] = TASKS) -> list[Promise]:
         """Ask for all tasks of some pictures."""
@@ -146,11 +173,16 @@ class Asker:
         return self._heard("accepted")
 
     def ended(self) -> set[str]:
-        """Return the job_ids whose end was heard."""
-        return self._heard("completed")
+        """Return the job_ids whose end was heard, be it in the answer to a repetition."""
+        return self._heard("completed") | {
+            message.topic.split("/")[2]
+            for message in self.client.received
+            if message.event == "accepted"
+            and message.json()["data"]["status"] in ("completed", "error", "sync_failed")
+        }
 
     def settle(self, seconds: float = PATIENCE) -> None:
-        """Repeat what was not answered until every job has told its end."""
+        """Repeat what did not end yet until every job has told its end."""
         ends_at = time.monotonic() + seconds
         repeat_at = time.monotonic() + 5
         while missing := self.promises.keys() - self.ended():
@@ -158,13 +190,13 @@ class Asker:
             assert now < ends_at, f"{len(missing)} without an end after {seconds} s: {missing}"
             if now > repeat_at:
                 repeat_at = now + 5
-                for job_id in missing - self.accepted():
+                for job_id in missing - self._over_rest:
                     self._send(self.promises[job_id])
             time.sleep(0.1)
 
     def _send(self, promise: Promise) -> None:
         body = {"media_store_id": promise.media_id, "job_id": promise.job_id}
-        self.client.send(f"inference/request/{promise.task}", body)
+        self._sent.append(self.client.send(f"inference/request/{promise.task}", body))
 
     def _heard(self, event: str) -> set[str]:
         return {

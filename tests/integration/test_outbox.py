@@ -399,6 +399,58 @@ async def test_an_event_the_broker_hangs_up_on_does_not_hold_up_the_others(bench
     assert [row.topic for row in await bench.told()] == ["poison"]
 
 
+class Narrow(Link):
+    """A 3.1.1 broker: it tells nobody what it takes, and hangs up on what is too large."""
+
+    hung_up = False
+
+    async def publish(
+        self,
+        topic: str,
+        payload: bytes,
+        *,
+        retain: bool = False,
+        correlation_data: str | None = None,
+    ) -> int:
+        self.hung_up = self.hung_up or len(payload) > 200
+        if self.hung_up:
+            raise NOT_SENT
+        return await super().publish(topic, payload, correlation_data=correlation_data)
+
+
+async def test_an_event_the_broker_hangs_up_on_goes_without_its_result(bench: Bench) -> None:
+    link = Narrow()
+    outbox = Outbox(bench.database, link, bench.queue.message_ready, owner=OWNER, clock=bench.clock)
+    event = {"job_id": "j", "data": {"result": "x" * 500, "status": "completed"}}
+    await tell(bench, "one", payload=json.dumps(event))
+
+    for _ in range(6):
+        link.hung_up = False
+        await outbox.relay()
+
+    assert [json.loads(sent) for _, sent, _ in link.took] == [
+        {"job_id": "j", "data": {"result": None, "status": "completed"}, "result_truncated": True}
+    ]
+
+
+async def test_many_events_wait_only_a_few_connections_for_one_the_broker_hangs_up_on(
+    bench: Bench,
+) -> None:
+    link = Fragile()
+    outbox = Outbox(bench.database, link, bench.queue.message_ready, owner=OWNER, clock=bench.clock)
+    good = [f"good-{number}" for number in range(100)]
+    await tell(bench, *good[:50], "poison", *good[50:])
+
+    lost = 0
+    while len(link.topics) < len(good):
+        link.hung_up = False
+        await outbox.relay()
+        lost += link.hung_up
+
+    assert link.topics == good
+    assert lost < 20
+
+
 async def test_a_broker_that_is_away_makes_nothing_poison(bench: Bench) -> None:
     link = Link(is_up=False, answers={"one": NOT_SENT})
     outbox = Outbox(bench.database, link, bench.queue.message_ready, owner=OWNER, clock=bench.clock)
