@@ -97,13 +97,15 @@ class Stack:
         self._wait_for_http("daemon", f"{self.inferd_url}/health/ready", seconds=seconds)
 
     def wait_for_models(self, *, seconds: float = 600) -> None:
-        """Return once every model is in memory; a download may be part of that.
+        """Return once every model that jobs need is in memory; a download may be part of that.
 
         Raises:
             StackError: they are not, in that time.
         """
         deadline = time.monotonic() + seconds
-        while not all(model["loaded"] for model in self._models().values()):
+        while not all(
+            model["loaded"] or model.get("on_demand") for model in self._models().values()
+        ):
             self._check("daemon", deadline)
 
     def _models(self) -> dict[str, dict[str, bool]]:

@@ -99,15 +99,20 @@ class HandlerSet:
         failed = [f"{each.name}: {each.load_error}" for each in self._needed() if each.load_error]
         if failed:
             raise InferdError("; ".join(failed), code="model_error")
-        return {runner.name: _told(runner) for runner in self.runners}
+        return {
+            runner.name: _told(runner, is_on_demand=runner.name in self.on_demand)
+            for runner in self.runners
+        }
 
     def _needed(self) -> list[ModelRunner[Any]]:
         return [runner for runner in self.runners if runner.name not in self.on_demand]
 
 
-def _told(runner: ModelRunner[Any]) -> JsonObject:
+def _told(runner: ModelRunner[Any], *, is_on_demand: bool) -> JsonObject:
     ran = runner.provenance.to_wire() if runner.is_loaded else {}
     told: JsonObject = {"loaded": runner.is_loaded, **ran}
+    if is_on_demand:
+        told["on_demand"] = True
     if (short := runner.degradation) is not None:
         told["degraded"] = short.to_wire()
     return told

@@ -71,6 +71,7 @@ class LoadedModel(Provenance):
 
     loaded: Literal[True]
     degraded: Shortage | SkipJsonSchema[None] = Field(None, description="Absent where all is well.")
+    on_demand: bool = Field(False, description="No job needs it: it is loaded at the first search.")
 
 
 class UnloadedModel(WireModel):
@@ -78,6 +79,7 @@ class UnloadedModel(WireModel):
 
     loaded: Literal[False]
     degraded: Shortage | SkipJsonSchema[None] = Field(None, description="Absent where all is well.")
+    on_demand: bool = Field(False, description="No job needs it: it is loaded at the first search.")
 
 
 class ModelsUnknown(WireModel):
