@@ -26,13 +26,19 @@ from daemon.errors import (
 )
 from daemon.jobs import JsonObject, dump_json
 from daemon.settings import MediaStoreSettings
+from handlers.blame import Blame
 
 _MAX_REDIRECTS = 3
 _REDIRECTS = frozenset((301, 302, 303, 307, 308))
 _SAME_METHOD_REDIRECTS = frozenset((307, 308))
 _MISSING = frozenset((404, 410))
-_FORBIDDEN = frozenset((401, 403))
-_WORTH_ANOTHER_TRY = frozenset((408, 425, 429))
+_UNKNOWN_TO_IT = 401
+_FORBIDDEN = 403
+_AWAY = frozenset((429, 502, 503, 504))
+"""It asks for patience, or a proxy answers for it: no picture is at fault."""
+_WORTH_ANOTHER_TRY = frozenset((408, 425))
+_WEB_PAGE = "text/html"
+_HEAD_BYTES = 64
 _RETRY_AFTER_MAX_SECONDS = 300.0
 _CHUNK_BYTES = 256 * 1024
 _EXCERPT_BYTES = 300
@@ -66,6 +72,7 @@ class MediaStoreClient:
                 " only one of the two can be sent"
             )
         self._slots = asyncio.Semaphore(settings.concurrency)
+        self._blame = Blame()
         self._open_session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
@@ -113,10 +120,39 @@ class MediaStoreClient:
         Raises:
             PermanentError: code `media_not_found`, `media_store_refused`,
                 `media_store_redirected`, `too_large` or `empty`.
-            DependencyDownError: code `media_store_unreachable`.
-            RetryableError: code `media_store_error` (with the store's Retry-After, at most
-                300 s) or `media_store_timeout`.
+            DependencyDownError: code `media_store_unreachable`; or, where the store fails
+                whatever it is asked for, `media_store_refused` (it does not know us) or a code of
+                RetryableError.
+            RetryableError: code `media_store_error` or `media_store_timeout`. Both bring the
+                store's Retry-After, at most 300 s.
         """
+        try:
+            media = await self._fetch(media_store_id)
+        except DependencyDownError:
+            raise
+        except RetryableError as error:
+            raise await self._judged(error, media_store_id) from error
+        except PermanentError:
+            self._blame.worked()
+            raise
+        self._blame.worked()
+        return media
+
+    async def _judged(self, error: RetryableError, media_store_id: int) -> RetryableError:
+        """Return who is at fault: this picture, or a store that serves none for now."""
+        if self._blame.failed(media_store_id):
+            return _away(f"{error.message}; so it did for every other picture before", error)
+        if not isinstance(error, _AnswerError):
+            # It broke off or fell silent: perhaps it is gone, and this picture was in transit.
+            try:
+                await self.check()
+            except DependencyDownError as down:
+                return down
+            except RetryableError as silent:
+                return _away(silent.message, silent)
+        return error
+
+    async def _fetch(self, media_store_id: int) -> Media:
         url = self._url(self._settings.file_path, media_store_id)
         async with self._slots, self._answer("GET", url) as response:
             if response.status != 200:  # noqa: PLR2004 - OK
@@ -125,7 +161,14 @@ class MediaStoreClient:
             said = response.headers.get("Content-Type", "")
         if not data:
             raise PermanentError(f"the media store's file {media_store_id} is empty", code="empty")
-        return Media(data, said.partition(";")[0].strip().lower()[:100] or None)
+        kind = said.partition(";")[0].strip().lower()[:100] or None
+        if kind == _WEB_PAGE and data[:_HEAD_BYTES].lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"<":
+            raise _AnswerError(
+                f"the media store answers picture {media_store_id} with a web page (text/html);"
+                " check INFERD_MEDIA_STORE__URL, and whether it is under maintenance",
+                code="media_store_error",
+            )
+        return Media(data, kind)
 
     async def post_face_results(
         self, media_store_id: int, job_id: str, results: JsonObject
@@ -135,7 +178,8 @@ class MediaStoreClient:
         Raises:
             PermanentError: code `media_not_found`, `media_store_refused` or
                 `media_store_redirected`.
-            DependencyDownError: code `media_store_unreachable`.
+            DependencyDownError: code `media_store_unreachable`, `media_store_refused` (it does
+                not know us) or `media_store_error` (it asks for patience).
             RetryableError: code `media_store_error` or `media_store_timeout`.
         """
         url = self._url(self._settings.results_path, media_store_id)
@@ -249,20 +293,32 @@ class MediaStoreClient:
                 f"the media store does not know {what} ({status}: {response.url.path})",
                 code="media_not_found",
             )
-        if status in _FORBIDDEN:
-            raise PermanentError(
-                f"the media store refuses {what} ({status}); check INFERD_MEDIA_STORE__TOKEN",
+        hint = "check INFERD_MEDIA_STORE__TOKEN"
+        if status == _UNKNOWN_TO_IT:
+            raise DependencyDownError(
+                f"the media store does not know us (401 to {what}); {hint}",
                 code="media_store_refused",
+            )
+        if status == _FORBIDDEN:
+            raise PermanentError(
+                f"the media store refuses {what} ({status}); {hint}", code="media_store_refused"
+            )
+        retry_after = _retry_after(response.headers.get("Retry-After"))
+        if status in _AWAY:
+            raise DependencyDownError(
+                f"the media store answers {status} to {what}",
+                code="media_store_error",
+                retry_after_seconds=retry_after,
             )
         if 400 <= status < 500 and status not in _WORTH_ANOTHER_TRY:  # noqa: PLR2004 - our fault
             raise PermanentError(
                 f"the media store refuses {what} ({status}){await _excerpt(response)}",
                 code="media_store_refused",
             )
-        raise RetryableError(
+        raise _AnswerError(
             f"the media store answers {status} to {what}",
             code="media_store_error",
-            retry_after_seconds=_retry_after(response.headers.get("Retry-After")),
+            retry_after_seconds=retry_after,
         )
 
     @asynccontextmanager
@@ -296,6 +352,16 @@ class MediaStoreClient:
                 f"the media store at {where} broke off or broke HTTP: {_reason(error)}",
                 code="media_store_error",
             ) from error
+
+
+class _AnswerError(RetryableError):
+    """The store is there, and its answer is of no use."""
+
+
+def _away(message: str, error: RetryableError) -> DependencyDownError:
+    return DependencyDownError(
+        message, code=error.code, retry_after_seconds=error.retry_after_seconds
+    )
 
 
 def _reason(error: Exception) -> str:

@@ -208,7 +208,7 @@ ENDS_IN_ERROR: dict[str, tuple[Callable[[], Behaviour], str]] = {
     "nothing": (lambda: answer(200, b""), "empty"),
     "HTML": (
         lambda: answer(200, b"<!doctype html><title>Log in</title>", "text/html"),
-        "unsupported_format",
+        "media_store_error",
     ),
     "truncated JPEG": (lambda: answer(200, _truncated_jpeg()), "decode_error"),
     "decompression bomb": (lambda: answer(200, _png_bomb(), "image/png"), "too_many_pixels"),

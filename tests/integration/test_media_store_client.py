@@ -320,15 +320,17 @@ async def test_results_follow_only_redirects_that_keep_the_post() -> None:
     [
         (404, PermanentError, "media_not_found"),
         (410, PermanentError, "media_not_found"),
-        (401, PermanentError, "media_store_refused"),
+        (401, DependencyDownError, "media_store_refused"),
         (403, PermanentError, "media_store_refused"),
         (400, PermanentError, "media_store_refused"),
         (422, PermanentError, "media_store_refused"),
         (408, RetryableError, "media_store_error"),
         (425, RetryableError, "media_store_error"),
-        (429, RetryableError, "media_store_error"),
+        (429, DependencyDownError, "media_store_error"),
         (500, RetryableError, "media_store_error"),
-        (503, RetryableError, "media_store_error"),
+        (502, DependencyDownError, "media_store_error"),
+        (503, DependencyDownError, "media_store_error"),
+        (504, DependencyDownError, "media_store_error"),
         (599, RetryableError, "media_store_error"),
         (304, RetryableError, "media_store_error"),
     ],
@@ -342,7 +344,8 @@ async def test_every_status_has_its_meaning(
     async with store(answers(status)) as url:
         error = await ask(url)
 
-    assert type(error) is kind
+    assert isinstance(error, kind)
+    assert isinstance(error, DependencyDownError) is (kind is DependencyDownError)
     assert error.code == code
     assert str(status) in error.message
 
@@ -394,6 +397,90 @@ async def test_retry_after_may_be_a_date() -> None:
     assert isinstance(error, RetryableError)
     assert error.retry_after_seconds is not None
     assert 80 < error.retry_after_seconds <= 100
+
+
+# ---- who is at fault: a picture, or a store that serves none
+
+
+Answers = dict[int, Callable[[], web.Response]]
+
+
+@asynccontextmanager
+async def serving(pictures: Answers) -> AsyncIterator[MediaStoreClient]:
+    """Answer each picture its own way; everything else exists."""
+
+    async def respond(request: web.Request) -> web.Response:
+        media_id = int(request.path.split("/")[2]) if request.path.count("/") > 1 else -1
+        return pictures.get(media_id, lambda: web.Response(body=b"fine"))()
+
+    async with store(respond) as url, MediaStoreClient(settings(url)) as client:
+        yield client
+
+
+async def ended(client: MediaStoreClient, media_store_id: int) -> HandlerError:
+    with pytest.raises(HandlerError) as caught:
+        await client.fetch(media_store_id)
+    return caught.value
+
+
+def sick() -> web.Response:
+    return web.Response(status=500)
+
+
+def login_page() -> web.Response:
+    return web.Response(body=b"\n<!doctype html><title>Log in</title>", content_type="text/html")
+
+
+@pytest.mark.parametrize("wrong", [sick, login_page])
+async def test_a_store_that_fails_every_picture_is_at_fault(
+    wrong: Callable[[], web.Response],
+) -> None:
+    async with serving(dict.fromkeys(range(1, 6), wrong)) as client:
+        errors = [await ended(client, media_id) for media_id in (1, 2, 3, 4, 1)]
+
+    assert [isinstance(error, DependencyDownError) for error in errors] == [
+        False,
+        False,
+        True,
+        True,
+        True,
+    ]
+    assert {error.code for error in errors} == {"media_store_error"}
+    assert "every other picture" in errors[-1].message
+
+
+async def test_a_picture_that_fails_again_and_again_is_at_fault_itself() -> None:
+    async with serving({1: sick, 2: sick}) as client:
+        for _ in range(5):
+            assert not isinstance(await ended(client, 1), DependencyDownError)
+        await client.fetch(3)
+        for _ in range(5):
+            assert not isinstance(await ended(client, 2), DependencyDownError)
+            assert not isinstance(await ended(client, 1), DependencyDownError)
+
+
+async def test_a_picture_that_was_in_transit_when_the_store_went_is_not_at_fault() -> None:
+    gone: list[asyncio.Server] = []
+
+    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nab")
+        gone[0].close()
+        writer.close()
+
+    gone.append(await asyncio.start_server(accept, "127.0.0.1", 0))
+    url = f"http://127.0.0.1:{gone[0].sockets[0].getsockname()[1]}"
+    async with MediaStoreClient(settings(url)) as client:
+        error = await ended(client, 1)
+
+    assert isinstance(error, DependencyDownError)
+    assert error.code == "media_store_unreachable"
+
+
+async def test_a_picture_that_is_called_a_web_page_is_a_picture_all_the_same() -> None:
+    mislabelled = lambda: web.Response(body=b"\x89PNG", content_type="text/html")  # noqa: E731
+    async with serving({1: mislabelled}) as client:
+        assert (await client.fetch(1)).data == b"\x89PNG"
 
 
 # ---- what the store does to the body
@@ -456,7 +543,7 @@ async def test_broken_http_may_be_tried_again(head: str, body: bytes) -> None:
     async with raw(says(head, body)) as url:
         error = await failure(url)
 
-    assert type(error) is RetryableError
+    assert isinstance(error, RetryableError)
     assert error.code == "media_store_error"
 
 
@@ -467,7 +554,7 @@ async def test_a_connection_that_closes_without_an_answer_may_be_tried_again() -
     async with raw(serve) as url:
         error = await failure(url)
 
-    assert type(error) is RetryableError
+    assert isinstance(error, RetryableError)
     assert error.code == "media_store_error"
 
 
@@ -488,7 +575,7 @@ async def test_silence_ends_in_a_timeout(head: bytes) -> None:
     async with raw(serve) as url:
         error = await failure(url, read_timeout_seconds=0.2)
 
-    assert type(error) is RetryableError
+    assert isinstance(error, RetryableError)
     assert error.code == "media_store_timeout"
 
 
