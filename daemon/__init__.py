@@ -19,8 +19,8 @@
 
     events, requests, retry     the wire's shapes, and an error's fate: pure
     wire/        all of the wire as models: documentation and oracle   asyncapi   MQTT's contract
-    jobs, topics, settings, stage, bell, errors        plain types and small tools
+    jobs, topics, settings, stage, bell, errors, redaction   plain types and small tools
 
-Imports go downward only, row by row; `handlers` may import jobs, errors, settings and stage;
-nothing imports `http_shim` but app. tests/unit/test_architecture.py holds the tree to this.
+Imports go downward only, row by row; `handlers` may import jobs, errors, redaction, settings and
+stage; nothing imports `http_shim` but app. tests/unit/test_architecture.py holds the tree to this.
 """

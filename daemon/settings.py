@@ -6,7 +6,7 @@ are all reported at once. README's table is held to these fields by a test.
 
 import socket
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
@@ -18,11 +18,14 @@ from pydantic import (
     ConfigDict,
     Field,
     SecretStr,
+    SerializerFunctionWrapHandler,
     ValidationError,
+    field_serializer,
     model_validator,
 )
 
 from daemon.errors import ConfigError
+from daemon.redaction import without_password
 
 PREFIX = "INFERD_"
 TEST_PREFIX = "INFERD_TEST_"
@@ -44,7 +47,10 @@ def _http_url(value: str) -> str:
     return value.rstrip("/")
 
 
-def _optional_http_url(value: str) -> str:
+def _keyless_http_url(value: str) -> str:
+    if value and urlsplit(_http_url(value)).username is not None:
+        # It would go nowhere: what asks there shows a key or token of its own.
+        raise ValueError("must hold no user or password; the key or token is a setting of its own")
     return _http_url(value) if value else ""
 
 
@@ -103,6 +109,14 @@ class _Group(BaseModel):
             return values
         optional = {name for name, field in cls.model_fields.items() if field.default is None}
         return {k: v for k, v in values.items() if v != "" or k not in optional}
+
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        for name, value in super().__repr_args__():
+            yield name, without_password(value) if isinstance(value, str) else value
+
+    @field_serializer("*", mode="wrap", when_used="json")
+    def _hide_password(self, value: Any, serialize: SerializerFunctionWrapHandler) -> Any:
+        return without_password(value) if isinstance(value, str) else serialize(value)
 
 
 class MqttSettings(_Group):
@@ -181,7 +195,7 @@ class QueueSettings(_Group):
 class QdrantSettings(_Group):
     """Where vectors are stored."""
 
-    url: Annotated[str, AfterValidator(_optional_http_url)] = Field(
+    url: Annotated[str, AfterValidator(_keyless_http_url)] = Field(
         "", description="Qdrant server; empty: embedded under the data folder"
     )
     api_key: SecretStr | None = Field(None, description="of the Qdrant server")
@@ -204,7 +218,7 @@ class HttpSettings(_Group):
 class ClientSettings(_Group):
     """What the commands that ask a running daemon need beyond its own settings."""
 
-    inference_url: Annotated[str, AfterValidator(_optional_http_url)] = Field(
+    inference_url: Annotated[str, AfterValidator(_keyless_http_url)] = Field(
         "", description="REST shim that submit and search ask; empty: the one configured here"
     )
     token: SecretStr | None = Field(None, description="bearer token they show to it")

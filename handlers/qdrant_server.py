@@ -17,6 +17,7 @@ from qdrant_client.common.client_exceptions import ResourceExhaustedResponse
 from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
 
 from daemon.errors import ConfigError, DependencyDownError, InferdError, RetryableError
+from daemon.redaction import Redactor
 from handlers import qdrant_models
 from handlers.inference import Vector
 from handlers.vector_engine import CollectionSpec, Filter, Match, Page, Point, PointId
@@ -48,6 +49,8 @@ class ServerEngine:
         # limit, which bounds the call as a whole, comes a moment later.
         self._timeout = max(1, math.ceil(timeout_seconds))
         self._opened = client
+        # Proxies may quote in an error the headers that they got.
+        self._redact = Redactor([api_key or ""])
         grpc = f" (gRPC port {grpc_port})" if grpc_port else ""
         self._where = f"the Qdrant server at {url}{grpc}"
 
@@ -215,14 +218,14 @@ class ServerEngine:
                 return self._unanswered(error.source)
             case ResourceExhaustedResponse():
                 return RetryableError(
-                    f"{self._where} is overloaded: {error}",
+                    f"{self._where} is overloaded: {self._redact(str(error))}",
                     code="vector_store_error",
                     retry_after_seconds=float(error.retry_after_s),
                 )
             case TimeoutError():
                 return self._failed(f"did not answer within {self._timeout} s")
             case _:
-                return self._failed(f"gave no usable answer: {error}")
+                return self._failed(f"gave no usable answer: {self._redact(str(error))}")
 
     def _refused(self, error: UnexpectedResponse) -> RetryableError:
         status = error.status_code
@@ -230,7 +233,7 @@ class ServerEngine:
             return self._unauthorized()
         if status in _AWAY:
             return self._unreachable(f"HTTP {status}")
-        said = error.content[:300].decode(errors="replace")
+        said = self._redact(error.content.decode(errors="replace"))[:300]
         return self._failed(f"answered HTTP {status}: {said}")
 
     def _unanswered(self, source: Exception) -> RetryableError:
@@ -245,7 +248,7 @@ class ServerEngine:
                 return self._failed("gave an answer that is not Qdrant's; is the URL right?")
 
     def _rpc_failed(self, error: AioRpcError) -> RetryableError:
-        details = error.details() or ""
+        details = self._redact(error.details() or "")
         match error.code().name:
             case "UNAUTHENTICATED" | "PERMISSION_DENIED":
                 return self._unauthorized()

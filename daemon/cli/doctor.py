@@ -11,7 +11,7 @@ from typing import TextIO
 
 from daemon.doctor.checks import all_checks
 from daemon.doctor.facts import begin
-from daemon.doctor.findings import Finding, Redactor, Verdict, fail, worst
+from daemon.doctor.findings import Finding, FindingRedactor, Verdict, fail, worst
 from daemon.doctor.runner import run_checks
 from daemon.errors import ConfigError
 from daemon.identity import own_version
@@ -47,7 +47,7 @@ def main(argv: Sequence[str], *, prog: str) -> int:
             mend = "set or unset the names above; README's table has them all"
             report.add(fail("configuration", "config", error.message, mend))
             return report.end(EXIT_CONFIG)
-        redact = Redactor(settings)
+        redact = FindingRedactor(settings)
         is_whole = run_checks(all_checks(), facts, lambda finding: report.add(redact(finding)))
     code = report.end(EXIT_FAIL if worst(report.findings) is Verdict.FAIL else 0)
     if not is_whole:

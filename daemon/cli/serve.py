@@ -6,8 +6,12 @@ import os
 import sys
 from collections.abc import Sequence
 
-from daemon.logs import set_up_logging
+from daemon.logs import log_what_nobody_catches, set_up_logging
+from daemon.redaction import Redactor, secrets_of
 from daemon.settings import Settings
+
+LEAST_SECRET = 8
+"""Shorter secrets are not looked for in log lines: they would hide ordinary words."""
 
 
 def main(argv: Sequence[str], *, prog: str) -> int:
@@ -27,7 +31,8 @@ def main(argv: Sequence[str], *, prog: str) -> int:
     if arguments.check:
         sys.stdout.write(settings.model_dump_json(indent=2) + "\n")
         return 0
-    set_up_logging(settings.log)
+    set_up_logging(settings.log, Redactor(secrets_of(settings), least_length=LEAST_SECRET))
+    log_what_nobody_catches()
     # Heavy, and not needed to check.
     from daemon.app import run  # noqa: PLC0415
 

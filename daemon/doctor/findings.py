@@ -1,16 +1,13 @@
 """One line of the report: its verdict, what was found, and the mend. Secrets end here."""
 
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from urllib.parse import quote, unquote, urlsplit
 
-from pydantic import BaseModel, SecretStr
+from pydantic import BaseModel
 
 from daemon.jobs import JsonObject
-
-HIDDEN = "***"
+from daemon.redaction import Redactor, secrets_of
 
 
 class Verdict(StrEnum):
@@ -69,45 +66,12 @@ def worst(findings: Sequence[Finding]) -> Verdict:
     return max((each.verdict for each in findings), key=order.index, default=Verdict.OK)
 
 
-class Redactor:
-    """Takes the settings' secrets out of findings, whoever quoted them there."""
+class FindingRedactor:
+    """Takes the settings' secrets out of findings."""
 
     def __init__(self, settings: BaseModel) -> None:
-        secrets: set[str] = set()
-        for text, is_secret in _texts(settings):
-            password = _password(text)
-            if password:
-                secrets |= {password, unquote(password), quote(unquote(password), safe="")}
-            elif is_secret and "://" not in text:
-                secrets.add(text)
-        # The longest first: one may be a part of another.
-        words = sorted(filter(None, secrets), key=len, reverse=True)
-        self._pattern = re.compile("|".join(map(re.escape, words))) if words else None
+        self._redact = Redactor(secrets_of(settings))
 
     def __call__(self, finding: Finding) -> Finding:
         """Return the finding without secrets."""
-        if self._pattern is None:
-            return finding
-        return replace(
-            finding,
-            found=self._pattern.sub(HIDDEN, finding.found),
-            mend=self._pattern.sub(HIDDEN, finding.mend),
-        )
-
-
-def _texts(model: BaseModel) -> Iterator[tuple[str, bool]]:
-    for name in type(model).model_fields:
-        value = getattr(model, name)
-        if isinstance(value, BaseModel):
-            yield from _texts(value)
-        elif isinstance(value, SecretStr):
-            yield value.get_secret_value(), True
-        elif isinstance(value, str):
-            yield value, False
-
-
-def _password(text: str) -> str | None:
-    try:
-        return urlsplit(text).password
-    except ValueError:
-        return None
+        return replace(finding, found=self._redact(finding.found), mend=self._redact(finding.mend))

@@ -53,11 +53,17 @@ LAYERS = (
     },
     {"daemon.events", "daemon.retry", "daemon.requests", "daemon.broker_tls", "daemon.migration"},
     {"daemon.jobs", "daemon.topics", "daemon.settings", "daemon.stage", "daemon.bell"},
-    {"daemon.errors"},
+    {"daemon.errors", "daemon.redaction"},
 )
 """From the top down; a module imports from layers below its own only."""
 
-SEEN_BY_HANDLERS = {"daemon.errors", "daemon.jobs", "daemon.settings", "daemon.stage"}
+SEEN_BY_HANDLERS = {
+    "daemon.errors",
+    "daemon.jobs",
+    "daemon.redaction",
+    "daemon.settings",
+    "daemon.stage",
+}
 
 CLIP = {
     "handlers.clip",

@@ -10,7 +10,7 @@ from pydantic import SecretStr
 
 from daemon.doctor import broker, configuration, device, models, qdrant, running, waiting
 from daemon.doctor.facts import Facts, begin, without_user
-from daemon.doctor.findings import Finding, Redactor, Verdict, fail, ok, warn, worst
+from daemon.doctor.findings import Finding, FindingRedactor, Verdict, fail, ok, warn, worst
 from daemon.doctor.line import Heard
 from daemon.doctor.runner import Check, run_checks
 from daemon.doctor.waiting import Waiting
@@ -429,7 +429,7 @@ def test_no_secret_of_the_settings_is_told_in_any_spelling() -> None:
     )
     secrets = ["p%40ss-word", "p@ss-word", "token-of-mine", "store-word", "key-of-mine"]
 
-    said = Redactor(settings)(fail("x", "y", " ".join(secrets), " ".join(secrets)))
+    said = FindingRedactor(settings)(fail("x", "y", " ".join(secrets), " ".join(secrets)))
 
     assert not [secret for secret in secrets if secret in said.found + said.mend]
     assert said.found == " ".join(["***"] * 5)
@@ -438,7 +438,7 @@ def test_no_secret_of_the_settings_is_told_in_any_spelling() -> None:
 def test_settings_without_secrets_change_nothing() -> None:
     finding = warn("x", "y", "found", "mend")
 
-    assert Redactor(Settings())(finding) == finding
+    assert FindingRedactor(Settings())(finding) == finding
 
 
 def test_a_url_is_told_without_its_user() -> None:

@@ -1,0 +1,156 @@
+"""Secrets are taken out of whatever is said, in every spelling, and only they are."""
+
+import base64
+import json
+import logging
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from pydantic import SecretStr
+
+from daemon.errors import ConfigError
+from daemon.logs import JsonFormatter, TextFormatter
+from daemon.redaction import Redactor, secrets_of, without_password
+from daemon.settings import MediaStoreSettings, MqttSettings, Settings
+
+ROOT = Path(__file__).parents[2]
+SETTINGS = Settings(
+    mqtt=MqttSettings(url=SecretStr("mqtt://me:p%40ss%2Fword@broker")),
+    media_store=MediaStoreSettings(url="http://u:store-word@m:8000"),
+)
+SPELLINGS = [
+    "p%40ss%2Fword",
+    "p@ss/word",
+    "store-word",
+    base64.b64encode(b"u:store-word").decode(),
+    base64.b64encode(b"me:p@ss/word").decode(),
+]
+
+
+@pytest.mark.parametrize("secret", SPELLINGS)
+def test_a_secret_is_taken_out_in_each_of_its_spellings(secret: str) -> None:
+    redact = Redactor(secrets_of(SETTINGS))
+
+    assert redact(f"before {secret} after") == "before *** after"
+
+
+def test_a_secret_within_another_leaves_nothing_of_the_longer() -> None:
+    assert Redactor(["abc", "abcdef"])("abcdef abc") == "*** ***"
+
+
+def test_short_secrets_may_be_left_alone() -> None:
+    assert Redactor(["inferd", "a-long-secret"], least_length=8)("inferd a-long-secret") == (
+        "inferd ***"
+    )
+
+
+def test_without_secrets_a_text_stays_as_it_is() -> None:
+    assert Redactor(["", ""])("a text") == "a text"
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("http://u:word@host:80/x", "http://u:***@host:80/x"),
+        ("http://u@host", "http://u@host"),
+        ("http://[::1", "http://[::1"),
+        ("a text", "a text"),
+    ],
+)
+def test_a_url_is_shown_without_its_password(url: str, shown: str) -> None:
+    assert without_password(url) == shown
+
+
+def test_settings_show_no_password_of_a_url_and_keep_it() -> None:
+    shown = [repr(SETTINGS), str(SETTINGS), SETTINGS.model_dump_json(), repr(SETTINGS.media_store)]
+
+    assert all("http://u:***@m:8000" in text for text in (shown[0], shown[2], shown[3]))
+    assert not [text for text in shown if "store-word" in text]
+    assert SETTINGS.media_store.url == "http://u:store-word@m:8000"
+
+
+@pytest.mark.parametrize("name", ["INFERD_QDRANT__URL", "INFERD_CLIENT__INFERENCE_URL"])
+def test_a_password_that_nobody_would_send_is_refused(name: str) -> None:
+    # Qdrant's client drops it without a word, and every error of ours would quote it.
+    with pytest.raises(ConfigError) as caught:
+        Settings.from_env({name: "http://u:a-secret@host"})
+
+    assert f"{name}: " in caught.value.message
+    assert "must hold no user or password" in caught.value.message
+    assert "a-secret" not in caught.value.message
+
+
+@pytest.mark.parametrize("formatter", [JsonFormatter, TextFormatter])
+def test_no_part_of_a_log_line_holds_a_secret(
+    formatter: type[JsonFormatter | TextFormatter],
+) -> None:
+    redact = Redactor(["a-long-secret"])
+    try:
+        raise ValueError("a-long-secret")
+    except ValueError:
+        record = logging.makeLogRecord(
+            {
+                "msg": "said %s",
+                "args": ("a-long-secret",),
+                "exc_info": sys.exc_info(),
+                "url": "x://a-long-secret",
+                "path": Path("a-long-secret"),
+            }
+        )
+
+    line = formatter(redact).format(record)
+
+    assert line.count("***") == 5
+    assert "a-long-secret" not in line
+
+
+CRASH = """
+import sys, threading
+from daemon.logs import log_what_nobody_catches, set_up_logging
+from daemon.redaction import Redactor
+from daemon.settings import LogSettings
+
+set_up_logging(LogSettings(format=sys.argv[1]), Redactor(["a-long-secret"]))
+log_what_nobody_catches()
+
+class Broken:
+    def __del__(self):
+        raise ValueError("a-long-secret\\n\\x1b[31mforged")
+
+def fail():
+    raise ValueError("a-long-secret\\nforged")
+
+Broken()
+thread = threading.Thread(target=fail, name="helper")
+thread.start()
+thread.join()
+fail()
+"""
+
+
+@pytest.mark.parametrize("form", ["json", "text"])
+def test_errors_that_nobody_catches_are_lines_like_all_others(form: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", CRASH, form],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+    lines = done.stderr.splitlines()
+    assert done.returncode == 1
+    assert "a-long-secret" not in done.stderr
+    if form == "json":
+        told = [json.loads(line) for line in lines]
+        assert [each["level"] for each in told] == ["error", "critical", "critical"]
+        assert told[1]["message"] == "the thread helper crashed"
+        assert told[2]["message"] == "inferd crashed"
+        assert all("***" in each["exception"] for each in told)
+    else:
+        # A clock, or set in as what is quoted.
+        assert all(line[2:3] == ":" or line.startswith("  | ") for line in lines), lines
+        assert all(char.isprintable() for line in lines for char in line)
