@@ -25,6 +25,7 @@ from daemon.errors import (
     RetryableError,
 )
 from daemon.jobs import JsonObject, dump_json
+from daemon.redaction import Redactor, secrets_of
 from daemon.settings import MediaStoreSettings
 from handlers.blame import Blame
 
@@ -42,6 +43,8 @@ _HEAD_BYTES = 64
 _RETRY_AFTER_MAX_SECONDS = 300.0
 _CHUNK_BYTES = 256 * 1024
 _EXCERPT_BYTES = 300
+_READ_BYTES = 8192
+"""Of a refusal."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +74,8 @@ class MediaStoreClient:
                 "INFERD_MEDIA_STORE__URL holds a user name and INFERD_MEDIA_STORE__TOKEN is set:"
                 " only one of the two can be sent"
             )
+        # Some servers quote in an error the headers that they got.
+        self._redact = Redactor(secrets_of(settings))
         self._slots = asyncio.Semaphore(settings.concurrency)
         self._blame = Blame()
         self._open_session: aiohttp.ClientSession | None = None
@@ -246,8 +251,8 @@ class MediaStoreClient:
             is_ours = False
         if not is_ours:
             raise PermanentError(
-                f"the media store redirects to {said[:200]!r}, which is not {self._base.origin()};"
-                " check INFERD_MEDIA_STORE__URL",
+                f"the media store redirects to {self._redact(said)[:200]!r}, which is not"
+                f" {self._base.origin()}; check INFERD_MEDIA_STORE__URL",
                 code="media_store_redirected",
             )
         if response.method != "GET" and response.status not in _SAME_METHOD_REDIRECTS:
@@ -312,7 +317,7 @@ class MediaStoreClient:
             )
         if 400 <= status < 500 and status not in _WORTH_ANOTHER_TRY:  # noqa: PLR2004 - our fault
             raise PermanentError(
-                f"the media store refuses {what} ({status}){await _excerpt(response)}",
+                f"the media store refuses {what} ({status}){await self._excerpt(response)}",
                 code="media_store_refused",
             )
         raise _AnswerError(
@@ -320,6 +325,22 @@ class MediaStoreClient:
             code="media_store_error",
             retry_after_seconds=retry_after,
         )
+
+    async def _excerpt(self, response: aiohttp.ClientResponse) -> str:
+        """Return what the store said of its refusal, printable and short; for a person."""
+        body = b""
+        try:
+            # More than is shown: half a secret at the end would not be known for one.
+            while len(body) < _READ_BYTES and (more := await response.content.read(_READ_BYTES)):
+                body += more
+        except (aiohttp.ClientError, HttpProcessingError, TimeoutError):
+            return ""
+        text = self._redact(body.decode(errors="replace"))
+        text = "".join(c if c.isprintable() else " " for c in text).strip()[:_EXCERPT_BYTES]
+        return f": {text}" if text else ""
+
+    def _reason(self, error: Exception) -> str:
+        return self._redact(f"{type(error).__name__}: {error}")[:_EXCERPT_BYTES]
 
     @asynccontextmanager
     async def _errors_translated(self, limit_seconds: float) -> AsyncIterator[None]:
@@ -331,14 +352,14 @@ class MediaStoreClient:
             raise
         except (aiohttp.ClientSSLError, aiohttp.ServerFingerprintMismatch) as error:
             raise DependencyDownError(
-                f"no trusted connection to the media store at {where}: {_reason(error)};"
+                f"no trusted connection to the media store at {where}: {self._reason(error)};"
                 " check INFERD_MEDIA_STORE__URL, and that this machine trusts the store's"
                 " certificate (SSL_CERT_FILE)",
                 code="media_store_unreachable",
             ) from error
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             raise DependencyDownError(
-                f"cannot reach the media store at {where}: {_reason(error)};"
+                f"cannot reach the media store at {where}: {self._reason(error)};"
                 " check that it runs, and INFERD_MEDIA_STORE__URL",
                 code="media_store_unreachable",
             ) from error
@@ -349,7 +370,7 @@ class MediaStoreClient:
             ) from error
         except (aiohttp.ClientError, HttpProcessingError, OSError, ValueError) as error:
             raise RetryableError(
-                f"the media store at {where} broke off or broke HTTP: {_reason(error)}",
+                f"the media store at {where} broke off or broke HTTP: {self._reason(error)}",
                 code="media_store_error",
             ) from error
 
@@ -362,10 +383,6 @@ def _away(message: str, error: RetryableError) -> DependencyDownError:
     return DependencyDownError(
         message, code=error.code, retry_after_seconds=error.retry_after_seconds
     )
-
-
-def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"[:300]
 
 
 def _retry_after(value: str | None) -> float | None:
@@ -381,13 +398,3 @@ def _retry_after(value: str | None) -> float | None:
 
 def _seconds_until(date: str) -> float:
     return parsedate_to_datetime(date).timestamp() - time.time()
-
-
-async def _excerpt(response: aiohttp.ClientResponse) -> str:
-    """Return what the store said of its refusal, printable and short; for a person to act on."""
-    try:
-        body = await response.content.read(_EXCERPT_BYTES)
-    except (aiohttp.ClientError, HttpProcessingError, TimeoutError):
-        return ""
-    text = "".join(c if c.isprintable() else " " for c in body.decode(errors="replace")).strip()
-    return f": {text}" if text else ""
