@@ -22,7 +22,8 @@ imports no model library; those load when the daemon opens a handler.
     model_inventory, model_file, task_types
                              which models are used, and whose files they are
     images, decoders         bytes -> upright RGB picture, and the threads that do it, each with a
-                             process (decoder_pool, decoder_process) that may crash
+                             process (decoder_pool, decoder_process) that may crash;
+                             file_costs: what costs too much to be opened at all
     clip_input               bytes -> the square that CLIP takes, large JPEGs the fast way
     media_store              pictures in, face results out
     image_store, face_store  the documented stores, on qdrant_store and its base vector_store;

@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
@@ -25,7 +26,10 @@ from daemon.errors import HandlerError, PermanentError, RetryableError
 from handlers.images import Limits
 
 START_SECONDS = 60.0
-"""For the first picture of a child: it has to import numpy and Pillow first."""
+"""Until a child is ready: it has to import numpy and Pillow."""
+OWN_FAULT = 0.8
+"""A file whose decoding took so much of the time limit as CPU time will never be decoded in time;
+less, and the machine was busy with others."""
 BYTES_A_PIXEL = 24
 """What decoding may need at its worst: the file's own pixels, as RGBA, as RGB, a turned copy."""
 SPARE_BYTES = 512 << 20
@@ -82,7 +86,7 @@ class DecoderProcess:
         self._seconds = seconds
         self._command = tuple(command)
         self._child: _Child | None = None
-        self._is_warm = False
+        self._cpu_before = 0.0
         self._is_closed = threading.Event()
         self._source = _memory_file("inferd-file")
         self._target = _memory_file("inferd-pixels")
@@ -102,7 +106,9 @@ class DecoderProcess:
 
         Raises:
             PermanentError: it is no picture that we take; codes of `handlers.images.decode`.
-            RetryableError: code `decoder_crashed`, `decode_timeout` or `out_of_memory`.
+                `decode_timeout`: the decoder was at work for most of the limit, and would be again.
+            RetryableError: code `decoder_crashed`, `out_of_memory`, or `decode_timeout`: the
+                decoder got little of the processor.
         """
         asked = {
             "work": work,
@@ -114,7 +120,7 @@ class DecoderProcess:
         try:
             reply = self._ask(asked, data)
             if "code" in reply:
-                raise _error(reply)
+                raise self._refused(reply)
             return self._take(reply)
         except DecoderCrashedError as error:
             self._kill()
@@ -122,10 +128,7 @@ class DecoderProcess:
                 f"the decoder process died over this file: {error}", code="decoder_crashed"
             ) from error
         except TimeoutError as error:
-            self._kill()
-            raise RetryableError(
-                f"decoding took more than {self._seconds:g} s", code="decode_timeout"
-            ) from error
+            raise self._too_slow() from error
         finally:
             self._tidy()
 
@@ -145,6 +148,7 @@ class DecoderProcess:
 
     def _ask(self, asked: dict[str, Any], data: bytes) -> dict[str, Any]:
         child = self._alive()
+        self._cpu_before = _cpu_seconds(child.process.pid)
         view = memoryview(data)
         written = 0
         while written < len(view):
@@ -154,18 +158,33 @@ class DecoderProcess:
             child.stdin.flush()
         except OSError as error:
             raise DecoderCrashedError(self._last_words()) from error
-        seconds = (
-            self._seconds if self._is_warm or not self._seconds else START_SECONDS + self._seconds
-        )
-        line = self._read_line(child, seconds)
-        self._is_warm = True
+        return self._read_reply(child, self._seconds)
+
+    def _read_reply(self, child: _Child, seconds: float) -> dict[str, Any]:
         try:
-            reply = json.loads(line)
+            reply = json.loads(self._read_line(child, seconds))
         except ValueError as error:
             raise DecoderCrashedError("it answered nonsense") from error
         if not isinstance(reply, dict):
             raise DecoderCrashedError("it answered nonsense")
         return reply
+
+    def _refused(self, reply: dict[str, Any]) -> HandlerError:
+        error = _error(reply)
+        if error.code == "out_of_memory":
+            # A fresh one has all of its limit, however torn the memory of this one is.
+            self._kill()
+        return error
+
+    def _too_slow(self) -> HandlerError:
+        used = 0.0
+        if self._child is not None:
+            used = _cpu_seconds(self._child.process.pid) - self._cpu_before
+        self._kill()
+        message = f"decoding took more than {self._seconds:g} s"
+        if self._seconds and used >= OWN_FAULT * self._seconds:
+            return PermanentError(message, code="decode_timeout")
+        return RetryableError(f"{message}, {used:.1f} s of it at work", code="decode_timeout")
 
     def _read_line(self, child: _Child, seconds: float) -> bytes:
         """Return the child's line; bounded in time and length, however it behaves."""
@@ -213,8 +232,11 @@ class DecoderProcess:
             raise DecoderCrashedError("the daemon stops")
         if self._child is None or not self._child.is_alive:
             self._kill()
-            self._is_warm = False
             self._child = self._start()
+            try:
+                self._read_reply(self._child, START_SECONDS)
+            except TimeoutError as error:
+                raise DecoderCrashedError(f"not ready after {START_SECONDS:g} s") from error
         return self._child
 
     def _start(self) -> _Child:
@@ -269,6 +291,17 @@ class DecoderProcess:
 def memory_limit(limits: Limits) -> int:
     """Return the bytes that decoding a picture within the limits may need."""
     return SPARE_BYTES + BYTES_A_PIXEL * limits.max_pixels
+
+
+def _cpu_seconds(pid: int) -> float:
+    """Return the processor's time that a process used; 0 where the system does not say."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
+        # The name in parentheses may hold anything, blanks and parentheses as well.
+        user, system = text.rpartition(")")[2].split()[11:13]
+        return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError):
+        return 0.0
 
 
 def _memory_file(name: str) -> int:

@@ -31,6 +31,7 @@ from pillow_heif import HeifImageFile
 
 from daemon.errors import HandlerError, PermanentError, RetryableError
 from daemon.settings import ImageSettings
+from handlers.file_costs import check_file
 
 # An MPO is opened as the JPEG it starts with: its first picture, whatever its index claims.
 _OPENERS: dict[str, type[ImageFile.ImageFile]] = {
@@ -84,8 +85,6 @@ _HEIF_BRANDS = frozenset(
 _PYTHON_CODECS = frozenset(("ppm", "ppm_plain", "bmp_rle"))
 _PYTHON_CODEC_LIMIT = 4_000_000
 """Most pixels, and most bytes / 8, given to a decoder that Pillow wrote in Python (1-2 us each)."""
-_MAX_SCANS = 128
-"""Most scans of a JPEG; cameras write about 10, and each one costs a pass over all pixels."""
 
 _TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -101,10 +100,6 @@ _SIDES_SWAPPED = frozenset((5, 6, 7, 8))
 _LEFT_WAS_RIGHT = frozenset((2, 3, 6, 7))
 _TOP_WAS_BOTTOM = frozenset((3, 4, 7, 8))
 """Orientations whose upright picture begins with what was stored last, once sides are swapped."""
-
-_MARKER = re.compile(rb"\xff[^\x00\x01\xff\xd0-\xd8]")
-_START_OF_SCAN = 0xDA
-_END_OF_IMAGE = 0xD9
 
 _GREY_STEPS = {"L;2": 85, "L;4": 17}
 _TAG_BITS, _TAG_PHOTOMETRIC, _TAG_SAMPLE_FORMAT = 258, 262, 339
@@ -276,8 +271,7 @@ def _secure_pillow(limits: Limits) -> None:
 
 
 def _decode(name: str, data: bytes, limits: Limits, min_side: int | None) -> Picture:
-    if name == "JPEG":
-        _check_scans(data)
+    check_file(name, data)
     with _OPENERS[name](BytesIO(data)) as image:
         _check_size(name, image.size, limits)
         _check_cost(name, image, len(data))
@@ -342,25 +336,6 @@ def _check_cost(name: str, image: ImageFile.ImageFile, length: int) -> None:
             f" at most {_PYTHON_CODEC_LIMIT} are",
             code="too_many_pixels",
         )
-
-
-def _check_scans(data: bytes) -> None:
-    """Refuse a JPEG of very many scans: each is a few bytes, but costs a pass over all pixels."""
-    scans = 0
-    position = 2
-    while found := _MARKER.search(data, position):
-        position = found.end()
-        marker = data[position - 1]
-        if marker == _END_OF_IMAGE:
-            return
-        if marker == _START_OF_SCAN:
-            scans += 1
-            if scans > _MAX_SCANS:
-                raise PermanentError(
-                    f"the JPEG file has more than {_MAX_SCANS} scans", code="decode_error"
-                )
-        # A segment says its length, so that nothing inside it is mistaken for a marker.
-        position += int.from_bytes(data[position : position + 2], "big")
 
 
 def _orientation(image: Image.Image) -> int:
