@@ -1,0 +1,171 @@
+"""One case, from an empty folder to the verdict: a broker, a store, a daemon that keeps dying."""
+
+import asyncio
+import os
+import sqlite3
+import time
+import uuid
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+from daemon.database import Database
+from tests.broker import Broker, Client
+from tests.crash.invariants import Expected, Verdict, judge
+from tests.crash.lives import Fault, Forge
+from tests.crash.recorder import Heard
+from tests.crash.script import Script
+from tests.crash.store import Store
+from tests.crash.succession import Succession
+
+FOREIGN_WORKER = "elsewhere/boot/namespace/1/1"
+"""On another host: whether it lives cannot be told from here."""
+DAY_MS = 86_400_000
+HELD_ID, EXHAUSTED_ID, OLD_ID = 5001, 5002, 9000
+SUBSCRIPTIONS = ("inference/job/+/+", "inference/rejected/+", "inference/worker/+/availability")
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What one case came to."""
+
+    verdict: Verdict
+    kills: int
+
+
+def run_case(forge: Forge, folder: Path, faults: Sequence[Fault], *, extra: int = 0) -> Outcome:
+    """Run the script over a daemon that dies of each fault in turn; return what was found.
+
+    Args:
+        forge: starts the daemons.
+        folder: empty; everything stays there.
+        faults: in the order in which they strike.
+        extra: further pictures for each task type.
+
+    Raises:
+        AssertionError: a fault did not strike, a life ended by itself, or something never ended.
+    """
+    queue = folder / "data" / "queue.db"
+    with (
+        Broker(folder) as broker,
+        Store(folder / "media") as store,
+        Client(broker.port, client_id="careful", clean=False) as client,
+    ):
+        for topic in SUBSCRIPTIONS:
+            client.subscribe(topic)
+        left_behind = _prepare(queue, store)
+        succession = Succession(forge, environ(folder, broker, store), folder, faults)
+        heard = Heard(client)
+        script = Script(client, store, succession, heard, extra=extra, expected=left_behind)
+        try:
+            succession.start()
+            script.run()
+            store.release()
+            code = succession.end()
+            heard.listen()
+        finally:
+            succession.abandon()
+    verdict = judge(
+        script.expected,
+        heard,
+        queue=queue,
+        vectors=[folder / "data" / "vectors" / "edge"],
+        delivered=store.delivered,
+    )
+    if code != 0:
+        verdict.wrong.append(f"the last daemon stopped with {code}")
+    verdict.wrong += [f"process {pid} outlived its daemon" for pid in _survivors(folder)]
+    return Outcome(verdict, succession.kills)
+
+
+def environ(folder: Path, broker: Broker, store: Store, **more: str) -> dict[str, str]:
+    """Return the environment of a daemon: quick to retry, and real but for its models."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("INFERD_")}
+    return {
+        **kept,
+        "AUTH_DISABLED": "true",
+        "INFERD_DATA_DIR": str(folder / "data"),
+        "INFERD_MQTT__URL": broker.url,
+        "INFERD_MQTT__CLIENT_ID": "inferd-crash",
+        "INFERD_MEDIA_STORE__URL": store.url,
+        "INFERD_HTTP__PORT": "0",
+        "INFERD_LOG__FORMAT": "json",
+        "INFERD_OFFLINE": "true",
+        "INFERD_QDRANT__ENGINE": "edge",
+        "INFERD_CLIP__WEIGHTS": "untrained",
+        "INFERD_FACES__PACK": "cascade",
+        "INFERD_FACES__RECOGNISER": "untrained",
+        "INFERD_IMAGES__DECODERS": "1",
+        "INFERD_QUEUE__BACKOFF_SECONDS": "0.05",
+        "INFERD_QUEUE__BACKOFF_MAX_SECONDS": "0.2",
+        "INFERD_QUEUE__SYNC_BACKOFF_MAX_SECONDS": "0.2",
+        "INFERD_QUEUE__LEASE_SECONDS": "2",
+        "INFERD_QUEUE__PRUNE_AFTER_DAYS": "1",
+        "INFERD_WORKER__POLL_SECONDS": "0.1",
+        "INFERD_WORKER__SHUTDOWN_GRACE_SECONDS": "0.2",
+        **more,
+    }
+
+
+def _prepare(queue: Path, store: Store) -> list[Expected]:
+    """Make a queue with a past: jobs to be pruned, and jobs whose holder is never heard of again.
+
+    Returns:
+        What must become of it; the pruned ones must be gone.
+    """
+
+    async def create() -> None:
+        async with Database(queue):
+            pass
+
+    asyncio.run(create())
+    store.put(HELD_ID)
+    held = Expected(str(uuid.uuid4()), "image_embedding", HELD_ID, "completed", first_seq=3)
+    exhausted = Expected(
+        str(uuid.uuid4()),
+        "image_embedding",
+        EXHAUSTED_ID,
+        "error",
+        frozenset({"worker_lost"}),
+        first_seq=6,
+    )
+    now = time.time_ns() // 1_000_000
+    with closing(sqlite3.connect(queue)) as connection, connection:
+        for number in range(3):
+            connection.execute(
+                "INSERT INTO jobs (job_id, task_type, media_store_id, priority, rank, status,"
+                " created_at, started_at, completed_at, attempt, fence, seq, result)"
+                " VALUES (?1, 'image_embedding', ?2, 5, 0, 'completed', ?3, ?3, ?3, 1, 1, 3, '{}')",
+                (str(uuid.uuid4()), OLD_ID + number, now - 10 * DAY_MS),
+            )
+        for job, attempts in ((held, 1), (exhausted, 4)):
+            connection.execute(
+                "INSERT INTO jobs (job_id, task_type, media_store_id, priority, rank, status,"
+                " created_at, started_at, attempt, fence, seq, worker, lease_until)"
+                " VALUES (?1, ?2, ?3, 5, ?4, 'processing', ?4, ?4, ?5, ?5, ?6, ?7, ?4)",
+                (
+                    job.job_id,
+                    job.task_type,
+                    job.media_id,
+                    now - 60_000,
+                    attempts,
+                    job.first_seq - 1,
+                    FOREIGN_WORKER,
+                ),
+            )
+    return [held, exhausted]
+
+
+def _survivors(folder: Path) -> list[int]:
+    """Return the processes that were started for this case and are still there."""
+    mark = f"INFERD_DATA_DIR={folder}/".encode()
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            environment = (entry / "environ").read_bytes()
+        except OSError:
+            continue
+        if mark in environment and int(entry.name) != os.getpid():
+            found.append(int(entry.name))
+    return found

@@ -1,0 +1,175 @@
+"""Sets up one fault in this process, from outside: it dies by SIGKILL when a point is reached."""
+
+import functools
+import importlib
+import inspect
+import os
+import signal
+import sqlite3
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import aiosqlite.core
+
+from daemon import outbox, statements
+from handlers import qdrant_store
+from tests.crash.points import POINTS, Call, Commit, Point, Statement
+
+DEATH_CRY = "killed by its fault"
+STANDSTILL_CRY = "frozen by its fault"
+
+
+def statement_names() -> dict[str, str]:
+    """Return the name of each statement by its text; those of the outbox begin with `outbox.`."""
+    return {
+        text: f"{prefix}{name}"
+        for prefix, module in (("", statements), ("outbox.", outbox))
+        for name, text in vars(module).items()
+        if name.isupper() and isinstance(text, str)
+    }
+
+
+def install(name: str, nth: int, *, stops: bool = False) -> None:
+    """Die at the `nth` time that the point is reached; or `stops`: freeze, as SIGSTOP does.
+
+    Vectors are sent one by one from now on, so that what has three is upserted in three chunks.
+    """
+    point = POINTS[name]
+    qdrant_store.BATCH = 1
+    trigger = _Trigger(point, nth, freeze if stops else die)
+    match point.place:
+        case Call():
+            _wrap(point.place, trigger)
+        case Statement() | Commit():
+            _watch_statements(point.place, trigger)
+
+
+class _Trigger:
+    def __init__(self, point: Point, nth: int, strike: Callable[[str], None]) -> None:
+        self._point = point
+        self._left = nth
+        self._strike = strike
+
+    def reached(self) -> None:
+        self._left -= 1
+        if self._left == 0:
+            self._strike(self._point.name)
+
+
+def freeze(what: str) -> None:
+    """Stand still, all threads of it, until SIGCONT."""
+    os.write(2, f"{STANDSTILL_CRY}: {what}\n".encode())
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def die(what: str) -> None:
+    """End this process as `kill -9` does, leaving a line that tells why."""
+    os.write(2, f"{DEATH_CRY}: {what}\n".encode())
+    os.kill(os.getpid(), signal.SIGKILL)
+    signal.pause()
+
+
+def _wrap(place: Call, trigger: _Trigger) -> None:
+    module_name, _, path = place.target.partition(":")
+    owner: Any = importlib.import_module(module_name)
+    *parents, name = path.split(".")
+    for parent in parents:
+        owner = getattr(owner, parent)
+    original: Callable[..., Any] = getattr(owner, name)
+    signature = inspect.signature(original)
+
+    def counts(*args: Any, **kwargs: Any) -> bool:
+        if place.match is None:
+            return True
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        return place.match(bound.arguments)
+
+    def note(when: str, *args: Any, **kwargs: Any) -> None:
+        if place.when == when and counts(*args, **kwargs):
+            trigger.reached()
+
+    if inspect.iscoroutinefunction(original):
+
+        @functools.wraps(original)
+        async def wrapped(*args: Any, **kwargs: Any) -> Any:
+            note("before", *args, **kwargs)
+            result = await original(*args, **kwargs)
+            note("after", *args, **kwargs)
+            return result
+
+    else:
+
+        @functools.wraps(original)
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            note("before", *args, **kwargs)
+            result = original(*args, **kwargs)
+            note("after", *args, **kwargs)
+            return result
+
+    setattr(owner, name, wrapped)
+
+
+def _watch_statements(place: Statement | Commit, trigger: _Trigger) -> None:
+    names = statement_names()
+
+    class Watched(sqlite3.Connection):
+        """One connection; its thread runs one call after the other."""
+
+        _executed: frozenset[str] = frozenset()
+
+        def execute(self, sql: str, *parameters: Any) -> sqlite3.Cursor:
+            if sql.startswith("BEGIN"):
+                self._executed = frozenset()
+            name = names.get(sql, "")
+            _note("before", name)
+            cursor = super().execute(sql, *parameters)
+            self._executed |= {name}
+            _note("after", name)
+            return cursor
+
+        def commit(self) -> None:
+            is_it = isinstance(place, Commit) and place.names <= self._executed
+            if is_it and place.when == "before":
+                trigger.reached()
+            super().commit()
+            if is_it and place.when == "after":
+                trigger.reached()
+
+    def _note(when: str, name: str) -> None:
+        if isinstance(place, Statement) and (place.name, place.when) == (name, when):
+            trigger.reached()
+
+    watch_connections(Watched)
+
+
+def watch_connections(factory: type[sqlite3.Connection]) -> None:
+    """Let aiosqlite make its connections of another class."""
+    replaced = ModuleType("sqlite3")
+    replaced.__dict__.update(vars(sqlite3))
+    replaced.__dict__["connect"] = functools.partial(sqlite3.connect, factory=factory)
+    vars(aiosqlite.core)["sqlite3"] = replaced
+
+
+def install_step(number: int) -> None:
+    """Die right after step `number` (from 1) that this process does with SQLite: all count."""
+    done = 0
+
+    def step() -> None:
+        nonlocal done
+        done += 1
+        if done == number:
+            die(f"step {number}")
+
+    class Counted(sqlite3.Connection):
+        def execute(self, sql: str, *parameters: Any) -> sqlite3.Cursor:
+            cursor = super().execute(sql, *parameters)
+            step()
+            return cursor
+
+        def commit(self) -> None:
+            super().commit()
+            step()
+
+    watch_connections(Counted)

@@ -1,0 +1,101 @@
+"""Forks daemons: imports once what a daemon imports, then starts lives in milliseconds each.
+
+Run as a process of its own, `python -m tests.crash.forge`. It reads one JSON line for each life
+
+    {"number": 1, "environ": {...}, "argv": [...], "log": path, "point": name, "nth": n,
+     "stops": bool, "step": n}
+
+and writes `{"number", "pid"}` when it is born and `{"number", "code"}` when it is dead, where a
+negative code is a signal, as in subprocess. At the end of its input it ends what still lives.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+# All that a life needs, so that it does not import it again. No thread may run before a fork.
+from daemon import __main__ as entry
+from daemon import app
+from daemon.cli import migrate, serve
+from handlers import qdrant_edge
+from tests.crash import faults, stand_ins
+
+IMPORTED = (app, migrate, serve, qdrant_edge)
+
+
+def main() -> int:
+    """Fork lives until the input ends."""
+    numbers: dict[int, int] = {}
+
+    def reap(*_: object) -> None:
+        with contextlib.suppress(ChildProcessError):
+            while True:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+                if not pid:
+                    return
+                code = os.waitstatus_to_exitcode(status)
+                _say({"number": numbers.pop(pid), "code": code})
+
+    signal.signal(signal.SIGCHLD, reap)
+    # Ctrl-C is for whoever started us, and who ends us then.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for line in sys.stdin:
+        wanted = json.loads(line)
+        # Not reaped before its number is known.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
+        pid = os.fork()
+        if not pid:
+            _live(wanted)
+        numbers[pid] = wanted["number"]
+        _say({"number": wanted["number"], "pid": pid})
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
+    for pid in list(numbers):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    return 0
+
+
+def _say(what: Mapping[str, int]) -> None:
+    # One write, since the handler of SIGCHLD may come in between two.
+    os.write(1, json.dumps(what).encode() + b"\n")
+
+
+def _live(wanted: Mapping[str, Any]) -> NoReturn:
+    """Be a daemon from here on."""
+    code = 1
+    try:
+        for number in (signal.SIGCHLD, signal.SIGINT):
+            signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
+        os.environ.clear()
+        os.environ.update(wanted["environ"])
+        nothing = os.open(os.devnull, os.O_RDONLY)
+        log = os.open(Path(wanted["log"]), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        for target, source in ((0, nothing), (1, log), (2, log)):
+            os.dup2(source, target)
+        os.close(nothing)
+        os.close(log)
+        stand_ins.install()
+        if wanted.get("point"):
+            faults.install(wanted["point"], wanted["nth"], stops=wanted["stops"])
+        if wanted.get("step"):
+            faults.install_step(wanted["step"])
+        code = entry.main(wanted["argv"])
+    except SystemExit as error:
+        code = error.code if isinstance(error.code, int) else 1
+    except BaseException:  # noqa: BLE001 - a forked child must never return into the forge
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
