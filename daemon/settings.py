@@ -282,6 +282,12 @@ class WorkerSettings(_Group):
     max_in_flight: int = Field(32, ge=1, le=4096, description="leased jobs per task type")
     poll_seconds: float = Field(1, gt=0, description="safety net behind wake-ups")
     job_timeout_seconds: float = Field(300, gt=0, description="longest run of one attempt")
+    stall_seconds: float = Field(
+        120,
+        ge=0,
+        description="a model call that hangs for so long is told, and ends the daemon after twice"
+        " that; 0 = never",
+    )
     shutdown_grace_seconds: float = Field(
         10, ge=0, description="time for running jobs at SIGTERM before they are given back"
     )
@@ -319,6 +325,9 @@ class Settings(_Group):
     models_dir: Path = Field(Path("~/.cache/inferd"), description="model files are looked for here")
     models_idle_seconds: float = Field(
         0, ge=0, description="a model unused for so long is unloaded; 0 = never"
+    )
+    models_self_test_seconds: float = Field(
+        600, ge=0, description="how often loaded models are tested; 0 = only when they are loaded"
     )
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="where models run")
     require_gpu: bool = Field(False, description="refuse to start without a working GPU")

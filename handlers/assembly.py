@@ -12,7 +12,7 @@ from daemon.jobs import Job, JsonObject, TaskType
 from daemon.settings import Settings
 from handlers.claims import StoreClaim
 from handlers.decoders import Decoders
-from handlers.device import DeviceLane, ModelRunner
+from handlers.device import ModelRunner
 from handlers.engine_choice import make_engine
 from handlers.face_detection import FaceDetectionHandler, FaceDetectionInference
 from handlers.face_embedding import FaceEmbeddingHandler, FaceEmbeddingInference
@@ -22,6 +22,7 @@ from handlers.image_embedding import ImageEmbeddingInference
 from handlers.image_embedding_handler import ImageEmbeddingHandler
 from handlers.image_store import QdrantImageStore
 from handlers.inference import MLInference
+from handlers.lane import DeviceLane
 from handlers.media_store import MediaStoreClient
 from handlers.query_vectors import FaceParts, ImageParts
 from handlers.search import Search
@@ -41,6 +42,8 @@ class HandlerSet:
 
     handlers: list[Handler] = field(default_factory=list)
     runners: list[ModelRunner[Any]] = field(default_factory=list)
+    lane: DeviceLane = field(default_factory=DeviceLane)
+    """Where the models run."""
     on_demand: set[str] = field(default_factory=set)
     """Names of models that no job needs: loaded at the first search that does."""
     search: Search = field(default_factory=Search)
@@ -94,9 +97,9 @@ class HandlerSet:
         """Return each model with what really runs while it is loaded, and what it is short of.
 
         Raises:
-            InferdError: one could not be loaded at the latest attempt.
+            InferdError: one could not be loaded at the latest attempt, or failed its self-test.
         """
-        failed = [f"{each.name}: {each.load_error}" for each in self._needed() if each.load_error]
+        failed = [f"{each.name}: {each.error}" for each in self._needed() if each.error]
         if failed:
             raise InferdError("; ".join(failed), code="model_error")
         return {
@@ -133,7 +136,7 @@ class _Builder:
         self.set = HandlerSet()
 
     async def open(self, task_types: list[TaskType]) -> HandlerSet:
-        self._lane = await self._stack.enter_async_context(DeviceLane())
+        self._lane = await self._stack.enter_async_context(self.set.lane)
         self._decoders = await self._stack.enter_async_context(Decoders(self._settings.images))
         self._media_store = await self._stack.enter_async_context(
             MediaStoreClient(self._settings.media_store)
@@ -230,6 +233,7 @@ class _Builder:
             require_gpu=self._settings.require_gpu,
             retry_seconds=self._settings.device_retry_seconds,
             idle_seconds=self._settings.models_idle_seconds,
+            self_test_seconds=self._settings.models_self_test_seconds,
         )
         await self._stack.enter_async_context(runner)
         self.set.runners.append(runner)

@@ -1,74 +1,30 @@
-"""The device lane: one thread that owns the device, and models that are reached through it.
-
-All task types share the lane, so two models never fight for the device. A thread cannot be
-cancelled: a caller that goes away abandons its result, not the forward pass, and closing the
-lane waits for the pass that runs.
-"""
+"""ModelRunner: a model on the device lane: batched, tested, and unloaded when nobody needs it."""
 
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from contextvars import copy_context
 from types import TracebackType
-from typing import Any, Generic, ParamSpec, Self, TypeVar
+from typing import Any, Generic, Self
 
 from numpy.typing import NDArray
 
-from daemon.errors import ConfigError, OutOfMemoryError, RetryableError
+from daemon.errors import (
+    ConfigError,
+    DependencyDownError,
+    InferdError,
+    OutOfMemoryError,
+    RetryableError,
+)
 from daemon.stage import Stage
 from handlers.degradation import Degradation
 from handlers.inference import MLInference, Provenance, Result
+from handlers.lane import DeviceLane, Work
 from handlers.memory_ladder import Item, MemoryLadder, Outcome
+from handlers.self_test import SelfTest
 
 log = logging.getLogger(__name__)
-
-P = ParamSpec("P")
-T = TypeVar("T")
-
-
-class DeviceLane:
-    """One thread; whatever touches a model runs on it, one call after the other."""
-
-    def __init__(self) -> None:
-        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="device-lane")
-        self._models: list[MLInference[Any]] = []
-
-    async def run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Return `work(*args)` as run on the lane's thread."""
-        future = self._executor.submit(work, *args, **kwargs)
-        return await asyncio.wrap_future(future)
-
-    def add(self, model: MLInference[Any]) -> None:
-        """Let the model be unloaded where another one needs its memory."""
-        self._models.append(model)
-
-    def unload_others(self, keep: MLInference[Any], device: str) -> bool:
-        """Unload every other model that runs on `device`; on the lane's thread only.
-
-        Returns:
-            Whether there was one.
-        """
-        found = [
-            model
-            for model in self._models
-            if model is not keep and model.is_loaded and model.provenance.device == device
-        ]
-        for model in found:
-            model.unload()
-        return bool(found)
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await asyncio.to_thread(self._executor.shutdown, wait=True, cancel_futures=True)
 
 
 class ModelRunner(Generic[Result]):
@@ -87,6 +43,7 @@ class ModelRunner(Generic[Result]):
         require_gpu: bool = False,
         retry_seconds: float = 60,
         idle_seconds: float = 0,
+        self_test_seconds: float = 0,
     ) -> None:
         """Put a model on the lane.
 
@@ -99,13 +56,16 @@ class ModelRunner(Generic[Result]):
             retry_seconds: how long after memory ran out the full batch and the device are tried
                 again.
             idle_seconds: after so long without use it is unloaded; 0 = never.
+            self_test_seconds: how often it is tested while it is loaded; 0 = only when it is
+                loaded.
         """
         self.name = name
         self._inference = inference
         self._lane = lane
         self._idle_seconds = idle_seconds
+        self._self_test_seconds = self_test_seconds
         self._used_at = time.monotonic()
-        self._idle_task: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
         self._ladder = MemoryLadder(
             name,
             inference,
@@ -113,7 +73,9 @@ class ModelRunner(Generic[Result]):
             require_gpu=require_gpu,
             retry_seconds=retry_seconds,
             unload_others=lambda device: lane.unload_others(inference, device),
+            begin=self._begin,
         )
+        self._self_test = SelfTest(name, inference)
         self.load_error: str | None = None
         """Why the latest attempt to load it failed; None once one went well."""
         self.idle_unloads = 0
@@ -125,8 +87,13 @@ class ModelRunner(Generic[Result]):
 
     async def __aenter__(self) -> Self:
         await self._stage.__aenter__()
-        if self._idle_seconds:
-            self._idle_task = asyncio.create_task(self._watch(), name=f"idle-{self.name}")
+        for seconds, watch in (
+            (self._idle_seconds, self._unload_when_idle),
+            (self._self_test_seconds, self._test_again_and_again),
+        ):
+            if seconds:
+                name = f"{watch.__name__.strip('_')}-{self.name}"
+                self._tasks.append(asyncio.create_task(watch(), name=name))
         return self
 
     async def __aexit__(
@@ -135,9 +102,9 @@ class ModelRunner(Generic[Result]):
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self._idle_task is not None:
-            self._idle_task.cancel()
-            await asyncio.gather(self._idle_task, return_exceptions=True)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._stage.close()
 
     @property
@@ -165,6 +132,19 @@ class ModelRunner(Generic[Result]):
         """How often each step was taken because memory ran out."""
         return dict(self._ladder.steps)
 
+    @property
+    def error(self) -> str | None:
+        """Why it cannot be used: it could not be loaded, or failed its self-test."""
+        if self.load_error is not None:
+            return self.load_error
+        found = self._self_test.error
+        return f"it failed its self-test: {found}" if found else None
+
+    @property
+    def self_tests(self) -> tuple[int, int]:
+        """How often it was tested, and how often it failed."""
+        return self._self_test.runs, self._self_test.failures
+
     async def resolve(self) -> None:
         """Find the weights, without loading them.
 
@@ -189,6 +169,7 @@ class ModelRunner(Generic[Result]):
             PermanentError: the buffer is not what the model takes.
             OutOfMemoryError: it does not fit, not even by itself.
             RetryableError: the model could not be loaded or failed, code model_error.
+            DependencyDownError: it failed its self-test, code model_error; no picture is at fault.
         """
         return (await self.infer_and_tell(buffer))[0]
 
@@ -201,13 +182,26 @@ class ModelRunner(Generic[Result]):
         self._used_at = time.monotonic()
         return await self._stage.submit((buffer, copy_context()))
 
+    async def test(self) -> None:
+        """Test the model where it is loaded; `error` tells what was found.
+
+        It counts as no use: a model that nobody needs is unloaded all the same.
+        """
+        await self._lane.run(self._test_if_loaded)
+
     async def _run_batch(self, items: Sequence[Item]) -> Sequence[Outcome[Result]]:
         return await self._lane.run(self._infer_on_lane, items)
 
     # -- on the lane's thread ------------------------------------------------------------------
 
+    def _begin(self, work: Work, items: Sequence[Item]) -> None:
+        self._lane.begin(self.name, work, [context for _, context in items])
+
     def _load(self) -> None:
         self._used_at = time.monotonic()
+        if self._inference.is_loaded:
+            return
+        self._begin("load", ())
         try:
             self._ladder.load()
         except OutOfMemoryError:
@@ -217,12 +211,38 @@ class ModelRunner(Generic[Result]):
             self.load_error = str(error) or type(error).__name__
             raise
         self.load_error = None
+        # Every load is tested: what was read again must be what was read before.
+        self._begin("self_test", ())
+        self._self_test.run()
+
+    def _test_if_loaded(self) -> None:
+        if self._inference.is_loaded:
+            self._begin("self_test", ())
+            self._self_test.run()
+            if self._self_test.error is not None:
+                self._reload()
+
+    def _reload(self) -> None:
+        """Read the weights again: a bit that flipped in memory is mended by that."""
+        log.warning("%s is loaded again", self.name)
+        self._begin("unload", ())
+        self._inference.unload()
+        self._load()
+
+    def _refuse_if_broken(self) -> None:
+        """Let no result out of a model that gives wrong ones: vectors are stored for good."""
+        if self._self_test.error is not None:
+            self._reload()
+        if self._self_test.error is not None:
+            reason = f"{self.name} failed its self-test: {self._self_test.error}"
+            raise DependencyDownError(reason, code="model_error")
 
     def _infer_on_lane(self, items: Sequence[Item]) -> Sequence[Outcome[Result]]:
         try:
             self._load()
+            self._refuse_if_broken()
             return self._ladder.run(items)
-        except OutOfMemoryError as error:
+        except (OutOfMemoryError, DependencyDownError) as error:
             return [error] * len(items)
         except ConfigError as error:
             failure = RetryableError(error.message, code="model_error")
@@ -233,6 +253,7 @@ class ModelRunner(Generic[Result]):
 
     def _unload_if_idle(self) -> None:
         if self._inference.is_loaded and self._idle_left() <= 0:
+            self._begin("unload", ())
             self._inference.unload()
             self.idle_unloads += 1
             log.info("unloaded %s: nobody used it for %g s", self.name, self._idle_seconds)
@@ -242,7 +263,7 @@ class ModelRunner(Generic[Result]):
     def _idle_left(self) -> float:
         return self._used_at + self._idle_seconds - time.monotonic()
 
-    async def _watch(self) -> None:
+    async def _unload_when_idle(self) -> None:
         """Unload the model whenever it was idle for long; it loads again by itself."""
         while True:
             left = self._idle_left()
@@ -252,3 +273,13 @@ class ModelRunner(Generic[Result]):
                 await self._lane.run(self._unload_if_idle)
             except Exception:
                 log.exception("%s could not be unloaded", self.name)
+
+    async def _test_again_and_again(self) -> None:
+        while True:
+            await asyncio.sleep(self._self_test_seconds)
+            try:
+                await self.test()
+            except InferdError as error:
+                log.error("%s cannot be loaded again: %s", self.name, error.message)  # noqa: TRY400 - the sentence has it all
+            except Exception:
+                log.exception("%s could not be tested", self.name)

@@ -16,7 +16,7 @@ from handlers.decoders import Decoders
 from handlers.device import ModelRunner
 from handlers.faces import Face, ScrfdDetector
 from handlers.images import Limits, decode
-from handlers.inference import Model, ModelInference, Pixels
+from handlers.inference import Model, ModelInference, Numbers, Pixels
 from handlers.media_store import MediaStoreClient
 from handlers.timings import Timings
 
@@ -29,6 +29,9 @@ class Detector(Model, Protocol):
 
     def detect(self, pixels: Pixels) -> list[Face]:
         """Return the faces; a failure is a HandlerError, never an empty list."""
+
+    def self_test(self) -> Numbers:
+        """Return what a built-in picture gives, before any threshold where there is one."""
 
 
 class FaceDetectionInference(ModelInference[list[Face]]):
@@ -78,6 +81,10 @@ class FaceDetectionInference(ModelInference[list[Face]]):
             _check(buffer, f"number {number} of {len(buffers)}" if len(buffers) > 1 else "")
         self.load()
         return [self._detector.detect(buffer) for buffer in buffers]
+
+    def self_test(self) -> Numbers:
+        """Return what the detector makes of a built-in picture; see MLInference."""
+        return self._detector.self_test()
 
 
 class FaceDetectionHandler:

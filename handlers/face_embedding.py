@@ -27,6 +27,7 @@ from handlers.faces import EMBEDDING_DIM, ArcFaceRecogniser, Face, align
 from handlers.images import Limits
 from handlers.inference import (
     ModelInference,
+    Numbers,
     Pixels,
     Provenance,
     Vector,
@@ -34,6 +35,7 @@ from handlers.inference import (
     combined,
 )
 from handlers.media_store import MediaStoreClient
+from handlers.self_test import synthetic_picture
 from handlers.timings import Timings
 from handlers.vector_engine import Point
 from handlers.vector_points import face_point_id
@@ -104,6 +106,10 @@ class FaceEmbeddingInference(ModelInference[Vector]):
             self._check(buffer, f"number {number} of {len(buffers)}" if len(buffers) > 1 else "")
         self.load()
         return [self._recogniser.embed(buffer) for buffer in buffers]
+
+    def self_test(self) -> Numbers:
+        """Return the vector of a built-in picture; see MLInference."""
+        return self.infer_batch([synthetic_picture(*self.input_size)])[0]
 
     def _check(self, buffer: NDArray[Any], label: str) -> None:
         shape = (*self.input_size, 3)

@@ -24,8 +24,9 @@ from daemon.settings import FacesSettings
 from handlers import weights
 from handlers.face_alignment import ALIGNMENT, FACE_SIZE, part_for, similarity
 from handlers.face_files import DETECTOR_NAMES, RECOGNISER_NAMES, UNTRAINED, ModelFiles
-from handlers.inference import Pixels, Provenance, Vector
+from handlers.inference import Numbers, Pixels, Provenance, Vector
 from handlers.memory import HOST, memory_watched, trim
+from handlers.self_test import synthetic_picture
 
 log = logging.getLogger(__name__)
 
@@ -266,6 +267,27 @@ class ScrfdDetector(_OnnxModel):
                 boxes.tolist(), landmarks, strict=True
             )
         ]
+
+    def self_test(self) -> Numbers:
+        """Return all that the network gives for a built-in picture, before any threshold.
+
+        Raises:
+            RetryableError: code model_error; the runtime failed.
+            OutOfMemoryError: there is no room for it.
+        """
+        width, height = self._model.input_size
+        planes = synthetic_picture(height, width).transpose(2, 0, 1)
+        batch = ((planes - 127.5) / 128).astype(np.float32)[np.newaxis]
+        with self._memory_watched(self.provenance.device):
+            try:
+                outputs = self._model.session.run(
+                    self._model.output_names, {self._model.input_name: batch}
+                )
+            except Exception as error:
+                # As in `_detect`.
+                reason = f"the detector failed: {error}"
+                raise RetryableError(reason, code="model_error") from error
+        return np.concatenate([np.asarray(output, np.float64).ravel() for output in outputs])
 
     def _detect(self, pixels: Pixels) -> tuple[NDArray[Any], NDArray[Any]]:
         """Return boxes with scores [n, 5] and landmarks [n, 5, 2] as insightface gives them."""

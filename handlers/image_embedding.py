@@ -14,7 +14,8 @@ from daemon.settings import Settings
 from handlers.clip import ClipModel, normalise, normalise_floats
 from handlers.clip_input import read
 from handlers.images import Limits
-from handlers.inference import ModelInference, Vector, check_pixels
+from handlers.inference import ModelInference, Numbers, Vector, check_pixels
+from handlers.self_test import synthetic_picture
 
 
 class ImageEmbeddingInference(ModelInference[Vector]):
@@ -93,6 +94,10 @@ class ImageEmbeddingInference(ModelInference[Vector]):
             to_pixels = normalise if buffer.dtype == np.uint8 else normalise_floats
             row[...] = to_pixels(buffer[np.newaxis])[0]
         return list(self._model.encode_images(pixels))
+
+    def self_test(self) -> Numbers:
+        """Return the vector of a built-in picture; see MLInference."""
+        return self.infer_batch([synthetic_picture(*self.input_size)])[0]
 
     def _check(self, buffer: NDArray[Any], label: str) -> None:
         shape = (*self.input_size, 3)

@@ -15,6 +15,7 @@ Result = TypeVar("Result")
 Pixels: TypeAlias = NDArray[np.uint8]
 """Upright RGB picture, uint8 [height, width, 3]."""
 Vector: TypeAlias = NDArray[np.float32]
+Numbers: TypeAlias = NDArray[np.float64] | NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,6 +159,17 @@ class MLInference(ABC, Generic[Result]):
             PermanentError: a buffer has the wrong shape or type.
             OutOfMemoryError: so many at a time do not fit.
         """
+
+    def self_test(self) -> Numbers:
+        """Return the numbers that a built-in picture gives: equal ones as long as all is well.
+
+        Returns:
+            Floats [n]; empty for a model that has no such test.
+
+        Raises:
+            HandlerError: it failed, or gave no numbers.
+        """
+        return np.empty(0)
 
     def infer(self, buffer: NDArray[Any], label: str = "") -> Result:
         """Return the model's result for one buffer.

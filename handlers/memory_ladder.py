@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from daemon.errors import ConfigError, OutOfMemoryError
 from handlers.degradation import Degradation, QuietTime, Step, epoch_ms
 from handlers.inference import MLInference, Provenance, Result
+from handlers.lane import Work
 from handlers.memory import HOST, memory_watched
 
 log = logging.getLogger(__name__)
@@ -41,6 +42,7 @@ class MemoryLadder(Generic[Result]):
         require_gpu: bool,
         retry_seconds: float,
         unload_others: Callable[[str], bool],
+        begin: Callable[[Work, Sequence[Item]], None] = lambda _work, _items: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Start on the top step.
@@ -52,6 +54,7 @@ class MemoryLadder(Generic[Result]):
             require_gpu: never move to the CPU; jobs fail instead.
             retry_seconds: the quiet time before the first climb back.
             unload_others: unloads the other models on a device; returns whether there were any.
+            begin: told what is tried next, and of whom.
             clock: seconds that only rise.
         """
         self._name = name
@@ -59,6 +62,7 @@ class MemoryLadder(Generic[Result]):
         self._max_batch = max_batch
         self._require_gpu = require_gpu
         self._unload_others = unload_others
+        self._begin = begin
         self._clock = clock
         self._limit = max_batch
         self._left: str | None = None
@@ -120,6 +124,7 @@ class MemoryLadder(Generic[Result]):
     # -- one try -------------------------------------------------------------------------------
 
     def _try_to_load(self) -> OutOfMemoryError | None:
+        self._begin("load", ())
         try:
             with memory_watched(self._name, HOST):
                 self._inference.load()
@@ -128,6 +133,7 @@ class MemoryLadder(Generic[Result]):
         return None
 
     def _try(self, chunk: Sequence[Item]) -> list[Outcome[Result]] | Exception:
+        self._begin("infer", chunk)
         buffers = [buffer for buffer, _ in chunk]
         run = self._inference.infer_batch
         try:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from daemon.errors import ConfigError, InferdError, PermanentError
 from daemon.settings import Settings
 from handlers.clip_text import ClipTextModel, Tokens
-from handlers.inference import ModelInference, Vector
+from handlers.inference import ModelInference, Numbers, Vector
 
 
 class TextEmbeddingInference(ModelInference[Vector]):
@@ -94,6 +94,14 @@ class TextEmbeddingInference(ModelInference[Vector]):
             self._check(buffer, f"number {number} of {len(buffers)}" if len(buffers) > 1 else "")
         self.load()
         return list(self._model.encode_texts(np.stack(buffers)))
+
+    def self_test(self) -> Numbers:
+        """Return the vector of built-in tokens; see MLInference."""
+        # The end of a text is the greatest id; what the others mean does not matter.
+        last = self._model.vocabulary_size - 1
+        ids = np.zeros(self.context_length, np.int64)
+        ids[:4] = last - 1, last // 3, last // 7, last
+        return self.infer_batch([ids])[0]
 
     def _check(self, buffer: NDArray[Any], label: str) -> None:
         what = f"buffer {label}" if label else "the buffer"

@@ -5,7 +5,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from handlers.assembly import HandlerSet
-from handlers.device import DeviceLane, ModelRunner
+from handlers.device import ModelRunner
+from handlers.lane import DeviceLane
 from tests.integration.test_intake_over_mqtt import until
 from tests.integration.test_little_memory import picture
 from tests.short_memory import Memory, ShortModel
@@ -55,7 +56,7 @@ async def test_a_model_in_use_is_not_unloaded() -> None:
 async def test_without_a_setting_nothing_is_ever_unloaded() -> None:
     async with runner(ShortModel(Memory()), idle_seconds=0) as found:
         await found.load()
-        assert found._idle_task is None
+        assert found._tasks == []
         assert found.is_loaded
 
 

@@ -7,12 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from daemon.errors import PermanentError, RetryableError
+from daemon.errors import DependencyDownError, PermanentError, RetryableError
 from daemon.jobs import TaskType, dump_json
 from daemon.settings import FacesSettings, ImageSettings, Settings
 from handlers.decoders import Decoders
-from handlers.device import DeviceLane, ModelRunner
+from handlers.device import ModelRunner
 from handlers.face_detection import FaceDetectionHandler, FaceDetectionInference
+from handlers.lane import DeviceLane
+from handlers.self_test import synthetic_picture
 from tests.unit.face_graphs import detector_outputs, put_face, save_detector
 from tests.unit.face_rig import Store, astronaut, cut_out, ignore_steps, job, media_store
 
@@ -136,10 +138,13 @@ async def test_a_detector_that_fails_is_an_error_and_not_a_picture_without_faces
         rig = await open_rig(stack, with_file(path))
         rig.store.put(7, cut_out())
 
-        with pytest.raises(PermanentError) as error:
+        # Its self-test finds it out: no picture is at fault.
+        with pytest.raises(DependencyDownError) as error:
             await rig.handler.handle(job(TaskType.FACE_DETECTION), ignore_steps)
+    with pytest.raises(PermanentError) as alone:
+        FaceDetectionInference(settings=with_file(path)).infer(synthetic_picture(64, 64))
 
-    assert error.value.code == "model_error"
+    assert error.value.code == alone.value.code == "model_error"
 
 
 async def test_a_detector_that_cannot_be_loaded_is_worth_another_try(tmp_path: Path) -> None:

@@ -13,10 +13,11 @@ from daemon.errors import ConfigError, DependencyDownError, PermanentError, Retr
 from daemon.jobs import TaskType, dump_json
 from daemon.settings import FacesSettings, ImageSettings, Settings
 from handlers.decoders import Decoders
-from handlers.device import DeviceLane, ModelRunner
+from handlers.device import ModelRunner
 from handlers.face_detection import FaceDetectionInference
 from handlers.face_embedding import FaceEmbeddingHandler, FaceEmbeddingInference, demo
 from handlers.face_store import QdrantFaceStore
+from handlers.lane import DeviceLane
 from handlers.vector_points import face_point_id
 from tests.unit.face_graphs import save_recogniser
 from tests.unit.face_rig import Store, cut_out, ignore_steps, job, media_store

@@ -20,12 +20,13 @@ from daemon.settings import ImageSettings, MediaStoreSettings
 from demos.media_store import create_app
 from handlers import image_embedding
 from handlers.decoders import Decoders
-from handlers.device import DeviceLane, ModelRunner
+from handlers.device import ModelRunner
 from handlers.image_embedding import ImageEmbeddingInference
 from handlers.image_embedding_handler import ImageEmbeddingHandler
 from handlers.image_store import QdrantImageStore
 from handlers.images import Limits
 from handlers.inference import Vector
+from handlers.lane import DeviceLane
 from handlers.media_store import MediaStoreClient
 from handlers.timings import Timings
 from handlers.vector_engine import Point

@@ -14,8 +14,9 @@ from daemon.jobs import Job, JobState, TaskType
 from daemon.logs import AboutFilter, JsonFormatter, TextFormatter, about, set_up_logging
 from daemon.settings import ImageSettings, LogSettings
 from handlers.decoders import Decoders
-from handlers.device import DeviceLane, ModelRunner
+from handlers.device import ModelRunner
 from handlers.inference import MLInference, Provenance
+from handlers.lane import DeviceLane
 
 log = logging.getLogger("tests.somewhere.deep")
 FORGED = 'a\n12:00:00 error   forged\r\x1b[31m{"level": "error"}\u2028'
