@@ -13,9 +13,10 @@
     pauses       task types that are not leased
     announcer    events into the outbox                 job_rows    rows <-> jobs
     statements   all SQL by name                        database    one door to the SQLite file
-    mqtt         the only file that knows gmqtt         broker_tls, logs, identity
+    mqtt         the only file that knows gmqtt         broker_tls, logs
     metrics      the only file that knows Prometheus
     migration    the schema's numbered steps            schema   which a file went through
+    identity     who a process is, and whether it lives
 
     events, requests, retry     the wire's shapes, and an error's fate: pure
     wire/        all of the wire as models: documentation and oracle   asyncapi   MQTT's contract

@@ -7,7 +7,6 @@ SQLite before 3.51.3 can corrupt a WAL that two connections reset at once.
 
 import asyncio
 import logging
-import os
 import sqlite3
 import time
 from collections.abc import (
@@ -24,6 +23,7 @@ from typing import Any, Self, TypeVar
 import aiosqlite
 
 from daemon.errors import ConfigError, StorageError
+from daemon.identity import is_dead, own_identity
 from daemon.migration import (
     Migration,
     backup_path,
@@ -42,6 +42,10 @@ Connection = aiosqlite.Connection
 # UPDATE FROM 3.33, RETURNING 3.35, STRICT 3.37, ->> 3.38.
 OLDEST_SQLITE = (3, 38, 0)
 BUSY_TIMEOUT_MS = 10_000
+PART = ".part"
+"""End of the name of a copy that is being written."""
+PART_SEPARATOR = "+"
+"""Stands in that name for what parts the fields of its owner's identity."""
 
 
 class Database:
@@ -211,6 +215,7 @@ async def _migrate(connection: Connection, path: Path, migrations: list[Migratio
     Raises:
         ConfigError: the file is newer than this version, or a released step was changed.
     """
+    await asyncio.to_thread(_remove_parts, path)
     async with _transaction(connection, "EXCLUSIVE"):
         await connection.execute(
             "CREATE TABLE IF NOT EXISTS schema_migrations ("
@@ -227,13 +232,22 @@ async def _migrate(connection: Connection, path: Path, migrations: list[Migratio
         await _apply(connection, step)
 
 
+def _remove_parts(path: Path) -> None:
+    """Remove copies that a process had begun when it died; each is as large as the file."""
+    for part in path.parent.glob(f"{path.name}.before-*{PART}"):
+        owner = part.name.removesuffix(PART).rpartition(".before-")[2].partition(".")[2]
+        if is_dead(owner.replace(PART_SEPARATOR, "/")):
+            part.unlink(missing_ok=True)
+            log.info("removed a copy that was only begun", extra={"path": str(part)})
+
+
 async def _back_up(connection: Connection, path: Path, step: Migration) -> None:
     """Copy the file before a step changes it; whole or not at all, and never once it is changed."""
     backup = backup_path(path, step.version)
     if await asyncio.to_thread(backup.exists):
         return
     # Under a name of our own: another daemon may do the same at the same time.
-    part = path.with_name(f"{backup.name}.{os.getpid()}.part")
+    part = path.with_name(f"{backup.name}.{own_identity().replace('/', PART_SEPARATOR)}{PART}")
     await asyncio.to_thread(part.unlink, missing_ok=True)
     await connection.execute("VACUUM INTO ?", (str(part),))
     rows = await connection.execute_fetchall(

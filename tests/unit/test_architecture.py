@@ -48,10 +48,16 @@ LAYERS = (
         "daemon.mqtt",
         "daemon.statements",
         "daemon.logs",
-        "daemon.identity",
         "daemon.metrics",
     },
-    {"daemon.events", "daemon.retry", "daemon.requests", "daemon.broker_tls", "daemon.migration"},
+    {
+        "daemon.events",
+        "daemon.retry",
+        "daemon.requests",
+        "daemon.broker_tls",
+        "daemon.migration",
+        "daemon.identity",
+    },
     {"daemon.jobs", "daemon.topics", "daemon.settings", "daemon.stage", "daemon.bell"},
     {"daemon.errors", "daemon.redaction"},
 )
