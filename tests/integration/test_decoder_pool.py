@@ -3,6 +3,7 @@
 import io
 import os
 import signal
+import struct
 import subprocess
 import sys
 import threading
@@ -15,8 +16,11 @@ import pytest
 from PIL import Image
 
 from daemon.errors import HandlerError, PermanentError, RetryableError
+from handlers import decoder_pool
 from handlers.decoder_pool import DecoderProcess, memory_limit
+from handlers.decoder_process import KEEP_BYTES
 from handlers.images import Limits, decode, square_crop
+from tests.hostile import watch
 
 LIMITS = Limits(4_000_000, (255, 255, 255))
 BAD = (sys.executable, "-m", "tests.bad_decoder")
@@ -106,6 +110,71 @@ def test_a_codec_that_hangs_is_killed(monkeypatch: pytest.MonkeyPatch, deed: str
 
         assert child.process.returncode == -signal.SIGKILL
         assert _is_well(process)
+    finally:
+        process.release()
+
+
+def test_a_codec_that_hangs_over_the_first_picture_is_no_crash(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    process = DecoderProcess(memory_bytes=0, seconds=0.5, command=BAD)
+    try:
+        assert _code(process, b"SLEP" + _png()) == "decode_timeout"
+        assert _code(process, b"SPIN" + _png()) == "decode_timeout"
+    finally:
+        process.release()
+
+
+@pytest.mark.parametrize(("deed", "kind"), [("SLEP", RetryableError), ("SPIN", PermanentError)])
+def test_time_spent_at_work_is_the_files_fault_and_time_spent_waiting_is_not(
+    monkeypatch: pytest.MonkeyPatch, deed: str, kind: type[HandlerError]
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    # Other tests may have the processors meanwhile; a sleeping child uses none at all.
+    monkeypatch.setattr(decoder_pool, "OWN_FAULT", 0.1)
+    process = DecoderProcess(memory_bytes=0, seconds=1.0, command=BAD)
+    try:
+        with pytest.raises(HandlerError, match="more than 1 s") as caught:
+            process.decode("upright", deed.encode() + _png(), LIMITS, content_type=None)
+        assert type(caught.value) is kind
+    finally:
+        process.release()
+
+
+def test_who_ran_out_of_memory_makes_room_for_a_fresh_decoder(bad: DecoderProcess) -> None:
+    assert _is_well(bad)
+    before = bad._child
+
+    assert _code(bad, b"EATS" + _png()) == "out_of_memory"
+
+    assert _is_well(bad)
+    assert bad._child is not before
+
+
+def _tiled_jpeg_2000() -> bytes:
+    """81 bytes that promise 62,500 tiles: OpenJPEG makes room for each of them."""
+    sizes = struct.pack(">HIIIIIIIIH", 0, 9999, 9999, 0, 0, 40, 40, 0, 0, 1) + b"\7\1\1"
+    parts = b"\xff\x51" + struct.pack(">H", 2 + len(sizes)) + sizes
+    parts += b"\xff\x52\0\x0c\0\0\0\1\0\0\4\4\0\1" + b"\xff\x5c\0\4\x40\x40"
+    return b"\xff\x4f" + parts + b"\xff\x90\0\x0a\0\0\0\0\0\x0e\0\1\xff\x93\xff\xd9"
+
+
+def test_a_refused_picture_leaves_no_memory_behind() -> None:
+    limits = Limits(100_000_000, (0, 0, 0))
+    process = DecoderProcess(memory_bytes=memory_limit(limits), seconds=30)
+    try:
+        assert _is_well(process)
+        assert process._child is not None
+        pid = process._child.process.pid
+        before = watch.resident(pid)
+
+        with pytest.raises(PermanentError, match="damaged"):
+            process.decode("upright", _tiled_jpeg_2000(), limits, content_type=None)
+
+        held = watch.peak(pid) - before
+        assert _is_well(process)
+        assert watch.resident(pid) - before < min(held // 2, 2 * KEEP_BYTES)
     finally:
         process.release()
 
