@@ -187,7 +187,7 @@ def _receiver(intake: Intake, cancellation: Cancellation) -> OnRequest:
     async def receive(message: MqttRequest) -> None:
         if topics.is_probe(message.topic):
             return
-        if topics.cancelled_job(message.topic) is not None:
+        if topics.is_cancel(message.topic):
             await cancellation.on_cancel(message)
         else:
             await intake.on_request(message)

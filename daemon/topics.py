@@ -72,6 +72,11 @@ def requested_task(topic: str) -> str | None:
     return _last_level(topic, f"{ROOT}/request/")
 
 
+def is_cancel(topic: str) -> bool:
+    """Whether a cancel was meant, even of nothing: `+` takes an empty level as well."""
+    return topic.startswith(f"{ROOT}/cancel/")
+
+
 def cancelled_job(topic: str) -> str | None:
     """Return the last level of a cancel topic, or None for any other topic."""
     return _last_level(topic, f"{ROOT}/cancel/")

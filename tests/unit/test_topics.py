@@ -7,6 +7,7 @@ from daemon.topics import (
     PROBE,
     availability,
     dead_letter,
+    is_cancel,
     is_job_id,
     is_probe,
     is_reply_topic,
@@ -139,3 +140,17 @@ def test_a_probe_is_no_request_and_no_job(kind: str) -> None:
 )
 def test_nothing_else_is_a_probe(topic: str) -> None:
     assert not is_probe(topic)
+
+
+@pytest.mark.parametrize(
+    ("topic", "expected"),
+    [
+        ("inference/cancel/", True),
+        ("inference/cancel/x", True),
+        ("inference/request/cancel", False),
+        ("inference/cancelled/x", False),
+    ],
+)
+def test_a_cancel_of_nothing_is_a_cancel(topic: str, expected: bool) -> None:
+    # The filter inference/cancel/+ takes an empty level too; its answer is a cancel's.
+    assert is_cancel(topic) is expected
