@@ -1,4 +1,4 @@
-"""The daemon over quick models, pictures that say what is expected of them, and a careful client."""
+"""The daemon over quick models, pictures that say what must come of them, a careful client."""
 
 import io
 import subprocess

@@ -1,5 +1,6 @@
 """The broker dies, freezes, forgets and refuses: nothing acknowledged is lost."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,9 @@ def test_a_broker_that_is_stopped_and_started_costs_nothing(
 
 
 def test_a_killed_broker_as_shipped_costs_few_requests_and_repeating_gets_them_back(
-    tmp_path: Path, media_store: MediaStore, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    media_store: MediaStore,
+    record_property: Callable[[str, object], None],
 ) -> None:
     with Broker(tmp_path, extra=shipped()) as broker:
         daemon = FaultyDaemon(tmp_path, broker, media_store)
@@ -63,8 +66,7 @@ def test_a_killed_broker_as_shipped_costs_few_requests_and_repeating_gets_them_b
             asker.settle()
             assert daemon.terminate() == 0
         check_all(tmp_path / "data", asker.promises, asker.client.received, lossy=True)
-    with capsys.disabled():
-        print(f"\n  kill -9 of the broker: {survived} of {len(asked)} acknowledged survived")
+    record_property("survived", f"{survived} of {len(asked)}")
 
 
 def known(daemon: FaultyDaemon) -> int:
