@@ -34,6 +34,7 @@ _END_OF_IMAGE = 0xD9
 _EXIF_SEGMENT = 0xE1
 _COMMENT = re.compile(rb"#[^\r\n]*[\r\n]?")
 _STRIPS = frozenset((273, 279, 324, 325))
+_14_BITS = 0x3FFF
 _WITHOUT_WHITE = (b"P1", b"P4")
 
 
@@ -50,6 +51,25 @@ def check_file(name: str, data: bytes) -> None:
     check = _CHECKS.get(name)
     if check is not None:
         check(data)
+
+
+def stated_size(name: str, data: bytes) -> tuple[int, int] | None:
+    """Return width and height where merely opening the file would make room for them, else None.
+
+    Pillow opens a WebP by making room for two whole pictures.
+    """
+    if name != "WebP":
+        return None
+    kind, head = data[12:16], data[20:30].ljust(10, b"\0")
+    if kind == b"VP8X":
+        return 1 + int.from_bytes(head[4:7], "little"), 1 + int.from_bytes(head[7:10], "little")
+    if kind == b"VP8L":
+        bits = int.from_bytes(head[1:5], "little")
+        return 1 + (bits & _14_BITS), 1 + (bits >> 14 & _14_BITS)
+    if kind == b"VP8 ":
+        width, height = int.from_bytes(head[6:8], "little"), int.from_bytes(head[8:10], "little")
+        return width & _14_BITS, height & _14_BITS
+    return None
 
 
 def _check_jpeg(data: bytes) -> None:

@@ -31,7 +31,7 @@ from pillow_heif import HeifImageFile
 
 from daemon.errors import HandlerError, PermanentError, RetryableError
 from daemon.settings import ImageSettings
-from handlers.file_costs import check_file
+from handlers.file_costs import check_file, stated_size
 
 # An MPO is opened as the JPEG it starts with: its first picture, whatever its index claims.
 _OPENERS: dict[str, type[ImageFile.ImageFile]] = {
@@ -272,6 +272,9 @@ def _secure_pillow(limits: Limits) -> None:
 
 def _decode(name: str, data: bytes, limits: Limits, min_side: int | None) -> Picture:
     check_file(name, data)
+    stated = stated_size(name, data)
+    if stated is not None:
+        _check_size(name, stated, limits)
     with _OPENERS[name](BytesIO(data)) as image:
         _check_size(name, image.size, limits)
         _check_cost(name, image, len(data))

@@ -47,7 +47,9 @@ class Job:
     media_id: int
     task: str
     good: Source | None
-    """The sound picture, or None for a mutant."""
+    """The sound picture, or None for a bad one."""
+    file: bytes | None = None
+    """A bad one that is no mutant."""
 
 
 @dataclass(slots=True)
@@ -91,19 +93,18 @@ def jobs(count: int) -> list[Job]:
 
 
 def run(
-    folder: Path, sources: Sequence[Source], *, seed: int, count: int, seconds: float
+    folder: Path, sources: Sequence[Source], todo: Sequence[Job], *, seed: int, seconds: float
 ) -> Outcome:
-    """Put `count` jobs through a daemon of its own and say what came of each.
+    """Put jobs through a daemon of its own and say what came of each.
 
     Args:
         folder: an empty one, for the broker and the daemon.
         sources: what is mutated.
+        todo: the jobs.
         seed: of the mutants.
-        count: jobs, the good ones included.
         seconds: the longest that all of it may take.
     """
     outcome = Outcome()
-    todo = jobs(count)
     with Broker(folder) as broker, Client(broker.port) as client, MediaStore() as store:
         for job in todo:
             store.behaviours[job.media_id] = partial(_serve, sources, seed, job)
@@ -135,7 +136,9 @@ def known(source: Source) -> NDArray[np.float32]:
 
 
 def _serve(sources: Sequence[Source], seed: int, job: Job, handler: BaseHTTPRequestHandler) -> None:
-    data = job.good.data if job.good else mutant(sources, seed, job.media_id).data
+    data = job.good.data if job.good else job.file
+    if data is None:
+        data = mutant(sources, seed, job.media_id).data
     answer(200, data, "application/octet-stream")(handler)
 
 

@@ -43,7 +43,7 @@ def alone(files: Sequence[Source], todo: Sequence[Job], seed: int) -> dict[int, 
     found = {}
     with Decoder(limits, seconds=DECODE_SECONDS) as decoder:
         for job in todo:
-            if job.good is None:
+            if job.good is None and job.file is None:
                 work = "square" if job.task == "image_embedding" else "upright"
                 found[job.media_id] = decoder.decode(work, mutant(files, seed, job.media_id).data)
     return found
@@ -151,8 +151,8 @@ def main(argv: Sequence[str]) -> int:
         outcome = run(
             Path(folder),
             files,
+            todo,
             seed=arguments.seed,
-            count=arguments.count,
             seconds=arguments.seconds,
         )
     show_codes(todo, outcome)

@@ -121,3 +121,26 @@ def test_a_large_bitmap_of_black_needs_no_fourth_word() -> None:
     data = b"P4 1024 1024\n" + bytes(128 * 1024)
 
     assert decode(data, LIMITS).width == 1024
+
+
+def test_the_size_of_a_webp_is_known_before_it_is_opened() -> None:
+    grey = quadrants(61, 47)
+    see_through = quadrants(61, 47)
+    see_through.putalpha(100)
+    kinds = {
+        b"VP8 ": saved(grey, "WEBP"),
+        b"VP8L": saved(grey, "WEBP", lossless=True),
+        b"VP8X": saved(see_through, "WEBP"),
+    }
+    for kind, data in kinds.items():
+        assert data[12:16] == kind
+        assert file_costs.stated_size("WebP", data) == (61, 47)
+        assert decode(data, LIMITS).width == 61
+        with pytest.raises(PermanentError, match="61 x 47") as caught:
+            decode(data, Limits(61 * 47 - 1, (0, 0, 0)))
+        assert caught.value.code == "too_many_pixels"
+        for length in range(12, 32):
+            with pytest.raises(PermanentError) as caught:
+                decode(data[:length], LIMITS)
+            assert caught.value.code == "decode_error"
+    assert file_costs.stated_size("PNG", small_png()) is None
