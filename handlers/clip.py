@@ -11,6 +11,7 @@ from handlers.clip_catalog import FACTS_TOLERANCE, PUBLISHED
 from handlers.clip_tower import ClipTower
 from handlers.clip_vendors import load_vendors
 from handlers.inference import Pixels, Vector
+from handlers.self_test import synthetic_picture
 
 if TYPE_CHECKING:
     import torch
@@ -38,6 +39,15 @@ def normalise_floats(crops: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.ascontiguousarray(crops.transpose(0, 3, 1, 2))
 
 
+def _normalised(crops: "torch.Tensor") -> "torch.Tensor":
+    """Return uint8 [n, height, width, 3] as `normalise` does, to the last bit, on its device."""
+    torch = load_vendors().torch
+    mean, std = (torch.tensor(each, device=crops.device).view(3, 1, 1) for each in (MEAN, STD))
+    floats = crops.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
+    floats.div_(255).sub_(mean).div_(std)
+    return floats
+
+
 class ClipModel(ClipTower):
     """The image tower of one CLIP with one set of weights, on one device.
 
@@ -61,15 +71,37 @@ class ClipModel(ClipTower):
         """
         return self._encode(pixels)
 
+    def encode_crops(self, crops: Pixels) -> Vector:
+        """Return float32 [n, dim], each of length 1, for uint8 RGB [n, height, width, 3].
+
+        They are normalised on the device: a quarter of the bytes go there.
+
+        Raises:
+            RetryableError: code model_error; the device failed, or gave no numbers.
+        """
+        return self._encode(crops)
+
     def _take(self, model: Any) -> "torch.nn.Module":
         visual: torch.nn.Module = model.visual
-        return visual
+        from handlers.clip_layers import image_tower  # noqa: PLC0415 - it needs torch
 
-    def _probe(self) -> "torch.Tensor":
-        probe: torch.Tensor = load_vendors().torch.zeros(1, 3, *self.input_size)
-        return probe
+        ours = image_tower(load_vendors().open_clip, visual)
+        if ours is None:
+            log.info("%s is no plain vision transformer: it runs in open_clip's layers", self.model)
+        return ours or visual
+
+    def _samples(self, count: int) -> "torch.Tensor":
+        # Smooth waves, as pictures have, each under another grain, as pictures have as well.
+        rng = np.random.default_rng(0)
+        picture = synthetic_picture(*self.input_size)
+        smooth = np.stack([np.roll(picture, 37 * number, (0, 1)) for number in range(count)])
+        crops = np.clip(smooth + rng.normal(0, 12, smooth.shape), 0, 255).astype(np.uint8)
+        samples: torch.Tensor = load_vendors().torch.from_numpy(normalise(crops))
+        return samples
 
     def _forward(self, module: Any, batch: "torch.Tensor") -> "torch.Tensor":
+        if batch.dtype == load_vendors().torch.uint8:
+            batch = _normalised(batch)
         features: torch.Tensor = module(batch)
         return features
 

@@ -129,8 +129,14 @@ class ClipTextModel(ClipTower):
 
     def _take(self, model: Any) -> "torch.nn.Module":
         vendors = load_vendors()
+        from handlers.clip_layers import text_tower  # noqa: PLC0415 - it needs torch
+
         # The image tower goes; the rest of open_clip's model is its text tower.
         del model.visual
+        ours = text_tower(vendors.open_clip, model)
+        if ours is not None:
+            return ours
+        log.info("the texts of %s are read in open_clip's layers", self.model)
         if model.attn_mask is not None:
             # Each token sees those before it. Kept in no file, so still without values here.
             size = self.context_length
@@ -138,12 +144,15 @@ class ClipTextModel(ClipTower):
         tower: torch.nn.Module = model
         return tower
 
-    def _probe(self) -> "torch.Tensor":
-        probe: torch.Tensor = load_vendors().torch.from_numpy(self.tokeniser("").ids[np.newaxis])
-        return probe
+    def _samples(self, count: int) -> "torch.Tensor":
+        texts = [f"a photo of {number} dogs on a beach, in the evening" for number in range(count)]
+        ids = np.stack([self.tokeniser(text).ids for text in texts])
+        samples: torch.Tensor = load_vendors().torch.from_numpy(ids)
+        return samples
 
     def _forward(self, module: Any, batch: "torch.Tensor") -> "torch.Tensor":
-        features: torch.Tensor = module.encode_text(batch)
+        encode = getattr(module, "encode_text", module)
+        features: torch.Tensor = encode(batch)
         return features
 
     def _check_facts(self, _module: "torch.nn.Module") -> None:

@@ -15,8 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from daemon.errors import ConfigError, RetryableError
+from handlers.clip_arithmetic import Arithmetic
 from handlers.clip_catalog import architecture, find_weights
 from handlers.clip_checkpoint import read_model
+from handlers.clip_precision import EXACT
 from handlers.clip_vendors import choose_device, device_name, load_vendors
 from handlers.inference import Provenance, Vector
 from handlers.memory import memory_watched, trim
@@ -52,7 +54,21 @@ class ClipTower(ABC):
         device: str = "auto",
         require_gpu: bool = False,
         offline: bool = False,
+        precision: str = EXACT,
+        batch_size: int = 1,
     ) -> None:
+        """Take what to load; nothing is read yet.
+
+        Args:
+            model: open_clip's name.
+            weights: openai, a path, or untrained.
+            models_dir: where weights are looked for.
+            device: auto, cpu, cuda or cuda:n.
+            require_gpu: fail rather than run on the CPU.
+            offline: fail rather than download.
+            precision: fp32, bf16, or auto: whichever a calibration at the load finds best.
+            batch_size: of a full pass, to calibrate with.
+        """
         self.model = model
         self._weights = weights
         self._models_dir = models_dir
@@ -65,6 +81,7 @@ class ClipTower(ABC):
         self._parameters = 0
         self._module: torch.nn.Module | None = None
         self._provenance: Provenance | None = None
+        self._arithmetic = Arithmetic(f"the {self.tower} tower of {model}", precision, batch_size)
 
     @property
     def is_untrained(self) -> bool:
@@ -90,6 +107,9 @@ class ClipTower(ABC):
     @property
     def fingerprint(self) -> str:
         """What vectors of this model may be compared with; known after `resolve`."""
+        # The weights' alone: two precisions are two roundings of one vector, nearer to each other
+        # than two decoders' readings of one JPEG (cosine 0.999 and more, or none but fp32 runs).
+        # Otherwise a collection would be lost to the daemon on another machine, or without a GPU.
         if self.is_untrained:
             return f"{self.model}:untrained-seed-{UNTRAINED_SEED}"
         if not self._digest:
@@ -145,8 +165,7 @@ class ClipTower(ABC):
             module = module.eval().requires_grad_(False)
             self._check_facts(module)
             try:
-                module = module.to(device)
-                ran_on = self._forward(module, self._probe().to(device)).device
+                ran_on, precision = self._start(module, device)
             except RuntimeError as error:
                 raise ConfigError(f"{self.model} does not run on {device}: {error}") from error
         self._module = module
@@ -155,8 +174,8 @@ class ClipTower(ABC):
         self._provenance = Provenance(
             model=self.model,
             weights="openai" if self._weights == "openai" else name,
-            device=str(ran_on),
-            precision="fp32",
+            device=ran_on,
+            precision=precision,
         )
         if self.is_untrained:
             log.warning(
@@ -165,11 +184,12 @@ class ClipTower(ABC):
                 UNTRAINED_SEED,
             )
         log.info(
-            "loaded the %s tower of %s (%s) on %s in %.1f s",
+            "loaded the %s tower of %s (%s) on %s, %s, in %.1f s",
             self.tower,
             self.model,
             self._path or "UNTRAINED",
             ran_on,
+            precision,
             time.monotonic() - began,
         )
 
@@ -203,26 +223,54 @@ class ClipTower(ABC):
 
     def _move(self, module: "torch.nn.Module", device: str) -> None:
         torch = load_vendors().torch
+        came_from, precision = self.provenance.device, self.provenance.precision
         try:
             choose_device(device, require_gpu=False)
             with torch.inference_mode():
-                module.to(device)
-                ran_on = self._forward(module, self._probe().to(device)).device
-        except RuntimeError as error:
+                if precision not in (EXACT, self._arithmetic.known(device)):
+                    # Bits that are gone do not come back, so the weights are read again.
+                    module = self._build().eval().requires_grad_(False)
+                ran_on, precision = self._start(module, device, precision)
+        except (RuntimeError, OSError) as error:
             # Tensor by tensor: some of them may be there already.
-            with torch.inference_mode():
-                module.to(self.provenance.device)
+            if module is self._module:
+                with torch.inference_mode():
+                    module.to(came_from)
             raise ConfigError(f"{self.model} does not run on {device}: {error}") from error
-        self._provenance = replace(self.provenance, device=str(ran_on))
-        log.info("moved the %s tower of %s to %s", self.tower, self.model, ran_on)
+        self._module = module
+        self._provenance = replace(self.provenance, device=ran_on, precision=precision)
+        log.info("moved the %s tower of %s to %s, %s", self.tower, self.model, ran_on, precision)
+
+    def _start(
+        self, module: "torch.nn.Module", device: str, precision: str = EXACT
+    ) -> tuple[str, str]:
+        """Run a tower on a device; return where it ran, and in which precision it is to run there.
+
+        Args:
+            module: the tower, wherever it is.
+            device: `cpu` or `cuda:n`.
+            precision: of its weights as they are.
+
+        Raises:
+            RuntimeError: torch's own.
+            ConfigError: it does not run in the precision that is asked for.
+        """
+        module.to(device)
+        samples = self._samples(self._arithmetic.batch_size).to(device)
+        ran_on = str(self._forward(module, samples[:1]).device)
+        if precision == EXACT:
+            precision = self._arithmetic.settle(
+                module, device, lambda count: self._forward(module, samples[:count])
+            )
+        return ran_on, precision
 
     @abstractmethod
     def _take(self, model: Any) -> "torch.nn.Module":
         """Return what stays in memory of open_clip's whole model, on the CPU."""
 
     @abstractmethod
-    def _probe(self) -> "torch.Tensor":
-        """Return a batch of one to try the model with."""
+    def _samples(self, count: int) -> "torch.Tensor":
+        """Return a batch to try the model with, always the same."""
 
     @abstractmethod
     def _forward(self, module: Any, batch: "torch.Tensor") -> "torch.Tensor":
@@ -252,7 +300,7 @@ class ClipTower(ABC):
         torch = load_vendors().torch
         try:
             with torch.inference_mode():
-                given = torch.from_numpy(batch).to(self.provenance.device)
+                given = self._upload(torch.from_numpy(batch))
                 features = torch.nn.functional.normalize(self._forward(self._module, given), dim=-1)
                 vectors: Vector = features.float().cpu().numpy()
         except RuntimeError as error:
@@ -260,6 +308,11 @@ class ClipTower(ABC):
         if not np.isfinite(vectors).all():
             raise RetryableError(f"{self.model} gave NaN", code="model_error")
         return vectors
+
+    def _upload(self, batch: "torch.Tensor") -> "torch.Tensor":
+        device = self.provenance.device
+        # From pinned memory a GPU fetches by itself, while this thread sets up the pass.
+        return batch if device == "cpu" else batch.pin_memory().to(device, non_blocking=True)
 
     def _build(self) -> "torch.nn.Module":
         vendors = load_vendors()

@@ -91,3 +91,23 @@ def choose_device(asked: str, *, require_gpu: bool) -> str:
             f"no GPU runs here: {why}"
         )
     return "cpu"
+
+
+def reduced_precision(device: str) -> str | None:
+    """Return bf16 or fp16: with how few bits a device multiplies matrices by itself.
+
+    None where it would only pretend to: emulated bf16 takes four times as long as fp32.
+
+    Args:
+        device: `cpu` or `cuda:n`, one that runs.
+    """
+    torch = load_vendors().torch
+    if device.startswith("cuda"):
+        capability = torch.cuda.get_device_capability(device)
+        return "bf16" if capability >= (8, 0) else "fp16" if capability >= (7, 0) else None
+    # Private, so they may be gone one day; then there is no AMX that we know of.
+    for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"):
+        is_supported = getattr(torch.cpu, name, None)
+        if is_supported is not None and is_supported():
+            return "bf16"
+    return None

@@ -55,6 +55,8 @@ class ImageEmbeddingInference(ModelInference[Vector]):
             device=settings.device,
             require_gpu=settings.require_gpu,
             offline=settings.offline,
+            precision=settings.clip.precision,
+            batch_size=settings.clip.batch_size,
         )
         super().__init__(self._model)
         actual = (self._model.embedding_dim, self._model.input_size)
@@ -89,6 +91,8 @@ class ImageEmbeddingInference(ModelInference[Vector]):
         for number, buffer in enumerate(buffers):
             self._check(buffer, f"number {number} of {len(buffers)}" if len(buffers) > 1 else "")
         self.load()
+        if all(buffer.dtype == np.uint8 for buffer in buffers):
+            return list(self._model.encode_crops(np.stack(buffers)))
         pixels = np.empty((len(buffers), 3, *self.input_size), np.float32)
         for row, buffer in zip(pixels, buffers, strict=True):
             to_pixels = normalise if buffer.dtype == np.uint8 else normalise_floats

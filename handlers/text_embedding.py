@@ -46,6 +46,7 @@ class TextEmbeddingInference(ModelInference[Vector]):
             device=settings.device,
             require_gpu=settings.require_gpu,
             offline=settings.offline,
+            precision=settings.clip.precision,
         )
         super().__init__(self._model)
         if self._model.embedding_dim != embedding_dim:

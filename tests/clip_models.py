@@ -30,7 +30,12 @@ TINY_TEXT: dict[str, Any] = {
 
 def settings(**values: Any) -> Settings:
     """Return settings that no variable of the machine running the tests gets into."""
-    environ = {"INFERD_DEVICE": "cpu", "INFERD_OFFLINE": "true"}
+    environ = {
+        "INFERD_DEVICE": "cpu",
+        "INFERD_OFFLINE": "true",
+        # The same on every machine; what auto finds is its own tests' business.
+        "INFERD_CLIP__PRECISION": "fp32",
+    }
     environ |= {f"INFERD_{name.upper()}": str(value) for name, value in values.items()}
     return Settings.from_env(environ)
 

@@ -73,7 +73,9 @@ SEEN_BY_HANDLERS = {
 
 CLIP = {
     "handlers.clip",
+    "handlers.clip_arithmetic",
     "handlers.clip_checkpoint",
+    "handlers.clip_layers",
     "handlers.clip_text",
     "handlers.clip_tower",
     "handlers.clip_vendors",
