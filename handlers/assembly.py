@@ -7,7 +7,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-from daemon.errors import DependencyDownError, InferdError, OutOfMemoryError
+from daemon.errors import InferdError, OutOfMemoryError, RetryableError
 from daemon.jobs import Job, JsonObject, TaskType
 from daemon.settings import Settings
 from handlers.claims import StoreClaim
@@ -247,7 +247,7 @@ class _Builder:
     async def _bind(self, claim: StoreClaim) -> None:
         try:
             await claim.bind()
-        except DependencyDownError as error:
+        except RetryableError as error:
             # The jobs wait for it; a start must not.
             log.warning("the vector database is away: %s", error.message)
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Self
 
-from daemon.errors import PermanentError
+from daemon.errors import DependencyDownError, HandlerError
 from daemon.jobs import Job, JsonObject, TaskType
 from daemon.settings import Decoding
 from daemon.stage import Stage
@@ -120,7 +120,9 @@ class ImageEmbeddingHandler:
         await self.claim.require()
         try:
             await self._store.upsert(points)
-        except PermanentError as error:
+        except DependencyDownError:
+            raise
+        except HandlerError as error:
             if len(points) == 1:
                 return [error]
             # One point cannot be stored: the others must not fail with it.

@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 import numpy as np
 import qdrant_edge as edge
 
-from daemon.errors import ConfigError, InferdError, RetryableError
+from daemon.errors import ConfigError, DependencyDownError, InferdError, RetryableError
 from handlers.engine_folder import EngineThread, FolderLock
 from handlers.inference import Vector
 from handlers.vector_engine import (
@@ -255,7 +255,10 @@ def _translated(call: Callable[[], T]) -> T:
     except BaseException as error:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
-        raise RetryableError(
+        # A point that it cannot take is a ValueError or a TypeError; of all else, such as a full
+        # disk, no point is at fault.
+        is_refusal = isinstance(error, (ValueError, TypeError))
+        raise (RetryableError if is_refusal else DependencyDownError)(
             f"the embedded vector engine failed: {error}", code="vector_store_error"
         ) from error
 

@@ -6,7 +6,7 @@ httpx and grpc are named here only because qdrant_client lets their errors throu
 import asyncio
 import logging
 import math
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 from urllib.parse import urlsplit
 
@@ -28,10 +28,22 @@ T = TypeVar("T")
 
 _AWAY = frozenset({502, 503, 504})
 """What a proxy answers for a server that is away."""
+_NOT_FOUND = 404
+_SERVER_ERRORS = 500
+"""From here on it is the server that failed."""
+
+
+class _MissingError(RetryableError):
+    """There is no such collection."""
 
 
 class ServerEngine:
-    """Collections of a Qdrant server, which other daemons may use at the same time."""
+    """Collections of a Qdrant server, which other daemons may use at the same time.
+
+    A server that fails or falls silent is a DependencyDownError, as one that is away: the points
+    it is given are sound, so none of them is at fault. What it refuses (HTTP 4xx) is a plain
+    RetryableError. A collection that was deleted under us is made anew.
+    """
 
     def __init__(
         self,
@@ -49,6 +61,7 @@ class ServerEngine:
         # limit, which bounds the call as a whole, comes a moment later.
         self._timeout = max(1, math.ceil(timeout_seconds))
         self._opened = client
+        self._specs: dict[str, CollectionSpec] = {}
         # Proxies may quote in an error the headers that they got.
         self._redact = Redactor([api_key or ""])
         grpc = f" (gRPC port {grpc_port})" if grpc_port else ""
@@ -83,6 +96,7 @@ class ServerEngine:
         Raises:
             ConfigError: it exists and differs, or the API key is refused.
         """
+        self._specs[spec.name] = spec
         try:
             await self._ensure(spec)
         except DependencyDownError as error:
@@ -91,14 +105,28 @@ class ServerEngine:
             raise
 
     async def upsert(self, collection: str, points: Sequence[Point]) -> None:
-        """Store points; the server has applied them when this returns."""
+        """Store points; the server has applied them when this returns.
+
+        Raises:
+            DependencyDownError: code collection_mismatch where the collection takes no such
+                vectors any more; else as every call.
+        """
         structs = [qdrant_models.to_struct(point) for point in points]
-        await self._call(self._client.upsert(collection, structs, wait=True))
+        try:
+            await self._on(collection, lambda: self._client.upsert(collection, structs, wait=True))
+        except DependencyDownError:
+            raise
+        except RetryableError:
+            await self._verify(collection)
+            raise
 
     async def retrieve(self, collection: str, point_ids: Sequence[PointId]) -> list[Point]:
         """Return those of the points that exist."""
-        records = await self._call(
-            self._client.retrieve(collection, list(point_ids), with_payload=True, with_vectors=True)
+        records = await self._on(
+            collection,
+            lambda: self._client.retrieve(
+                collection, list(point_ids), with_payload=True, with_vectors=True
+            ),
         )
         return [qdrant_models.to_point(record) for record in records]
 
@@ -157,12 +185,13 @@ class ServerEngine:
 
     async def count(self, collection: str, where: Filter | None = None) -> int:
         """Return how many points there are."""
-        result = await self._call(
-            self._client.count(
+        result = await self._on(
+            collection,
+            lambda: self._client.count(
                 collection,
                 count_filter=qdrant_models.to_filter(where) if where else None,
                 exact=True,
-            )
+            ),
         )
         return result.count
 
@@ -199,6 +228,30 @@ class ServerEngine:
                     )
                 )
 
+    async def _on(self, collection: str, call: Callable[[], Awaitable[T]]) -> T:
+        """Call, and once more where the collection was deleted and could be made anew."""
+        try:
+            return await self._call(call())
+        except _MissingError:
+            if collection not in self._specs:
+                raise
+            log.warning("the collection %s of %s is gone: making it anew", collection, self._where)
+            await self._verify(collection)
+            return await self._call(call())
+
+    async def _verify(self, collection: str) -> None:
+        """Make sure that a collection is as it was asked for.
+
+        Raises:
+            DependencyDownError: somebody made another one of it; no point is at fault.
+        """
+        if collection not in self._specs:
+            return
+        try:
+            await self._ensure(self._specs[collection])
+        except ConfigError as error:
+            raise DependencyDownError(error.message, code=error.code) from error
+
     async def _call(self, call: Awaitable[T]) -> T:
         try:
             async with asyncio.timeout(self._timeout + 1):
@@ -217,7 +270,7 @@ class ServerEngine:
             case ResponseHandlingException():
                 return self._unanswered(error.source)
             case ResourceExhaustedResponse():
-                return RetryableError(
+                return DependencyDownError(
                     f"{self._where} is overloaded: {self._redact(str(error))}",
                     code="vector_store_error",
                     retry_after_seconds=float(error.retry_after_s),
@@ -234,7 +287,10 @@ class ServerEngine:
         if status in _AWAY:
             return self._unreachable(f"HTTP {status}")
         said = self._redact(error.content.decode(errors="replace"))[:300]
-        return self._failed(f"answered HTTP {status}: {said}")
+        if status is None or status >= _SERVER_ERRORS:
+            return self._failed(f"answered HTTP {status}: {said}")
+        kind = _MissingError if status == _NOT_FOUND else RetryableError
+        return kind(f"{self._where} answered HTTP {status}: {said}", code="vector_store_error")
 
     def _unanswered(self, source: Exception) -> RetryableError:
         match source:
@@ -258,6 +314,9 @@ class ServerEngine:
                 )
             case "DEADLINE_EXCEEDED":
                 return self._failed(f"did not answer within {self._timeout} s")
+            case "NOT_FOUND" | "INVALID_ARGUMENT" | "ALREADY_EXISTS" as name:
+                kind = _MissingError if name == "NOT_FOUND" else RetryableError
+                return kind(f"{self._where} answered {name}: {details}", code="vector_store_error")
             case name:
                 return self._failed(f"answered {name}: {details}")
 
@@ -272,5 +331,5 @@ class ServerEngine:
             f"{self._where} can't be reached: {why}", code="vector_store_unreachable"
         )
 
-    def _failed(self, what: str) -> RetryableError:
-        return RetryableError(f"{self._where} {what}", code="vector_store_error")
+    def _failed(self, what: str) -> DependencyDownError:
+        return DependencyDownError(f"{self._where} {what}", code="vector_store_error")

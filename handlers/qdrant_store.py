@@ -109,11 +109,17 @@ class QdrantStore(VectorStore):
         if self._claimed is None:
             return
         holder = await self._read_claim()
-        if holder is None or holder[0] != self._claimed[0]:
-            now = holder[1] if holder else "no model"
+        if holder is None:
+            # Deleted, with the vectors or without: the rules of a first claim say whether they
+            # may be ours again.
+            try:
+                await self.claim(*self._claimed)
+            except ConfigError as error:
+                raise DependencyDownError(error.message, code=error.code) from error
+        elif holder[0] != self._claimed[0]:
             raise DependencyDownError(
-                f"the collection {self.collection} was {self._claimed[1]}'s and is {now}'s by now:"
-                " restart with that model, or with another collection",
+                f"the collection {self.collection} was {self._claimed[1]}'s and is {holder[1]}'s"
+                " by now: restart with that model, or with another collection",
                 code="model_mismatch",
             )
 

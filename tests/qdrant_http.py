@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from aiohttp import web
+from aiohttp.typedefs import Handler
 from pydantic import BaseModel, TypeAdapter
 from qdrant_client import AsyncQdrantClient, models
 
@@ -20,7 +21,7 @@ _selector: TypeAdapter[models.PointsSelector] = TypeAdapter(models.PointsSelecto
 async def qdrant_server() -> AsyncIterator[tuple[str, AsyncQdrantClient, set[str]]]:
     """Give its URL, what it keeps, and the API keys that it was shown."""
     client = AsyncQdrantClient(":memory:")
-    app = web.Application()
+    app = web.Application(middlewares=[refuse])
     app[CLIENT] = client
     app[KEYS] = set()
     app.add_routes(routes)
@@ -32,6 +33,23 @@ async def qdrant_server() -> AsyncIterator[tuple[str, AsyncQdrantClient, set[str
     finally:
         await runner.cleanup()
         await client.close()
+
+
+@web.middleware
+async def refuse(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Answer as Qdrant does where a collection does not exist, or takes no such vectors."""
+    name = request.match_info.get("name")
+    is_of_points = "/points" in request.path
+    if name and is_of_points and not await request.app[CLIENT].collection_exists(name):
+        return _refusal(404, f"Not found: Collection `{name}` doesn't exist!")
+    try:
+        return await handler(request)
+    except ValueError as error:
+        return _refusal(400, f"Wrong input: {error}")
+
+
+def _refusal(status: int, what: str) -> web.Response:
+    return web.json_response({"status": {"error": what}, "time": 0.001}, status=status)
 
 
 @routes.get("/collections/{name}/exists")

@@ -12,14 +12,17 @@ import numpy as np
 import pytest
 from aiohttp import web
 from qdrant_client import grpc as grpc_models
+from qdrant_client import models
 
 from daemon.errors import ConfigError, DependencyDownError, RetryableError
 from handlers.image_store import QdrantImageStore
 from handlers.qdrant_server import ServerEngine
 from handlers.vector_engine import AtLeast, CollectionSpec, Equals, Filter, Point
+from tests.qdrant_http import qdrant_server
 
 SPEC = CollectionSpec("c", 4)
 POINT = Point(1, np.ones(4, np.float32), {"a": 1})
+IMAGE = Point(1, np.ones(512, np.float32), {"media_store_id": 1})
 
 Handle = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Serve = Callable[[Handle], Awaitable[str]]
@@ -115,8 +118,8 @@ def test_plain_code_meets_the_same_error(closed_port: int) -> None:
             store.add_vector(1, np.ones(512, np.float32))
 
 
-@pytest.mark.parametrize("status", [400, 404, 409, 500])
-async def test_a_server_that_fails(serve: Serve, connect: Connect, status: int) -> None:
+@pytest.mark.parametrize("status", [400, 404, 409, 422])
+async def test_a_server_that_refuses(serve: Serve, connect: Connect, status: int) -> None:
     engine = await connect(await serve(answer(status)))
 
     error = await failure(engine.upsert("c", [POINT]))
@@ -125,6 +128,60 @@ async def test_a_server_that_fails(serve: Serve, connect: Connect, status: int) 
     assert error.code == "vector_store_error"
     assert f"HTTP {status}" in error.message
     assert "out of disk" in error.message
+
+
+@pytest.mark.parametrize("status", [500, 507])
+async def test_no_point_is_at_fault_where_the_server_fails(
+    serve: Serve, connect: Connect, status: int
+) -> None:
+    engine = await connect(await serve(answer(status)))
+
+    error = await failure(engine.upsert("c", [POINT]))
+
+    assert isinstance(error, DependencyDownError)
+    assert error.code == "vector_store_error"
+    assert f"HTTP {status}" in error.message
+    assert "out of disk" in error.message
+
+
+async def test_a_collection_that_was_deleted_under_us_is_made_anew() -> None:
+    async with qdrant_server() as (url, kept, _), QdrantImageStore(url=url) as store:
+        await store.claim("model-a", "model-a")
+        await store.upsert([IMAGE])
+
+        for name in ("image_embeddings", "inferd_models"):
+            await kept.delete_collection(name)
+        await store.upsert([IMAGE])
+
+        assert await store.count() == 1
+        assert await store.fetch(1) is not None
+
+
+async def test_vectors_that_nobody_claims_any_more_are_not_mixed_with() -> None:
+    async with qdrant_server() as (url, kept, _), QdrantImageStore(url=url) as store:
+        await store.claim("model-a", "model-a")
+        await store.upsert([IMAGE])
+
+        await kept.delete_collection("inferd_models")
+
+        error = await failure(store.upsert([IMAGE]))
+        assert isinstance(error, DependencyDownError)
+        assert error.code == "model_unknown"
+
+
+async def test_a_collection_that_somebody_made_otherwise_is_named() -> None:
+    async with qdrant_server() as (url, kept, _), QdrantImageStore(url=url) as store:
+        await kept.delete_collection("image_embeddings")
+        await kept.create_collection(
+            "image_embeddings",
+            vectors_config=models.VectorParams(size=4, distance=models.Distance.COSINE),
+        )
+
+        error = await failure(store.upsert([IMAGE]))
+
+        assert isinstance(error, DependencyDownError)
+        assert error.code == "collection_mismatch"
+        assert "4" in error.message
 
 
 @pytest.mark.parametrize("status", [502, 503, 504])
