@@ -42,6 +42,19 @@ Connection = aiosqlite.Connection
 # UPDATE FROM 3.33, RETURNING 3.35, STRICT 3.37, ->> 3.38.
 OLDEST_SQLITE = (3, 38, 0)
 BUSY_TIMEOUT_MS = 10_000
+PASSING = frozenset(
+    {
+        sqlite3.SQLITE_BUSY,
+        sqlite3.SQLITE_CANTOPEN,
+        sqlite3.SQLITE_FULL,
+        sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_LOCKED,
+        sqlite3.SQLITE_NOMEM,
+        sqlite3.SQLITE_PROTOCOL,
+        sqlite3.SQLITE_READONLY,
+    }
+)
+"""What is wrong with the file, not with what was to be written."""
 PART = ".part"
 """End of the name of a copy that is being written."""
 PART_SEPARATOR = "+"
@@ -160,7 +173,9 @@ class Database:
                 async with _transaction(self._writer):
                     return await work(self._writer)
             except sqlite3.Error as error:
-                raise StorageError(f"cannot write the queue: {error}") from error
+                raise StorageError(
+                    f"cannot write the queue: {error}", may_pass=_primary_code(error) in PASSING
+                ) from error
 
 
 @asynccontextmanager
@@ -176,8 +191,13 @@ async def _transaction(connection: Connection, mode: str = "IMMEDIATE") -> Async
 
 
 def _is_busy(error: Exception) -> bool:
-    code = error.sqlite_errorcode if isinstance(error, sqlite3.Error) else None
-    return code is not None and code & 0xFF == sqlite3.SQLITE_BUSY
+    return _primary_code(error) == sqlite3.SQLITE_BUSY
+
+
+def _primary_code(error: Exception) -> int | None:
+    # Errors of the module itself, such as a closed connection, have no code.
+    code = getattr(error, "sqlite_errorcode", None)
+    return None if code is None else code & 0xFF
 
 
 async def _connect(path: Path, busy_timeout_ms: int) -> Connection:

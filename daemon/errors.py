@@ -102,9 +102,18 @@ class LeaseLostError(InferdError):
 
 
 class StorageError(InferdError):
-    """The queue's database could not store or read: nothing was acknowledged."""
+    """The queue's database could not store or read: nothing was acknowledged.
+
+    Attributes:
+        may_pass: the file could not be used (a full disk, another's lock), so that the same may
+            work later; else what was to be stored is at fault.
+    """
 
     default_code = "storage"
+
+    def __init__(self, message: str, *, may_pass: bool = False) -> None:
+        super().__init__(message)
+        self.may_pass = may_pass
 
 
 class PublishError(InferdError):

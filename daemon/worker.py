@@ -7,7 +7,7 @@ nothing else in flight, so that a picture which kills the process takes nobody w
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Any, Protocol
 
 from daemon import retry
@@ -38,6 +38,8 @@ LEASES_PER_FILL = 4
 HOLD_SECONDS = 2.0
 """Wait before a dependency that was found away is tried again."""
 PRUNE_SECONDS = 60.0
+STORE_AGAIN_SECONDS = 1.0
+"""Wait before an outcome that could not be stored is stored again."""
 
 
 class Handler(Protocol):
@@ -273,8 +275,28 @@ class Worker:
             if refusal is not None:
                 await self._settle_undelivered(lease, result, refusal)
                 return
-        # Shielded: an outcome that exists is written even while we are being cancelled.
-        await asyncio.shield(self._queue.complete(lease, result))
+        await self._store(lambda: self._queue.complete(lease, result))
+
+    async def _store(self, settle: Callable[[], Awaitable[Job]]) -> None:
+        """Settle, however long the file cannot be written: a full disk costs no attempt.
+
+        The lease is ours meanwhile, since it is renewed before those that ran out are looked for.
+
+        Raises:
+            LeaseLostError: the outcome is nobody's by now.
+            StorageError: it can't be stored as it is, or we are stopping.
+        """
+        while True:
+            try:
+                # Shielded: an outcome that exists is written even while we are being cancelled.
+                await asyncio.shield(settle())
+            except StorageError as error:
+                if self._stopping.is_set() or not error.may_pass:
+                    raise
+                log.warning("cannot settle yet: %s", error)
+                await self._pause(STORE_AGAIN_SECONDS)
+            else:
+                return
 
     async def _infer(self, job: Job, handler: Handler) -> JsonObject:
         if job.expires_at is not None and job.expires_at <= self._clock():
@@ -302,14 +324,20 @@ class Worker:
             extra={"job_id": job.job_id},
         )
         if isinstance(fate, retry.Bury):
-            await self._queue.bury(lease, code=fate.code, message=fate.message)
+            buried = fate
+            await self._store(
+                lambda: self._queue.bury(lease, code=buried.code, message=buried.message)
+            )
             return
-        await self._queue.retry(
-            lease,
-            run_at=fate.run_at,
-            code=fate.code,
-            message=fate.message,
-            gives_back=fate.gives_back,
+        retried = fate
+        await self._store(
+            lambda: self._queue.retry(
+                lease,
+                run_at=retried.run_at,
+                code=retried.code,
+                message=retried.message,
+                gives_back=retried.gives_back,
+            )
         )
 
     # -- face results --------------------------------------------------------------------------
@@ -336,9 +364,15 @@ class Worker:
         run_at = self._next_sync(job, error)
         log.warning("face results were not taken: %s", message, extra={"job_id": job.job_id})
         if run_at is not None and job.sync_attempt + 1 < self._policy.max_attempts:
-            await self._queue.keep(lease, result, run_at=run_at, code=code, message=message)
-        else:
-            await self._queue.give_up_sync(lease, result, run_at=run_at, code=code, message=message)
+            await self._store(
+                lambda: self._queue.keep(lease, result, run_at=run_at, code=code, message=message)
+            )
+            return
+        await self._store(
+            lambda: self._queue.give_up_sync(
+                lease, result, run_at=run_at, code=code, message=message
+            )
+        )
 
     def _next_sync(self, job: Job, error: HandlerError) -> int | None:
         if isinstance(error, PermanentError):
