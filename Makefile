@@ -28,7 +28,7 @@ python := $(venv)/bin/python
 installed := $(venv)/.inferd-$(flavour)
 installed_dev := $(venv)/.inferd-dev
 
-.PHONY: help setup setup-dev mosquitto demo run token test mutants check lint types imports schemas lock clean
+.PHONY: help setup setup-dev mosquitto demo run token test fuzz audit mutants check lint types imports schemas lock clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -49,6 +49,12 @@ test: setup-dev mosquitto ## all tests (ARGS='-k name' for some)
 
 mutants: setup-dev mosquitto ## N=10000 mutated pictures through the daemon beside good jobs (SEED=1)
 	@$(python) -m tests.hostile.run --count $(or $(N),10000) --seed $(or $(SEED),1)
+
+fuzz: setup-dev mosquitto ## N=10000 hostile messages and calls at MQTT and REST
+	@INFERD_TEST_FUZZ=$(or $(N),10000) $(python) -m pytest --timeout 3600 tests/fuzz $(ARGS)
+
+audit: setup-dev ## known vulnerabilities of what is pinned; needs the network
+	@requirements/audit.sh $(venv)
 
 check: lint types imports ## formatting, lint, types and the import rule
 

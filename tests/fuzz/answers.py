@@ -1,7 +1,11 @@
-"""What the daemon may say and where, by rules of our own: written without its code on purpose."""
+"""What the daemon may say, where, and how often: the rules that fuzzers hold it to."""
 
 import re
 import unicodedata
+
+from daemon.errors import InvalidRequestError
+from daemon.requests import parse_batch, parse_json
+from daemon.topics import is_probe
 
 TOPICS = re.compile(
     r"inference/job/[0-9a-fA-F-]{36}/(accepted|rejected|started|progress|completed|failed)"
@@ -13,9 +17,25 @@ TOPICS = re.compile(
 
 
 def check_topic(topic: str) -> None:
-    """Fail where the daemon must not publish to a topic, whoever asked it to."""
+    """Fail where the daemon must not publish to a topic, whoever asked it to.
+
+    Written without the daemon's own rule on purpose.
+    """
     assert TOPICS.fullmatch(topic), topic
     assert not set(topic) & set("+#$"), topic
     assert not [char for char in topic if unicodedata.category(char) in ("Cc", "Cs")], topic
     assert "" not in topic.split("/"), topic
     assert len(topic.encode()) <= 256, topic
+
+
+def asked(topic: str, payload: bytes, *, max_bytes: int) -> int:
+    """Return how many answers a message must have: accepted, rejected, or of a cancel either."""
+    if is_probe(topic):
+        return 0
+    if topic.startswith("inference/cancel/") or len(payload) > max_bytes:
+        return 1
+    try:
+        batch = parse_batch(parse_json(payload))
+    except InvalidRequestError:
+        return 1
+    return 1 if batch is None else len(batch)
