@@ -19,7 +19,7 @@ from daemon.errors import (
     PermanentError,
     StorageError,
 )
-from daemon.identity import is_alive
+from daemon.identity import is_alive, is_dead
 from daemon.job_queue import JobQueue
 from daemon.jobs import Clock, Job, JsonObject, Lease, TaskType, dump_result
 from daemon.logs import about
@@ -417,6 +417,9 @@ class Worker:
                 if held:
                     still = await self._queue.renew(held.values(), seconds=seconds)
                     self._drop_lost(held, still)
+                # What a dead process had still to say goes first, before what becomes of its jobs.
+                for job in await self._queue.reclaim_dead(is_dead):
+                    log.warning("taken back from a process that died", extra={"job_id": job.job_id})
                 for job in await self._queue.reclaim():
                     log.warning("its lease ran out", extra={"job_id": job.job_id})
                 await self._queue.adopt_orphans(is_alive)

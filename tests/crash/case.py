@@ -23,6 +23,8 @@ FOREIGN_WORKER = "elsewhere/boot/namespace/1/1"
 """On another host: whether it lives cannot be told from here."""
 DAY_MS = 86_400_000
 HELD_ID, EXHAUSTED_ID, OLD_ID = 5001, 5002, 9000
+QUIET = ("autosave_on_changes false",)
+"""Here it is not the broker that dies."""
 SUBSCRIPTIONS = ("inference/job/+/+", "inference/rejected/+", "inference/worker/+/availability")
 
 
@@ -48,7 +50,7 @@ def run_case(forge: Forge, folder: Path, faults: Sequence[Fault], *, extra: int 
     """
     queue = folder / "data" / "queue.db"
     with (
-        Broker(folder) as broker,
+        Broker(folder, extra=QUIET) as broker,
         Store(folder / "media") as store,
         Client(broker.port, client_id="careful", clean=False) as client,
     ):

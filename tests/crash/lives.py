@@ -39,6 +39,7 @@ class Life:
         self.pid = 0
         self.code: int | None = None
         """Its exit code, negative for a signal; None while it lives."""
+        self._port: int | None = None
         self.born = threading.Event()
         self.dead = threading.Event()
 
@@ -66,8 +67,10 @@ class Life:
     @property
     def port(self) -> int | None:
         """Its REST port, once it serves."""
-        found = [line["port"] for line in self.lines() if line["message"] == "inferd is running"]
-        return found[0] if found else None
+        if self._port is None:
+            said = [line for line in self.lines() if line["message"] == "inferd is running"]
+            self._port = said[0]["port"] if said else None
+        return self._port
 
     @property
     def is_connected(self) -> bool:

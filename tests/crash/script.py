@@ -47,11 +47,12 @@ class Script:
         old = self._waiting_job()
         self.succession.pass_phase(Phase.INTAKE)
         self.succession.pass_phase(Phase.WORK)
-        self._wait_for_fetch(hanging)
+        self._wait_until_running(hanging)
         self.succession.pass_phase(Phase.HELD)
         if self.succession.awaits(Phase.STOP):
             self._stop(hanging)
-        self.succession.pass_phase(Phase.STOP)
+            self.succession.pass_phase(Phase.STOP)
+            self._wait_until_running(hanging)
 
         self._cancel(old)
         self._cancel(hanging)
@@ -122,14 +123,8 @@ class Script:
         self._answered(waiting)
         return waiting
 
-    def _wait_for_fetch(self, job: Expected) -> None:
-        self._wait(
-            lambda: (
-                self.heard.ended(job.job_id) is not None
-                or self.store.fetches.get(job.media_id, 0) > 0
-            ),
-            "the picture that hangs is asked for",
-        )
+    def _wait_until_running(self, job: Expected) -> None:
+        self._wait(lambda: self._is_running(job), "the job that hangs is running")
 
     def _stop(self, hanging: Expected) -> None:
         """Ask the daemon to stop while it has a job in its hands that cannot end."""
