@@ -20,7 +20,7 @@
 
     events, requests, retry     the wire's shapes, and an error's fate: pure
     wire/        all of the wire as models: documentation and oracle   asyncapi   MQTT's contract
-    jobs, topics, settings, stage, bell, errors, redaction   plain types and small tools
+    jobs, topics, settings, stage, bell, clock_steps, errors, redaction   plain types, small tools
 
 Imports go downward only, row by row; `handlers` may import jobs, errors, redaction, settings and
 stage; nothing imports `http_shim` but app. tests/unit/test_architecture.py holds the tree to this.

@@ -31,6 +31,10 @@ ENQUEUE_BATCH = 256
 FEW = 4
 """Up to so many items of one message need no commit of their own."""
 SETTLE_BATCH = 64
+LONGEST_DELAY_SECONDS = 300.0
+"""What a dependency may ask for, and what an event that was refused may wait."""
+FAR = 1.25
+"""A moment this many longest delays ahead was set by another clock."""
 ORPHANED_MS = 300_000
 """Age at which another daemon's event is no longer taken to be on its way."""
 
@@ -375,6 +379,34 @@ class JobQueue(JobReader):
             return []
         await self._adopt(dead)
         return await self._reclaim(sql.FIND_HELD_BY, lambda: dump_json(dead))
+
+    async def mend_moments(self) -> None:
+        """Bring back what a clock that has gone back since has put into the far future.
+
+        Raises:
+            StorageError: nothing changed.
+        """
+        policy = self._settings
+        delay_ms = 1000 * max(
+            policy.backoff_max_seconds, policy.sync_backoff_max_seconds, LONGEST_DELAY_SECONDS
+        )
+        lease_ms = 1000 * policy.lease_seconds
+
+        async def work(connection: Connection) -> int:
+            now = self._clock()
+            mended = 0
+            for statement in (sql.HASTEN_JOBS, sql.HASTEN_SYNCS, sql.HASTEN_EVENTS):
+                cursor = await connection.execute(statement, (now, now + int(FAR * delay_ms)))
+                mended += cursor.rowcount
+            # Whoever lives renews in time.
+            cursor = await connection.execute(
+                sql.SHORTEN_LEASES, (now + int(lease_ms), now + int(10 * lease_ms))
+            )
+            return mended + cursor.rowcount
+
+        if await self._database.write(work):
+            self.job_ready.ring()
+            self.message_ready.ring()
 
     async def adopt_orphans(self, is_alive: Callable[[str], bool]) -> None:
         """Take over events that nobody published for long, unless their owner is known to live.

@@ -43,16 +43,25 @@ def backoff_ms(attempt: int, *, first_seconds: float, most_seconds: float) -> in
     return int(1000 * seconds * random.uniform(0.5, 1.0))  # noqa: S311 - spreads load, no secret
 
 
-def decide(job: Job, error: Exception, *, settings: QueueSettings, now: int) -> Fate:
+def decide(
+    job: Job, error: Exception, *, settings: QueueSettings, now: int, stepped_ms: int = 0
+) -> Fate:
     """Return what becomes of a leased job whose handler raised `error`.
 
     Anything that is not a HandlerError is a bug of ours and follows the normal policy.
+
+    Args:
+        job: as it was leased.
+        error: what its handler raised.
+        settings: attempts, delays, and how long a dependency is waited for.
+        now: epoch ms.
+        stepped_ms: how far the clock was set ahead while the job waited: nobody waited for that.
     """
     code, message = explain(error)
     if isinstance(error, PermanentError):
         return Bury(code, message)
     if isinstance(error, DependencyDownError):
-        waited = now - (job.waiting_since or now)
+        waited = max(0, now - (job.waiting_since or now) - stepped_ms)
         if waited >= settings.dependency_wait_seconds * 1000:
             return Bury(code, f"{message} (waited {waited // 1000} s)")
         delay = error.retry_after_seconds

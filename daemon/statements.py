@@ -89,6 +89,15 @@ WHERE jobs.job_id = new.value ->> 'job_id' AND jobs.status = 'processing'
   AND jobs.fence = new.value ->> 'fence'
 RETURNING *
 """
+# A moment farther ahead than any that we set was set by a clock that has gone back since.
+HASTEN_JOBS = """
+UPDATE jobs SET run_at = ?1 WHERE status = 'pending' AND run_at IS NOT NULL AND run_at > ?2
+"""
+HASTEN_SYNCS = """
+UPDATE jobs SET run_at = ?1 WHERE status = 'sync_failed' AND run_at IS NOT NULL AND run_at > ?2
+"""
+HASTEN_EVENTS = "UPDATE outbox SET run_at = ?1 WHERE run_at IS NOT NULL AND run_at > ?2"
+SHORTEN_LEASES = "UPDATE jobs SET lease_until = ?1 WHERE status = 'processing' AND lease_until > ?2"
 FIND_EXPIRED = "SELECT * FROM jobs WHERE status = 'processing' AND lease_until < ?"
 FIND_WORKERS = "SELECT DISTINCT worker FROM jobs WHERE status = 'processing'"
 FIND_OWNERS = "SELECT DISTINCT owner FROM outbox"

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from daemon import retry
 from daemon.bell import Bell
+from daemon.clock_steps import ClockSteps
 from daemon.errors import (
     DependencyDownError,
     HandlerError,
@@ -81,6 +82,7 @@ class Worker:
         queue_settings: QueueSettings,
         clock: Clock,
         report: Callable[[Job, str], None] = lambda _job, _step: None,
+        clock_steps: ClockSteps | None = None,
     ) -> None:
         self._queue = queue
         self._handlers: Mapping[TaskType, Handler] = {each.task_type: each for each in handlers}
@@ -88,6 +90,7 @@ class Worker:
         self._policy = queue_settings
         self._clock = clock
         self._report = report
+        self._clock_steps = clock_steps or ClockSteps()
         self._running: dict[str, tuple[Lease, asyncio.Task[None]]] = {}
         self._cancelled: set[str] = set()
         self._jobs = _Nursery()
@@ -312,7 +315,14 @@ class Worker:
 
     async def _settle_failure(self, lease: Lease, error: Exception) -> None:
         job = lease.job
-        fate = retry.decide(job, error, settings=self._policy, now=self._clock())
+        now = self._clock()
+        fate = retry.decide(
+            job,
+            error,
+            settings=self._policy,
+            now=now,
+            stepped_ms=self._clock_steps.ahead_ms_since(job.waiting_since or now),
+        )
         is_bug = not isinstance(error, HandlerError)
         log.log(
             logging.ERROR if is_bug else logging.WARNING,
@@ -420,7 +430,11 @@ class Worker:
                 # What a dead process had still to say goes first, before what becomes of its jobs.
                 for job in await self._queue.reclaim_dead(is_dead):
                     log.warning("taken back from a process that died", extra={"job_id": job.job_id})
-                for job in await self._queue.reclaim():
+                await self._queue.mend_moments()
+                # A clock that was set ahead makes the leases of all others look run out: they
+                # have the time of a lease to renew them.
+                is_settled = self._clock_steps.seconds_since_last() > seconds
+                for job in await self._queue.reclaim() if is_settled else ():
                     log.warning("its lease ran out", extra={"job_id": job.job_id})
                 await self._queue.adopt_orphans(is_alive)
             except StorageError as error:

@@ -48,6 +48,10 @@ PLANS = {
     "HAS_SUSPECT": ["SCAN jobs USING INDEX jobs_suspect", "SCAN pauses"],
     "RENEW": [BY_JOB_ID],
     "SETTLE": [BY_JOB_ID],
+    "HASTEN_JOBS": ["SEARCH jobs USING INDEX jobs_delayed (run_at>?)"],
+    "HASTEN_SYNCS": ["SEARCH jobs USING INDEX jobs_unsynced (run_at>?)"],
+    "HASTEN_EVENTS": ["SEARCH outbox USING INDEX outbox_delayed (run_at>?)"],
+    "SHORTEN_LEASES": ["SEARCH jobs USING INDEX jobs_leased (lease_until>?)"],
     "FIND_EXPIRED": ["SEARCH jobs USING INDEX jobs_leased (lease_until<?)"],
     "FIND_WORKERS": ["SCAN jobs USING INDEX jobs_leased"],
     "FIND_HELD_BY": ["SCAN jobs USING INDEX jobs_leased"],
@@ -99,6 +103,7 @@ OUTBOX_PLANS = {
     "NEXT": ["SEARCH outbox USING INDEX outbox_ready (owner=? AND id>?)"],
     "HAS_DUE": ["SEARCH outbox USING COVERING INDEX outbox_delayed (run_at>? AND run_at<?)"],
     "PROMOTE": ["SEARCH outbox USING INDEX outbox_delayed (run_at>? AND run_at<?)"],
+    "SHORTEN": [OUTBOX_BY_ROWID],
     "CONFIRM": [OUTBOX_BY_ROWID],
     "DELAY": [OUTBOX_BY_ROWID],
 }

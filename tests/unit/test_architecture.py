@@ -58,7 +58,14 @@ LAYERS = (
         "daemon.migration",
         "daemon.identity",
     },
-    {"daemon.jobs", "daemon.topics", "daemon.settings", "daemon.stage", "daemon.bell"},
+    {
+        "daemon.jobs",
+        "daemon.topics",
+        "daemon.settings",
+        "daemon.stage",
+        "daemon.bell",
+        "daemon.clock_steps",
+    },
     {"daemon.errors", "daemon.redaction"},
 )
 """From the top down; a module imports from layers below its own only."""
