@@ -28,7 +28,7 @@ python := $(venv)/bin/python
 installed := $(venv)/.inferd-$(flavour)
 installed_dev := $(venv)/.inferd-dev
 
-.PHONY: help setup setup-dev mosquitto demo run token test fuzz audit mutants check lint types imports schemas lock clean
+.PHONY: help setup setup-dev mosquitto demo run token test crash fuzz audit mutants check lint types imports schemas lock clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -46,6 +46,9 @@ token: setup ## a development key and a token for REST (ARGS='--sub me --hours 8
 
 test: setup-dev mosquitto ## all tests (ARGS='-k name' for some)
 	@$(python) -m pytest $(ARGS)
+
+crash: setup-dev mosquitto ## kill daemons N=200 times by chance; nothing may be lost (SEED=)
+	@$(python) -m tests.crash.run --kills $(or $(N),200) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 mutants: setup-dev mosquitto ## N=10000 mutated pictures through the daemon beside good jobs (SEED=1)
 	@$(python) -m tests.hostile.run --count $(or $(N),10000) --seed $(or $(SEED),1)

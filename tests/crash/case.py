@@ -13,7 +13,7 @@ from pathlib import Path
 from daemon.database import Database
 from tests.broker import Broker, Client
 from tests.crash.invariants import Expected, Verdict, judge
-from tests.crash.lives import Fault, Forge
+from tests.crash.lives import Fault, Forge, Moment
 from tests.crash.recorder import Heard
 from tests.crash.script import Script
 from tests.crash.store import Store
@@ -36,14 +36,22 @@ class Outcome:
     kills: int
 
 
-def run_case(forge: Forge, folder: Path, faults: Sequence[Fault], *, extra: int = 0) -> Outcome:
+def run_case(
+    forge: Forge,
+    folder: Path,
+    deaths: Sequence[Fault | Moment],
+    *,
+    extra: int = 0,
+    is_strict: bool = True,
+) -> Outcome:
     """Run the script over a daemon that dies of each fault in turn; return what was found.
 
     Args:
         forge: starts the daemons.
         folder: empty; everything stays there.
-        faults: in the order in which they strike.
+        deaths: how the daemon's lives end, in their order.
         extra: further pictures for each task type.
+        is_strict: each fault must strike.
 
     Raises:
         AssertionError: a fault did not strike, a life ended by itself, or something never ended.
@@ -57,7 +65,8 @@ def run_case(forge: Forge, folder: Path, faults: Sequence[Fault], *, extra: int 
         for topic in SUBSCRIPTIONS:
             client.subscribe(topic)
         left_behind = _prepare(queue, store)
-        succession = Succession(forge, environ(folder, broker, store), folder, faults)
+        variables = environ(folder, broker, store)
+        succession = Succession(forge, variables, folder, deaths, is_strict=is_strict)
         heard = Heard(client)
         script = Script(client, store, succession, heard, extra=extra, expected=left_behind)
         try:

@@ -30,6 +30,14 @@ class Fault:
     """It does not die there, but stands still until SIGCONT."""
 
 
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """When a life is ended from outside, wherever it is then."""
+
+    seconds: float
+    """After its start."""
+
+
 class Life:
     """One process of a daemon, from its fork to its end."""
 
