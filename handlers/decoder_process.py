@@ -28,8 +28,8 @@ from handlers.memory import trim
 SPARE_SECONDS = 5.0
 """The parent kills first; this is for a parent that died."""
 MAX_OPEN_FILES = 64
-KEEP_BYTES = 64 << 20
-"""Resident memory beyond what it began with that is not worth the trouble of giving it back."""
+KEEP_BYTES = 128 << 20
+"""Free memory kept for the next picture, beyond what was resident before the first."""
 MAPPED, RESIDENT = 0, 1
 """Fields of /proc/self/statm."""
 
