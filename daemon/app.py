@@ -27,7 +27,8 @@ from daemon.outbox import Outbox
 from daemon.pause_watch import PauseWatch
 from daemon.progress import Progress
 from daemon.requests import MAX_BATCH, MqttRequest
-from daemon.settings import Settings
+from daemon.settings import Settings, WorkerSettings
+from daemon.watchdog import EXIT_STALLED, LEAVE_SECONDS, Watchdog, leave
 from daemon.worker import Worker
 from daemon.worker_topics import WorkerTopics
 from handlers.assembly import HandlerSet, open_handlers
@@ -37,10 +38,15 @@ from http_shim.auth import Authenticator
 log = logging.getLogger(__name__)
 
 LAST_EVENTS_SECONDS = 5.0
+STALLED_GRACE_SECONDS = 2.0
+"""For jobs that run while a model hangs, and do not need it."""
 
 
 async def run(settings: Settings, *, started: Callable[[int | None], None] | None = None) -> None:
-    """Serve until SIGTERM or SIGINT, then stop in order.
+    """Serve until SIGTERM or SIGINT, or until a model hangs, then stop in order.
+
+    Where a thread hangs in a model, this ends the process instead of returning: with exit code 0
+    after a stop that was asked for, and else with EXIT_STALLED.
 
     Args:
         settings: everything that was configured.
@@ -54,6 +60,8 @@ async def run(settings: Settings, *, started: Callable[[int | None], None] | Non
     metrics = Metrics()
     async with AsyncExitStack() as stack:
         stop = stack.enter_context(_stop_signals())
+        watchdog = stack.enter_context(Watchdog(stall_seconds=settings.worker.stall_seconds))
+        health.hangs = lambda: watchdog.stall.message if watchdog.stall else None
         database = await stack.enter_async_context(Database(settings.queue_path))
         identity = own_identity()
         queue = await stack.enter_async_context(
@@ -98,6 +106,7 @@ async def run(settings: Settings, *, started: Callable[[int | None], None] | Non
             queue_settings=settings.queue,
             clock=epoch_ms,
             report=progress.report,
+            suspects=lambda: watchdog.stall.job_ids if watchdog.stall else (),
         )
         board = WorkerTopics(
             link,
@@ -117,31 +126,21 @@ async def run(settings: Settings, *, started: Callable[[int | None], None] | Non
             poll_seconds=settings.worker.poll_seconds,
         )
         _add_checks(health, queue, link, worker, handlers)
-        _add_sources(metrics, queue, link, worker, handlers)
+        _add_sources(metrics, queue, link, worker, handlers, watchdog=watchdog)
         port = None
         if settings.http.enabled:
-            authenticate = Authenticator(settings.auth)
-            stack.push_async_callback(authenticate.close)
-            if settings.auth.jwks_url and not authenticate.is_disabled:
-                # Jobs asked for over MQTT do not need it.
-                health.add("auth", authenticate.check, is_required=False)
-            app = create_app(
+            port = await _open_rest(
+                stack,
+                settings,
                 intake=intake,
                 queue=queue,
                 health=health,
-                forget_vectors=handlers.forget_vectors,
-                authenticate=authenticate,
-                max_body_bytes=settings.http.max_body_bytes,
                 metrics=metrics,
-                search=handlers.search,
-                max_picture_bytes=settings.media_store.max_bytes,
-            )
-            _warn_if_open(settings)
-            port = await stack.enter_async_context(
-                serve(app, settings.http.host, settings.http.port)
+                handlers=handlers,
             )
         # Before the first connect, which tells it.
         await watch.look()
+        watchdog.start(lambda: handlers.lane.call)
         async with asyncio.TaskGroup() as group:
             linking = group.create_task(link.run(), name="mqtt-link")
             relaying = group.create_task(outbox.run(), name="outbox-relay")
@@ -152,22 +151,76 @@ async def run(settings: Settings, *, started: Callable[[int | None], None] | Non
             log.info("inferd is running", extra={"worker_id": worker_id, "port": port})
             if started is not None:
                 started(port)
-            await stop.wait()
+            await _either(stop, watchdog.is_over)
             log.info("stopping")
             health.is_draining = True
             # The broker is told first; one that does not answer must not keep us leasing.
-            await asyncio.gather(link.drain(), worker.drain())
+            grace = _grace(settings.worker, watchdog, handlers)
+            await asyncio.gather(link.drain(), worker.drain(grace))
             for task in (working, loading, telling, watching):
                 task.cancel()
             await outbox.flush(timeout_seconds=LAST_EVENTS_SECONDS)
             relaying.cancel()
             linking.cancel()
     log.info("stopped")
+    if watchdog.is_over.is_set() or handlers.lane.is_abandoned:
+        leave(EXIT_STALLED if watchdog.is_over.is_set() else 0)
 
 
 def epoch_ms() -> int:
     """Return the wall clock in epoch milliseconds."""
     return time.time_ns() // 1_000_000
+
+
+def _grace(settings: WorkerSettings, watchdog: Watchdog, handlers: HandlerSet) -> float:
+    """Return how long running jobs may take; from now on the stop itself is watched."""
+    grace = settings.shutdown_grace_seconds
+    if watchdog.is_over.is_set():
+        # Whoever waits for the model waits in vain.
+        grace = min(grace, STALLED_GRACE_SECONDS)
+        handlers.lane.close_seconds = 0
+    watchdog.expect_end(grace + LEAVE_SECONDS)
+    return grace
+
+
+async def _open_rest(
+    stack: AsyncExitStack,
+    settings: Settings,
+    *,
+    intake: Intake,
+    queue: JobQueue,
+    health: Health,
+    metrics: Metrics,
+    handlers: HandlerSet,
+) -> int:
+    """Serve REST until the stack closes; return the port."""
+    authenticate = Authenticator(settings.auth)
+    stack.push_async_callback(authenticate.close)
+    if settings.auth.jwks_url and not authenticate.is_disabled:
+        # Jobs asked for over MQTT do not need it.
+        health.add("auth", authenticate.check, is_required=False)
+    app = create_app(
+        intake=intake,
+        queue=queue,
+        health=health,
+        forget_vectors=handlers.forget_vectors,
+        authenticate=authenticate,
+        max_body_bytes=settings.http.max_body_bytes,
+        metrics=metrics,
+        search=handlers.search,
+        max_picture_bytes=settings.media_store.max_bytes,
+    )
+    _warn_if_open(settings)
+    return await stack.enter_async_context(serve(app, settings.http.host, settings.http.port))
+
+
+async def _either(*events: asyncio.Event) -> None:
+    waiting = [asyncio.create_task(event.wait(), name="until-stop") for event in events]
+    try:
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in waiting:
+            task.cancel()
 
 
 def _facts(settings: Settings, handlers: HandlerSet) -> JsonObject:
@@ -204,6 +257,8 @@ def _add_checks(
         return {"connects": link.connects}
 
     async def working() -> JsonObject:
+        if (hangs := health.hangs()) is not None:
+            raise InferdError(hangs, code="model_stalled")
         return {"in_flight": worker.in_flight}
 
     async def pauses() -> JsonObject:
@@ -222,7 +277,13 @@ def _add_checks(
 
 
 def _add_sources(
-    metrics: Metrics, queue: JobQueue, link: MqttLink, worker: Worker, handlers: HandlerSet
+    metrics: Metrics,
+    queue: JobQueue,
+    link: MqttLink,
+    worker: Worker,
+    handlers: HandlerSet,
+    *,
+    watchdog: Watchdog,
 ) -> None:
     """Let the metrics read what is, at each scrape; all but the queue answer at once."""
 
@@ -287,6 +348,43 @@ def _add_sources(
             for name, ran in handlers.running().items()
         ]
 
+    async def hanging() -> Iterable[Reading]:
+        seconds = watchdog.call_seconds if handlers.lane.call else 0.0
+        found = [
+            Reading(
+                "inferd_model_call_seconds",
+                "For how long the device has been busy with the call that runs; 0 if none does.",
+                seconds,
+            )
+        ]
+        for runner in handlers.runners:
+            stall = watchdog.stall
+            tests, failures = runner.self_tests
+            name = {"model": runner.name}
+            found += [
+                Reading(
+                    "inferd_model_stalled",
+                    "1 while a model's call hangs: the daemon ends if it does not come back.",
+                    float(stall is not None and stall.model == runner.name),
+                    name,
+                ),
+                Reading(
+                    "inferd_model_self_tests",
+                    "Runs of a built-in picture through a model, by outcome.",
+                    tests - failures,
+                    {**name, "outcome": "passed"},
+                    is_total=True,
+                ),
+                Reading(
+                    "inferd_model_self_tests",
+                    "Runs of a built-in picture through a model, by outcome.",
+                    failures,
+                    {**name, "outcome": "failed"},
+                    is_total=True,
+                ),
+            ]
+        return found
+
     async def memory() -> Iterable[Reading]:
         found = []
         for runner in handlers.runners:
@@ -322,7 +420,7 @@ def _add_sources(
         labels = {"version": own_version(), "python": platform.python_version()}
         return [Reading("inferd_build_info", "What runs here.", 1, labels)]
 
-    for source in (waiting, pauses, broker, working, models, memory, build):
+    for source in (waiting, pauses, broker, working, models, hanging, memory, build):
         metrics.add_source("queue" if source is waiting else source.__name__, source)
 
 

@@ -25,6 +25,8 @@ class Health:
         self._began = time.monotonic()
         self._checks: dict[str, tuple[Check, bool]] = {}
         self.is_draining = False
+        self.hangs: Callable[[], str | None] = lambda: None
+        """What hangs so that only a new start of the process helps; None where nothing does."""
 
     def add(self, name: str, check: Check, *, is_required: bool = True) -> None:
         """Add a part; one that is not required is told of but does not make us unready."""

@@ -6,7 +6,7 @@ import logging
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextvars import ContextVar
+from contextvars import Context, ContextVar
 from types import TracebackType
 from typing import Any, TypeAlias
 
@@ -33,6 +33,11 @@ def about(job: Job) -> Iterator[None]:
         yield
     finally:
         _about.reset(token)
+
+
+def said_about(context: Context) -> Mapping[str, str]:
+    """Return what `about` said in a context: job_id and task_type, or nothing."""
+    return context.get(_about) or {}
 
 
 class AboutFilter(logging.Filter):

@@ -7,7 +7,7 @@ nothing else in flight, so that a picture which kills the process takes nobody w
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from typing import Any, Protocol
 
 from daemon import retry
@@ -83,7 +83,20 @@ class Worker:
         clock: Clock,
         report: Callable[[Job, str], None] = lambda _job, _step: None,
         clock_steps: ClockSteps | None = None,
+        suspects: Callable[[], Collection[str]] = tuple,
     ) -> None:
+        """Wire it up.
+
+        Args:
+            queue: what is leased from and settled in.
+            handlers: one for each task type that is worked on.
+            settings: how many jobs run and how they end.
+            queue_settings: leases, attempts and waits.
+            clock: epoch milliseconds.
+            report: told each step of a job as it begins.
+            clock_steps: notices when somebody sets the wall clock.
+            suspects: job_ids that some model has been busy with for too long.
+        """
         self._queue = queue
         self._handlers: Mapping[TaskType, Handler] = {each.task_type: each for each in handlers}
         self._settings = settings
@@ -91,6 +104,7 @@ class Worker:
         self._clock = clock
         self._report = report
         self._clock_steps = clock_steps or ClockSteps()
+        self._suspects = suspects
         self._running: dict[str, tuple[Lease, asyncio.Task[None]]] = {}
         self._cancelled: set[str] = set()
         self._jobs = _Nursery()
@@ -116,8 +130,14 @@ class Worker:
             if self._policy.prune_after_days:
                 group.create_task(self._prune_loop(), name="prune")
 
-    async def drain(self) -> None:
-        """Lease nothing more, wait for what runs, then give back what did not finish in time."""
+    async def drain(self, grace_seconds: float | None = None) -> None:
+        """Lease nothing more, wait for what runs, then give back what did not finish in time.
+
+        Args:
+            grace_seconds: how long what runs may take, where not as long as the settings say.
+        """
+        if grace_seconds is None:
+            grace_seconds = self._settings.shutdown_grace_seconds
         self._stopping.set()
         self._queue.job_ready.ring()
         self._room.ring()
@@ -127,7 +147,7 @@ class Worker:
         running = [task for _, task in self._running.values()]
         if running:
             log.info("waiting for %d running jobs", len(running))
-            await asyncio.wait(running, timeout=self._settings.shutdown_grace_seconds)
+            await asyncio.wait(running, timeout=grace_seconds)
         await self._jobs.cancel()
 
     async def cancel(self, job_id: str) -> bool:
@@ -252,12 +272,18 @@ class Worker:
             # The lease runs out and the job comes back: nothing is lost.
             log.error("cannot settle: %s", error, extra={"job_id": lease.job.job_id})  # noqa: TRY400 - the sentence has it all
 
-    async def _let_go(self, lease: Lease) -> Job:
-        if lease.job.job_id in self._cancelled:
-            return await self._queue.bury(
+    async def _let_go(self, lease: Lease) -> None:
+        job_id = lease.job.job_id
+        if job_id in self._cancelled:
+            await self._queue.bury(
                 lease, code="cancelled", message="the job was cancelled while it ran"
             )
-        return await self._queue.release(lease)
+        elif job_id in self._suspects():
+            # Its picture may be why the model hangs: whoever takes the lease back counts it lost,
+            # so that it runs alone the next time, and not for ever.
+            log.error("left behind with a model that hangs", extra={"job_id": job_id})
+        else:
+            await self._queue.release(lease)
 
     async def _attempt(self, lease: Lease) -> None:
         job = lease.job

@@ -46,13 +46,14 @@ class DeviceLane:
     """One thread; whatever touches a model runs on it, one call after the other.
 
     Attributes:
+        close_seconds: how long closing waits for the call that runs.
         call: what runs now, as far as `begin` told; may be read from any thread.
         is_abandoned: it was closed while a call ran on, which may never end: leave the process
             by os._exit, since the interpreter's own end could wait for it or crash under it.
     """
 
     def __init__(self, *, close_seconds: float = CLOSE_SECONDS) -> None:
-        self._close_seconds = close_seconds
+        self.close_seconds = close_seconds
         self._waiting: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None]
         self._waiting = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._serve, name="device-lane", daemon=True)
@@ -114,7 +115,7 @@ class DeviceLane:
                 waiting[0].cancel()
         self._waiting.put(None)
         ended = asyncio.wrap_future(self._ended)
-        await asyncio.wait([ended], timeout=self._close_seconds)
+        await asyncio.wait([ended], timeout=self.close_seconds)
         if not ended.done():
             ended.cancel()
             self.is_abandoned = True

@@ -25,9 +25,13 @@ async def greet(_request: web.Request) -> web.Response:
     return web.json_response({"message": "inferd is running", "jobs": "/job", "health": "/health"})
 
 
-async def report_live(_request: web.Request) -> web.Response:
-    """Answer 200 as long as the loop answers; nothing else is asked."""
-    return web.json_response({"status": "ok"})
+async def report_live(request: web.Request) -> web.Response:
+    """Answer 200 as long as the loop answers, and 503 where only a new start helps."""
+    message = request.app[HEALTH].hangs()
+    if message is None:
+        return web.json_response({"status": "ok"})
+    body: JsonObject = {"status": "stalled", "code": "model_stalled", "message": message}
+    return web.json_response(body, status=503)
 
 
 async def report_ready(request: web.Request) -> web.Response:

@@ -49,6 +49,14 @@ class Live(WireModel):
     status: Literal["ok"]
 
 
+class Stalled(WireModel):
+    """The process answers, but a model's call hangs, which only a new start ends."""
+
+    status: Literal["stalled"]
+    code: Literal["model_stalled"]
+    message: str
+
+
 class CheckPassed(WireModel):
     """A part that works, and what is known of it, which differs from part to part."""
 

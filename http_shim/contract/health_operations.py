@@ -3,7 +3,7 @@
 from daemon.jobs import JsonObject
 from daemon.metrics import CONTENT_TYPE
 from daemon.wire.schema import WORKER_ID
-from http_shim.contract.answers import FullHealth, Greeting, Health, Live
+from http_shim.contract.answers import FullHealth, Greeting, Health, Live, Stalled
 from http_shim.contract.operations import Answer, Operation
 
 _HEALTH: JsonObject = {
@@ -59,7 +59,18 @@ HEALTH_OPERATIONS = (
         name="reportLive",
         tag="health",
         summary="Say that the process answers.",
-        answers={200: Answer(text="It does.", model=Live, example={"status": "ok"})},
+        answers={
+            200: Answer(text="It does.", model=Live, example={"status": "ok"}),
+            503: Answer(
+                text="It does, but a model's call hangs: it should be started again.",
+                model=Stalled,
+                example={
+                    "status": "stalled",
+                    "code": "model_stalled",
+                    "message": "clip has been busy with one call (infer) for 120 s",
+                },
+            ),
+        },
     ),
     Operation(
         method="get",

@@ -165,6 +165,9 @@ async def test_every_described_status_is_answered_as_described(
         for path in ("/job/image_embedding", f"{UNKNOWN}/retry"):
             await rig.ask("POST", path, json={"media_store_id": 1})
         rig.health.is_draining = False
+        rig.health.hangs = lambda: "clip has been busy with one call (infer) for 120 s"
+        assert (await rig.ask("GET", "/health/live")).status == 503
+        rig.health.hangs = lambda: None
         await strange_bodies(rig, contract, monkeypatch)
         await rig.database.close()
         for method, path in (

@@ -33,6 +33,7 @@ LAYERS = (
     {"daemon.app"},
     {"http_shim"},
     {"daemon.worker", "daemon.intake", "daemon.cancellation", "daemon.outbox", "daemon.health"},
+    {"daemon.watchdog"},
     {"daemon.asyncapi"},
     {"daemon.wire.channels"},
     {"daemon.wire.events", "daemon.wire.requests", "daemon.wire.worker"},
