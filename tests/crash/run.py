@@ -24,6 +24,8 @@ MOST_TIMES = 6
 MOST_EXTRA = 6
 LONGEST_SECONDS = 2.5
 """Of a life that is ended at a moment; the script is over soon after."""
+AT_FIRST = 0.6
+"""Part of the faults that strike at the first time; what is done once only is reached then."""
 AT_A_MOMENT = 0.3
 """Part of the lives that end at a moment, not at a point."""
 
@@ -73,12 +75,17 @@ class Tally:
 def plan(seed: int, number: int) -> tuple[list[Fault | Moment], int]:
     """Return how the lives of a case end, and how many more pictures it has."""
     chance = random.Random(f"{seed}/{number}")
+    points = list(POINTS)
+    chosen = [chance.choice(points) for _ in range(chance.randint(1, MOST_KILLS))]
+    # In the script's order, so that most of them strike.
+    chosen.sort(key=lambda name: POINTS[name].phase)
     deaths: list[Fault | Moment] = []
-    for _ in range(chance.randint(1, MOST_KILLS)):
+    for name in chosen:
         if chance.random() < AT_A_MOMENT:
             deaths.append(Moment(chance.uniform(0, LONGEST_SECONDS)))
         else:
-            deaths.append(Fault(chance.choice(list(POINTS)), chance.randint(1, MOST_TIMES)))
+            nth = 1 if chance.random() < AT_FIRST else chance.randint(2, MOST_TIMES)
+            deaths.append(Fault(name, nth))
     return deaths, chance.randint(0, MOST_EXTRA)
 
 
