@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -34,7 +35,7 @@ async def _refusal(url: str, *, is_posted: bool = False) -> str:
     said = []
     where = url.partition("://")[2]
     for changes in ({"token": SecretStr(TOKEN)}, {"url": f"http://u:st0re-p4ssword@{where}"}):
-        options = {"url": url, **changes}
+        options: dict[str, Any] = {"url": url, **changes}
         async with MediaStoreClient(settings(**options)) as client:
             with pytest.raises(HandlerError) as caught:
                 await (client.post_face_results(7, "j", {}) if is_posted else client.fetch(7))
