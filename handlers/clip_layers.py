@@ -245,11 +245,17 @@ def reduce(tower: nn.Module, dtype: torch.dtype) -> Saved:
         What `restore` puts back; the memory of the old weights is free once it is dropped.
     """
     saved: Saved = []
-    for module in tower.modules():
-        if isinstance(module, Projection | Attention):
-            for parameter in module.parameters(recurse=False):
-                saved.append((parameter, parameter.data))
-                parameter.data = parameter.data.to(dtype)
+    try:
+        for module in tower.modules():
+            if isinstance(module, Projection | Attention):
+                for parameter in module.parameters(recurse=False):
+                    fewer = parameter.data.to(dtype)
+                    saved.append((parameter, parameter.data))
+                    parameter.data = fewer
+    except BaseException:
+        # Memory ran out half-way, and the tower is to go on as it was.
+        restore(saved)
+        raise
     return saved
 
 

@@ -1,5 +1,6 @@
 """Models that several test files share, each made once: loading one costs seconds."""
 
+import copy
 import functools
 import warnings
 from collections.abc import Callable
@@ -144,3 +145,28 @@ SAVERS: dict[str, Callable[[Any, Path], None]] = {
     "open_clip_model.safetensors": save_safetensors,
     "a_wrong_ending.pt": save_safetensors,
 }
+
+
+def stressed(model: Any, *, tails: float = 0.5, outliers: float = 15) -> Any:
+    """Return a copy with what makes few bits go wrong, in both towers.
+
+    Args:
+        model: open_clip's.
+        tails: standard deviation of the logarithm of each norm's gains.
+        outliers: how much larger than the others four channels of the residual stream become.
+    """
+    model = copy.deepcopy(model)
+    torch = load_vendors().torch
+    generator = torch.Generator().manual_seed(7)
+    for transformer in (model.visual.transformer, model.transformer):
+        width = transformer.width
+        channels = torch.randperm(width, generator=generator)[:4]
+        with torch.no_grad():
+            for norm in transformer.modules():
+                if isinstance(norm, torch.nn.LayerNorm):
+                    norm.weight.copy_(torch.exp(tails * torch.randn(width, generator=generator)))
+            for block in transformer.resblocks:
+                for linear in (block.attn.out_proj, block.mlp.c_proj):
+                    linear.weight[channels] *= outliers
+                    linear.bias[channels] *= outliers
+    return model
