@@ -15,6 +15,9 @@ from daemon.settings import QueueSettings
 STRICT_LEVEL_MS = 10**13
 """What a priority level is worth where aging is off: more than any waiting time."""
 
+NEAR = 50_000
+"""More jobs than all daemons on one queue could accept within the second that a count lasts."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Submission:
@@ -74,6 +77,7 @@ class Admission:
         self._announcer = announcer
         self._room_left = 0
         self._room_expires_at = 0
+        self._counted_at = -1
 
     async def admit(
         self, connection: Connection, submissions: Sequence[Submission], now: int
@@ -137,11 +141,18 @@ class Admission:
         return outcomes, changes.messages
 
     async def _room(self, connection: Connection, wanted: int, now: int) -> int:
-        """Return how many more jobs may wait; counted anew once a second, since it costs."""
+        """Return how many more jobs may wait; counted anew once a second, since it costs.
+
+        Near the limit it is also counted after each change by another daemon.
+        """
         most = self._settings.max_pending
         if not most:
             return wanted
-        if now >= self._room_expires_at or self._room_left < wanted:
+        # Changes with each commit of another connection, and with none of our own.
+        rows = list(await connection.execute_fetchall("PRAGMA data_version"))
+        is_stale = self._room_left < NEAR and rows[0][0] != self._counted_at
+        if now >= self._room_expires_at or self._room_left < wanted or is_stale:
+            self._counted_at = rows[0][0]
             rows = list(await connection.execute_fetchall(sql.COUNT_PENDING, (most,)))
             self._room_left = most - int(rows[0][0])
             self._room_expires_at = now + 1000

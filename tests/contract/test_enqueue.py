@@ -200,6 +200,22 @@ async def test_one_burst_cannot_overfill_the_queue(tmp_path: Path) -> None:
     assert sum(isinstance(outcome, Accepted) for outcome in outcomes) == 10
 
 
+async def test_two_daemons_together_cannot_overfill_the_queue(tmp_path: Path) -> None:
+    # The clock stands still: whoever trusts what was counted once in it takes too many.
+    async with (
+        open_bench(tmp_path / "q.db", max_pending=40) as one,
+        open_bench(tmp_path / "q.db", max_pending=40, worker="other") as two,
+    ):
+        for bench in (one, two):
+            await bench.accept()
+            await bench.execute("DELETE FROM jobs")
+        outcomes = [await (one, two)[number % 2].ask(number) for number in range(100)]
+        rows = await one.rows("SELECT count(*) FROM jobs")
+
+    assert sum(isinstance(outcome, Accepted) for outcome in outcomes) == 40
+    assert rows == [(40,)]
+
+
 async def test_a_full_queue_takes_jobs_again_once_some_are_done(tmp_path: Path) -> None:
     async with open_bench(tmp_path / "q.db", max_pending=1) as bench:
         await bench.accept(1)
