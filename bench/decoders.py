@@ -3,6 +3,8 @@
 The same pictures through the daemon's decoders and through plain threads, which a broken codec
 could take down with it; first before a model that costs nothing, where all of the price shows,
 then before CLIP. As ratios within one run: the two take turns, and the best round of each counts.
+What counts is the processors' time of this process and its decoders for a picture, on which
+throughput depends and which other programs of the machine disturb least.
 """
 
 import argparse
@@ -14,6 +16,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from bench.decoding import settings_of
@@ -82,23 +85,37 @@ async def nothing(pixels: Pixels) -> object:
     return int(pixels[0, 0, 0])
 
 
-async def rate(files: Sequence[bytes], count: int, decoding: Read, infer: Infer) -> float:
-    """Return pictures a second, `IN_FLIGHT` of them at a time."""
+def cpu_seconds() -> float:
+    """Return what this process and its living children used of the processors (Linux)."""
+    used = time.process_time()
+    for task in Path("/proc/self/task").iterdir():
+        for child in (task / "children").read_text(encoding="ascii").split():
+            stat = Path(f"/proc/{child}/stat").read_text(encoding="ascii")
+            ticks = stat.rpartition(")")[2].split()[11:13]
+            used += sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
+    return used
+
+
+async def cost(
+    files: Sequence[bytes], count: int, decoding: Read, infer: Infer
+) -> tuple[float, float]:
+    """Return CPU milliseconds for a picture and pictures a second, `IN_FLIGHT` at a time."""
     turns = iter(range(count))
 
     async def work() -> None:
         for turn in turns:
             await infer(await decoding(files[turn % len(files)]))
 
-    began = time.perf_counter()
+    began, used = time.perf_counter(), cpu_seconds()
     async with asyncio.TaskGroup() as group:
         for _ in range(IN_FLIGHT):
             group.create_task(work())
-    return count / (time.perf_counter() - began)
+    used = cpu_seconds() - used
+    return 1000 * used / count, count / (time.perf_counter() - began)
 
 
 async def compare(settings: Settings, *, count: int, rounds: int) -> bool:
-    """Measure and print; return whether every cost with CLIP is within the bound."""
+    """Measure and print; return whether every cost of embeddings is within the bound."""
     samples: dict[str, list[bytes]] = {group: [] for group in GROUPS}
     for sample in generated():
         if sample.group in samples:
@@ -126,19 +143,26 @@ async def compare(settings: Settings, *, count: int, rounds: int) -> bool:
                 ("square, CLIP", runner.infer, True),
                 ("every pixel, no model", nothing, False),
             ):
-                best = [0.0, 0.0]
+                milliseconds, rates = [float("inf")] * 2, [0.0] * 2
                 for _ in range(rounds + 1):
                     for place, way in enumerate(ways):
                         work = way.square if is_square else way.upright
-                        best[place] = max(best[place], await rate(files, count, work, infer))
-                cost = 1 - best[1] / best[0]
-                is_within &= infer is nothing or cost < BOUND
+                        used, rate = await cost(files, count, work, infer)
+                        milliseconds[place] = min(milliseconds[place], used)
+                        rates[place] = max(rates[place], rate)
+                more = milliseconds[1] / milliseconds[0] - 1
+                is_within &= not is_square or more < BOUND
                 rows.append(
-                    (f"{group}: {name}", f"{best[0]:.1f}", f"{best[1]:.1f}", f"{100 * cost:+.1f} %")
+                    (
+                        f"{group}: {name}",
+                        *(f"{each:.1f}" for each in (*milliseconds, *rates)),
+                        f"{100 * more:+.1f} %",
+                    )
                 )
     show(
-        f"Pictures a second, {settings.images.decoders} decoders, {IN_FLIGHT} in flight",
-        ("pictures: what is made of them", "threads", "processes", "cost of processes"),
+        f"CPU milliseconds a picture, and pictures a second: {settings.images.decoders} decoders,"
+        f" {IN_FLIGHT} in flight",
+        ("what is made of pictures", "threads", "processes", "threads/s", "processes/s", "cost"),
         rows,
     )
     return is_within
@@ -161,7 +185,7 @@ def main(argv: list[str]) -> int:
     except InferdError as error:
         print(error, file=sys.stderr)
         return 1
-    print(f"\nbefore CLIP {'within' if is_within else 'ABOVE'} the bound of {BOUND:.0%}")
+    print(f"\nembeddings: {'within' if is_within else 'ABOVE'} the bound of {BOUND:.0%}")
     return 0 if is_within else 1
 
 
