@@ -224,16 +224,18 @@ class ClipTower(ABC):
     def _move(self, module: "torch.nn.Module", device: str) -> None:
         torch = load_vendors().torch
         came_from, precision = self.provenance.device, self.provenance.precision
+        begun = False
         try:
             choose_device(device, require_gpu=False)
             with torch.inference_mode():
                 if precision not in (EXACT, self._arithmetic.known(device)):
                     # Bits that are gone do not come back, so the weights are read again.
-                    module = self._build().eval().requires_grad_(False)
+                    module, precision = self._build().eval().requires_grad_(False), EXACT
+                begun = True
                 ran_on, precision = self._start(module, device, precision)
         except (RuntimeError, OSError) as error:
-            # Tensor by tensor: some of them may be there already.
-            if module is self._module:
+            if begun and module is self._module:
+                # Tensor by tensor: some of them may be there already.
                 with torch.inference_mode():
                     module.to(came_from)
             raise ConfigError(f"{self.model} does not run on {device}: {error}") from error
