@@ -14,6 +14,7 @@ import jwt
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, EllipticCurvePublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
+from multidict import CIMultiDictProxy
 
 from daemon.errors import ConfigError, InferdError, RetryableError
 from daemon.jobs import JsonObject
@@ -139,6 +140,15 @@ class Authenticator:
         if permission is not None and not caller.is_admin and permission not in caller.permissions:
             raise ForbiddenError(f"Missing required permission: {permission}")
         return caller
+
+
+def authorization_of(headers: CIMultiDictProxy[str]) -> str | None:
+    """Return the one Authorization header; None where there is none, or more than one.
+
+    Whoever checked the first in front of us may have meant the other: two are none.
+    """
+    found = headers.getall("Authorization", [])
+    return found[0] if len(found) == 1 else None
 
 
 def _read_key(path: Path) -> EllipticCurvePublicKey:

@@ -24,9 +24,9 @@ async def read_body(request: web.Request, max_bytes: int | None = None) -> bytes
         raise web.HTTPUnsupportedMediaType(reason="Send the body without Content-Encoding")
     try:
         async with asyncio.timeout(BODY_SECONDS):
-            if max_bytes is None:
-                return await request.read()
-            return await _read_at_most(request, max_bytes)
+            # Not `read`, which waits for a body that says beforehand that it is too large.
+            most = request.client_max_size if max_bytes is None else max_bytes
+            return await _read_at_most(request, most)
     except TimeoutError:
         raise web.HTTPRequestTimeout(reason="The body did not come in time") from None
     except (web.RequestPayloadError, BadHttpMessage):

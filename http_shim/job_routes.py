@@ -7,7 +7,7 @@ from daemon.errors import InvalidRequestError, JobNotFoundError
 from daemon.jobs import Job, JobState, TaskType, dump_json
 from daemon.requests import is_missing_or_mistyped, parse_json, parse_request, parse_task_type
 from daemon.topics import is_job_id
-from http_shim.auth import WRITE_PERMISSION
+from http_shim.auth import WRITE_PERMISSION, authorization_of
 from http_shim.bodies import read_body
 from http_shim.errors import DrainingError, error_response
 from http_shim.keys import AUTHENTICATOR, FORGET_VECTORS, HEALTH, INTAKE, QUEUE
@@ -110,7 +110,7 @@ async def retry_job(request: web.Request) -> web.Response:
 
 
 def _authorize(request: web.Request, permission: str | None = None) -> None:
-    request.app[AUTHENTICATOR].authorize(request.headers.get("Authorization"), permission)
+    request.app[AUTHENTICATOR].authorize(authorization_of(request.headers), permission)
 
 
 def _refuse_while_draining(request: web.Request) -> None:

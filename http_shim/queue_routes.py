@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from daemon.errors import InvalidRequestError
 from daemon.jobs import JsonObject, TaskType, dump_json
 from daemon.requests import MAX_TIME_MS, parse_json, parse_task_type
-from http_shim.auth import WRITE_PERMISSION, Caller
+from http_shim.auth import WRITE_PERMISSION, Caller, authorization_of
 from http_shim.bodies import read_body
 from http_shim.keys import AUTHENTICATOR, QUEUE
 
@@ -84,8 +84,7 @@ async def resume_task_type(request: web.Request) -> web.Response:
 
 
 def _authorize(request: web.Request, permission: str | None = None) -> Caller:
-    authorization = request.headers.get("Authorization")
-    return request.app[AUTHENTICATOR].authorize(authorization, permission)
+    return request.app[AUTHENTICATOR].authorize(authorization_of(request.headers), permission)
 
 
 def _parse_pause(body: bytes) -> PauseRequest:

@@ -10,6 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from daemon.errors import InvalidRequestError, NotFoundError, PermanentError, RetryableError
 from daemon.jobs import MAX_MEDIA_STORE_ID, JsonObject, dump_json
 from daemon.stage import StageClosedError
+from http_shim.auth import authorization_of
 from http_shim.bodies import read_body
 from http_shim.errors import DrainingError, error_response
 from http_shim.keys import AUTHENTICATOR, HEALTH, SEARCH
@@ -113,7 +114,7 @@ async def search_by_picture(request: web.Request) -> web.Response:
 
 
 def _admit(request: web.Request) -> tuple[str, Searcher]:
-    request.app[AUTHENTICATOR].authorize(request.headers.get("Authorization"))
+    request.app[AUTHENTICATOR].authorize(authorization_of(request.headers))
     if request.app[HEALTH].is_draining:
         raise DrainingError("the daemon is stopping and begins no more searches")
     collection = request.match_info["collection"]

@@ -231,6 +231,31 @@ def own_key_in_the_header(_issuer: Issuer) -> str:
     return jwt.encode(claims(), key, algorithm="ES256", headers={"jwk": own})
 
 
+def key_by_url(_issuer: Issuer) -> str:
+    """Point to the forger's key set and certificate, which must not even be asked for."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    where = {"jku": "http://127.0.0.1:9/jwks", "x5u": "http://127.0.0.1:9/chain.pem"}
+    return jwt.encode(claims(), key, algorithm="ES256", headers=where)
+
+
+def own_certificate_in_the_header(_issuer: Issuer) -> str:
+    key = ec.generate_private_key(ec.SECP256R1())
+    return jwt.encode(claims(), key, algorithm="ES256", headers={"x5c": ["MIIB"]})
+
+
+def critical_header(issuer: Issuer) -> str:
+    """Sign rightly, and demand that an extension is understood (RFC 7515, 4.1.11)."""
+    return jwt.encode(
+        claims(), issuer.key, algorithm="ES256", headers={"crit": ["exp2"], "exp2": 1}
+    )
+
+
+def der_signature(issuer: Issuer) -> str:
+    """Sign rightly, in the other encoding of the same signature, which JWS does not know."""
+    text = issuer.token().rpartition(".")[0]
+    return f"{text}.{encode(issuer.key.sign(text.encode(), ec.ECDSA(hashes.SHA256())))}"
+
+
 def nested_header(_issuer: Issuer) -> str:
     return f"{encode(b'[' * 5_000)}.{encode(claims())}.{encode(bytes(64))}"
 
@@ -262,6 +287,29 @@ FORGERIES: dict[str, Callable[[Issuer], str]] = {
     "zeros": signature_of_zeros,
     "claims exchanged": claims_exchanged,
     "jwk in the header": own_key_in_the_header,
+    "jku and x5u": key_by_url,
+    "x5c in the header": own_certificate_in_the_header,
+    "an unknown critical header": critical_header,
+    "DER signature": der_signature,
+    "zip": lambda issuer: jwt.encode(
+        claims(), ec.generate_private_key(ec.SECP256R1()), "ES256", headers={"zip": "DEF"}
+    ),
+    "huge": lambda issuer: issuer.token(filler="x" * 5_000)[:-4],
+    "header no JSON": lambda issuer: f"{encode(b'junk')}.{issuer.token().partition('.')[2]}",
+    "header no base64": lambda issuer: f"!!!.{issuer.token().partition('.')[2]}",
+    "kid a path": lambda issuer: jwt.encode(
+        claims(),
+        ec.generate_private_key(ec.SECP256R1()),
+        "ES256",
+        headers={"kid": "../../../dev/null"},
+    ),
+    "kid of SQL": lambda issuer: jwt.encode(
+        claims(),
+        ec.generate_private_key(ec.SECP256R1()),
+        "ES256",
+        headers={"kid": "x' UNION SELECT 'key"},
+    ),
+    "not yet by a minute": signed(nbf=int(time.time()) + 60),
     "nested header": nested_header,
     "list as header": list_as_header,
     "list as algorithm": list_as_algorithm,
@@ -311,6 +359,27 @@ async def test_another_scheme_is_a_401(rig: Rig, issuer: Issuer, scheme: str) ->
     headers = {"Authorization": f"{scheme} {issuer.token()}"}
 
     assert (await rig.ask("GET", "/job", headers=headers)).status == 401
+
+
+async def test_a_token_larger_than_a_header_may_be_is_refused(rig: Rig, issuer: Issuer) -> None:
+    token = issuer.token(filler="x" * 100_000)
+    said = await rig.raw(
+        f"GET /job HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\n\r\n".encode()
+    )
+
+    assert said.startswith((b"HTTP/1.1 400 ", b"HTTP/1.0 400 "))
+
+
+@pytest.mark.parametrize("order", [1, -1])
+async def test_two_tokens_are_none(rig: Rig, issuer: Issuer, order: int) -> None:
+    # A proxy may have checked the one; which of them counts must be nobody's to choose.
+    tokens = [issuer.token(), "a.b.c"][::order]
+    headers = [("Authorization", f"Bearer {token}") for token in tokens]
+
+    for path in ("/job", "/queue", "/search/image_embeddings?text=x"):
+        assert (await rig.ask("GET", path, headers=headers)).status == 401
+    answer = await rig.ask("POST", "/job/image_embedding", json=BODY, headers=headers)
+    assert (answer.status, answer.body) == (401, UNAUTHORIZED)
 
 
 async def test_a_token_in_the_query_does_not_count(rig: Rig, issuer: Issuer) -> None:
