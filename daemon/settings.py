@@ -253,6 +253,9 @@ class FacesSettings(_Group):
         "", description="an ONNX recogniser instead of the pack's, or untrained"
     )
     threshold: float = Field(0.5, ge=0, le=1, description="lowest confidence of a face")
+    batch_size: int = Field(
+        0, ge=0, le=256, description="most pictures or faces in one pass; 0: what pays on the device"
+    )
 
 
 class ImageSettings(_Group):
