@@ -269,7 +269,7 @@ def _add_checks(
         }
 
     health.add("broker", broker)
-    health.add("database", queue.depth)
+    health.add("database", queue.check)
     health.add("worker", working)
     health.add("pauses", pauses, is_required=False)
     for name, (check, is_required) in handlers.checks.items():

@@ -78,6 +78,7 @@ class Database:
         self._reader: Connection | None = None
         self._door = asyncio.Lock()
         self._is_durable = False
+        self._failure: StorageError | None = None
         self._running: set[asyncio.Task[Any]] = set()
 
     async def __aenter__(self) -> Self:
@@ -141,6 +142,18 @@ class Database:
         task.add_done_callback(self._ended)
         return await asyncio.shield(task)
 
+    async def check(self) -> None:
+        """Return if the file can be written, as far as is known; asked only after a failure.
+
+        Raises:
+            StorageError: the latest writes failed, and another one does too or cannot begin.
+        """
+        if self._failure is None:
+            return
+        if self._door.locked():
+            raise self._failure
+        await self.write(_touch, durable=True)
+
     def _ended(self, task: asyncio.Task[Any]) -> None:
         self._running.discard(task)
         if not task.cancelled():
@@ -171,11 +184,18 @@ class Database:
                     await self._writer.execute(f"PRAGMA synchronous = {mode}")
                     self._is_durable = durable
                 async with _transaction(self._writer):
-                    return await work(self._writer)
+                    done = await work(self._writer)
             except sqlite3.Error as error:
-                raise StorageError(
+                failure = StorageError(
                     f"cannot write the queue: {error}", may_pass=_primary_code(error) in PASSING
-                ) from error
+                )
+                if failure.may_pass:
+                    self._failure = failure
+                raise failure from error
+            if durable:
+                # Others may have had nothing to write, which always goes well.
+                self._failure = None
+            return done
 
 
 @asynccontextmanager
@@ -188,6 +208,12 @@ async def _transaction(connection: Connection, mode: str = "IMMEDIATE") -> Async
     except BaseException:
         await connection.rollback()
         raise
+
+
+async def _touch(connection: Connection) -> None:
+    """Write a page as it is."""
+    rows = await connection.execute_fetchall("PRAGMA user_version")
+    await connection.execute(f"PRAGMA user_version = {next(row[0] for row in rows)}")
 
 
 def _is_busy(error: Exception) -> bool:

@@ -100,6 +100,15 @@ class JobQueue(JobReader):
         """Return how many jobs this daemon ended since its start: by task type, by status."""
         return self._metrics.ended()
 
+    async def check(self) -> JsonObject:
+        """Return the queue's depth, if the file can be written too; for health.
+
+        Raises:
+            StorageError: it cannot be read, or not be written.
+        """
+        await self._database.check()
+        return await self.depth()
+
     # -- into the queue ------------------------------------------------------------------------
 
     async def enqueue(self, submission: Submission) -> Outcome:

@@ -10,8 +10,10 @@ imports no model library; those load when the daemon opens a handler.
     device                   the lane that owns the device, batching and idle unloading on it
     memory_ladder            what a model does when memory runs out, and how it comes back;
                              degradation: what is told of it; memory: the vendors' words for it
-    clip, clip_text          CLIP's image tower and text tower, on clip_tower; with clip_checkpoint
-                             and clip_vendors the only files with torch and open_clip;
+    clip, clip_text          CLIP's image tower and text tower, on clip_tower; with clip_checkpoint,
+                             clip_vendors, clip_layers (our own transformer) and clip_arithmetic
+                             (which precision it runs in) the only files with torch and open_clip;
+                             clip_precision: how two precisions are measured and judged;
                              clip_catalog: what is known of published weights without them
     text_embedding           the documented inference class of texts
     faces                    the only file with insightface and onnxruntime; face_files: which
@@ -31,6 +33,7 @@ imports no model library; those load when the daemon opens a handler.
     search, query_vectors    what is near a text, a picture, a face, or something stored
     vector_engine, vector_points
                              what stores and engines say to each other
+    blame, disk_room         who is at fault for a failure; whether a disk has room for vectors
     qdrant_edge, qdrant_local, qdrant_server
                              one file per engine; qdrant_models, engine_folder, background_loop:
                              what they share

@@ -259,6 +259,7 @@ class _Builder:
         counts = {}
         for store in self.set.stores.values():
             await store.open()
+            await store.check_room()
             counts[store.collection] = await store.count()
         return counts
 

@@ -57,7 +57,7 @@ def embedded_engine(folder: Path, engine: EngineName = "auto") -> SharedEngine:
 
         return LocalEngine(folder / "local")
 
-    return _embedded.setdefault(folder.resolve(), SharedEngine(make))
+    return _embedded.setdefault(folder.resolve(), SharedEngine(make, folder))
 
 
 def _choose(folder: Path, wanted: EngineName) -> EngineName:

@@ -25,6 +25,7 @@ import numpy as np
 import qdrant_edge as edge
 
 from daemon.errors import ConfigError, DependencyDownError, InferdError, RetryableError
+from handlers.disk_room import require_room
 from handlers.engine_folder import EngineThread, FolderLock
 from handlers.inference import Vector
 from handlers.vector_engine import (
@@ -172,6 +173,7 @@ class EdgeEngine:
 
     async def _update(self, collection: str, operation: Callable[[], Any]) -> None:
         def update() -> None:
+            require_room(self._folder)
             self._shard(collection).update(operation())
             self._unflushed.add(collection)
             if time.monotonic() - self._flushed_at > self._flush_seconds:
@@ -206,6 +208,7 @@ class EdgeEngine:
         )
         if not folder.exists():
             # A folder that was only begun would load as an empty shard: make it aside, move it.
+            require_room(self._folder)
             begun = self._folder / f"{spec.name}.begun"
             shutil.rmtree(begun, ignore_errors=True)
             edge.EdgeShard.create(str(begun), config).close()

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from qdrant_client import QdrantClient, models
 
-from daemon.errors import ConfigError, InferdError, RetryableError
+from daemon.errors import ConfigError, DependencyDownError, InferdError, RetryableError
 from handlers import qdrant_models
 from handlers.engine_folder import EngineThread, FolderLock
 from handlers.inference import Vector
@@ -177,6 +177,8 @@ def _translated(call: Callable[[], T]) -> T:
     except InferdError:
         raise
     except Exception as error:
-        raise RetryableError(
+        # As in edge: no point is at fault for a full disk.
+        is_refusal = isinstance(error, (ValueError, TypeError))
+        raise (RetryableError if is_refusal else DependencyDownError)(
             f"the embedded vector engine failed: {error}", code="vector_store_error"
         ) from error

@@ -17,6 +17,7 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from daemon.errors import ConfigError, DependencyDownError
+from handlers.disk_room import require_room
 from handlers.engine_choice import embedded_engine, server_engine
 from handlers.inference import Vector
 from handlers.vector_engine import (
@@ -190,6 +191,11 @@ class QdrantStore(VectorStore):
     async def count(self) -> int:
         """Return how many points there are."""
         return await self._engine.count(self.collection)
+
+    async def check_room(self) -> None:
+        """Look at the disk of an embedded engine; a server's is its own affair."""
+        if self._shared.folder is not None:
+            require_room(self._shared.folder)
 
     @property
     def _engine(self) -> VectorEngine:

@@ -6,6 +6,7 @@ No vendor here. One file each implements `VectorEngine`: qdrant_edge, qdrant_loc
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal, Protocol, TypeAlias
 
 from daemon.jobs import JsonObject
@@ -159,8 +160,10 @@ class SharedEngine:
     Making it imports the vendor's library, so that happens on opening, in another thread.
     """
 
-    def __init__(self, make: Callable[[], VectorEngine]) -> None:
+    def __init__(self, make: Callable[[], VectorEngine], folder: Path | None = None) -> None:
+        """Take what makes the engine, and where it keeps its vectors if that is on this machine."""
         self._make = make
+        self.folder = folder
         self._engine: VectorEngine | None = None
         self._users = 0
         self._loop: asyncio.AbstractEventLoop | None = None

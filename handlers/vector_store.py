@@ -160,6 +160,13 @@ class VectorStore(ABC):
     async def count(self) -> int:
         """Return how many points there are."""
 
+    async def check_room(self) -> None:  # noqa: B027 - most stores have no disk of ours
+        """Return if there is room for more, as far as can be known here; for health.
+
+        Raises:
+            DependencyDownError: the disk is full.
+        """
+
     @abstractmethod
     async def _open(self) -> None: ...
 

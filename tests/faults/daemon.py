@@ -1,8 +1,8 @@
 """The real daemon over quick models, with a clock that a test may turn: `-m tests.faults.daemon`.
 
-Nothing of production knows of it: names are replaced before the daemon starts. INFERD is told
-nothing; TEST_CLOCK names a file whose text is the number of seconds that the wall clock is off
-by, and TEST_FACES how many faces each picture has beyond what it says.
+Nothing of production knows of it: names are replaced before the daemon starts. TEST_CLOCK names a
+file whose text is the number of seconds that the wall clock is off by; TEST_BUSY_TIMEOUT_MS is how
+long the queue waits for another process's lock.
 """
 
 import os
@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import daemon.database
 import handlers.assembly
 from daemon.__main__ import main
 from tests.faults import stand_ins
@@ -41,8 +42,17 @@ def install_clock(file: Path) -> None:
     time.time = lambda: _true_time() + off()
 
 
+def install_busy_timeout(milliseconds: int) -> None:
+    """Let the queue give up on a lock so soon."""
+    wait = daemon.database.Database.__init__.__kwdefaults__
+    assert "busy_timeout_ms" in wait
+    wait["busy_timeout_ms"] = milliseconds
+
+
 if __name__ == "__main__":
     install_models()
     if os.environ.get("TEST_CLOCK"):
         install_clock(Path(os.environ["TEST_CLOCK"]))
+    if os.environ.get("TEST_BUSY_TIMEOUT_MS"):
+        install_busy_timeout(int(os.environ["TEST_BUSY_TIMEOUT_MS"]))
     sys.exit(main())

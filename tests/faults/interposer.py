@@ -127,7 +127,7 @@ def silent() -> Fault:
     """Take the request and never answer."""
 
     async def fault(request: web.Request, _forward: Forward) -> web.Response:
-        while request.transport is not None and not request.transport.is_closing():
+        while request.transport is not None and not request.transport.is_closing():  # noqa: ASYNC110 - aiohttp tells nobody
             await asyncio.sleep(0.05)
         return web.Response()
 

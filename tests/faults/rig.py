@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 from PIL import Image
 
@@ -45,14 +45,19 @@ class FaultyDaemon(Daemon):
         # The rig asks them for no more than their URL.
         super().__init__(folder, broker, media_store, **{**ours, **environ})  # type: ignore[arg-type]
 
-    def launch(self) -> None:
-        """Start it, without waiting."""
+    @property
+    def environ(self) -> dict[str, str]:
+        """What it is started with."""
+        return dict(self._environ)
+
+    def launch(self, *, stderr: IO[bytes] | None = None) -> None:
+        """Start it, without waiting; it logs to `stderr` where that is given."""
         with (self.folder / "daemon.log").open("ab") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "tests.faults.daemon"],
                 cwd=ROOT,
                 env=self._environ,
-                stderr=log,
+                stderr=stderr or log,
             )
 
     @property
