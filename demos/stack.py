@@ -118,6 +118,10 @@ class Stack:
             "any": {"loaded": False}
         }
 
+    def pid(self, name: str) -> int:
+        """Return the process of a part: `broker`, `media store` or `daemon`."""
+        return self._processes[name].pid
+
     def stop_daemon(self) -> int:
         """Ask the daemon to stop (SIGTERM) and return its exit code."""
         process = self._processes.pop("daemon")
