@@ -1,14 +1,16 @@
 """Sets up one fault in this process, from outside: it dies by SIGKILL when a point is reached."""
 
+import asyncio
 import functools
 import importlib
 import inspect
 import os
 import signal
 import sqlite3
+import threading
 from collections.abc import Callable
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 import aiosqlite.core
 
@@ -37,24 +39,67 @@ def install(name: str, nth: int, *, stops: bool = False) -> None:
     """
     point = POINTS[name]
     qdrant_store.BATCH = 1
-    trigger = _Trigger(point, nth, freeze if stops else die)
+    trigger = _Trigger(point, nth, stops=stops)
     match point.place:
         case Call():
+            if stops:
+                watch_connections(_Listed)
             _wrap(point.place, trigger)
         case Statement() | Commit():
             _watch_statements(point.place, trigger)
 
 
 class _Trigger:
-    def __init__(self, point: Point, nth: int, strike: Callable[[str], None]) -> None:
+    def __init__(self, point: Point, nth: int, *, stops: bool) -> None:
         self._point = point
         self._left = nth
-        self._strike = strike
+        self._stops = stops
 
     def reached(self) -> None:
+        """Strike, if it is time, whatever goes on in other threads."""
+        if self._is_time():
+            (freeze if self._stops else die)(self._point.name)
+
+    async def reached_in_a_coroutine(self) -> None:
+        """Strike, if it is time; but freeze only while nothing of ours locks the queue."""
+        if not self._is_time():
+            return
+        if not self._stops:
+            die(self._point.name)
+        while True:
+            with _Listed.turn:
+                if not any(connection.in_transaction for connection in _Listed.listed):
+                    freeze(self._point.name)
+                    return
+            await asyncio.sleep(0.001)
+
+    def _is_time(self) -> bool:
         self._left -= 1
-        if self._left == 0:
-            self._strike(self._point.name)
+        return self._left == 0
+
+
+class _Listed(sqlite3.Connection):
+    """A connection of which is known whether it is in a transaction, now and for as long as
+    `turn` is held: SQLite's lock outlasts SIGSTOP, and would hold up everybody."""
+
+    listed: ClassVar[list["_Listed"]] = []
+    turn: ClassVar[threading.Lock] = threading.Lock()
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.listed.append(self)
+
+    def execute(self, sql: str, *parameters: Any) -> sqlite3.Cursor:
+        with self.turn:
+            return super().execute(sql, *parameters)
+
+    def commit(self) -> None:
+        with self.turn:
+            super().commit()
+
+    def close(self) -> None:
+        self.listed.remove(self)
+        super().close()
 
 
 def freeze(what: str) -> None:
@@ -79,33 +124,35 @@ def _wrap(place: Call, trigger: _Trigger) -> None:
     original: Callable[..., Any] = getattr(owner, name)
     signature = inspect.signature(original)
 
-    def counts(*args: Any, **kwargs: Any) -> bool:
+    def counts(when: str, *args: Any, **kwargs: Any) -> bool:
+        if place.when != when:
+            return False
         if place.match is None:
             return True
         bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
         return place.match(bound.arguments)
 
-    def note(when: str, *args: Any, **kwargs: Any) -> None:
-        if place.when == when and counts(*args, **kwargs):
-            trigger.reached()
-
     if inspect.iscoroutinefunction(original):
 
         @functools.wraps(original)
         async def wrapped(*args: Any, **kwargs: Any) -> Any:
-            note("before", *args, **kwargs)
+            if counts("before", *args, **kwargs):
+                await trigger.reached_in_a_coroutine()
             result = await original(*args, **kwargs)
-            note("after", *args, **kwargs)
+            if counts("after", *args, **kwargs):
+                await trigger.reached_in_a_coroutine()
             return result
 
     else:
 
         @functools.wraps(original)
         def wrapped(*args: Any, **kwargs: Any) -> Any:
-            note("before", *args, **kwargs)
+            if counts("before", *args, **kwargs):
+                trigger.reached()
             result = original(*args, **kwargs)
-            note("after", *args, **kwargs)
+            if counts("after", *args, **kwargs):
+                trigger.reached()
             return result
 
     setattr(owner, name, wrapped)

@@ -4,6 +4,7 @@ import argparse
 import random
 import secrets
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -113,12 +114,19 @@ def main(argv: Sequence[str] | None = None) -> int:
             except Exception:  # noqa: BLE001 - a case that fails is a result
                 return number, traceback.format_exc()
 
+        # Whoever ends us ends the brokers and daemons of the cases under way as well.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         while tally.kills < options.kills:
             batch = [n for _, n in zip(range(4 * options.at_once), numbers, strict=False)]
             if not batch:
                 break
-            for done in as_completed([pool.submit(run, number) for number in batch]):
-                _note(tally, *done.result(), seed=seed, folder=folder)
+            started = [pool.submit(run, number) for number in batch]
+            try:
+                for done in as_completed(started):
+                    _note(tally, *done.result(), seed=seed, folder=folder)
+            except KeyboardInterrupt:
+                pool.shutdown(cancel_futures=True)
+                raise
             seconds = time.monotonic() - began
             _say(f"{tally.kills} kills in {tally.cases} cases, {seconds:.0f} s")
     _say(tally.table())

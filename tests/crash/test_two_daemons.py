@@ -157,6 +157,25 @@ def test_a_daemon_that_was_frozen_past_its_lease_changes_nothing(
         assert house.judge().faults == []
 
 
+def test_a_daemon_frozen_inside_a_transaction_holds_up_the_other_one_and_nothing_is_lost(
+    forge: Forge, tmp_path: Path
+) -> None:
+    with House(forge, tmp_path) as house:
+        frozen = house.start("first", Fault("inside the transaction of SETTLE", stops=True))
+        other = house.start("second")
+        for _ in range(4):
+            house.ask("face_detection")
+            house.ask("image_embedding")
+        house.wait(lambda: frozen.stands_still, "the first daemon stands still")
+        house.wait(lambda: "database is locked" in other.text(), "the second one cannot write")
+
+        house.ask("face_detection")
+        frozen.signal(signal.SIGCONT)
+
+        house.wait_for_ends()
+        assert house.judge().faults == []
+
+
 @pytest.mark.parametrize(
     "point",
     [
