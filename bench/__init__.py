@@ -1,9 +1,11 @@
 """Measurements, always as ratios within one run: `python -m bench.NAME` prints a table.
 
     decoders     what decoding in processes costs against threads
+    clip         CLIP's image tower: open_clip's layers, ours in fp32, ours in bf16
     decoding     exact against fast decoding of JPEGs, for embeddings and for faces
     scaled_faces its second half: what scaled decoding would do to faces
     pictures     what is measured on: generated JPEGs, or a folder's
+    memory       what stays in memory with many jobs, pictures and events
     timing       how long something took
     table        how it is printed
 

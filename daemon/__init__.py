@@ -7,6 +7,7 @@
     outbox       events -> broker, until confirmed      health   what the daemon says of itself
     cancellation a cancel -> the job's end              progress how far running jobs are
     worker_topics  what this daemon is, how busy it is  pause_watch  notices pauses, tells them
+    watchdog     ends a process in which a model or the loop hangs
 
     job_queue    the verbs, each one transaction        job_reader  looks, changes nothing
     admission    accepted, known already, or refused    settlement  how leases end

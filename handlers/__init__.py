@@ -7,7 +7,8 @@ imports no model library; those load when the daemon opens a handler.
     image_embedding, image_embedding_handler, face_detection, face_embedding
                              the documented inference classes and the three handlers
     inference                MLInference, the base of every model, and Provenance
-    device                   the lane that owns the device, batching and idle unloading on it
+    lane                     the one thread that owns the device, and what it is busy with
+    device                   batching, idle unloading and tests (self_test) of a model on it
     memory_ladder            what a model does when memory runs out, and how it comes back;
                              degradation: what is told of it; memory: the vendors' words for it
     clip, clip_text          CLIP's image tower and text tower, on clip_tower; with clip_checkpoint,

@@ -57,3 +57,23 @@ def test_a_folder_without_pictures_is_told(tmp_path: Path) -> None:
 
     assert done.returncode == 1
     assert "holds no JPEG" in done.stderr
+
+
+def test_memory_is_shown_for_each_life_of_the_daemon() -> None:
+    small = ("--rows", "120", "--pictures", "120", "--events", "70")
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.memory", "waiting", "pictures", "outbox", *small],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=170,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stderr
+    # Jobs done, megabytes of the daemon now and at most, and of its decoders.
+    found, megabytes, most, decoders, _ = map(int, row(done.stdout, "leasing from them"))
+    assert found >= 100
+    assert 0 < megabytes <= most
+    assert decoders > 0
+    assert row(done.stdout, "all sent")[0] == "70"

@@ -6,7 +6,7 @@ import sys
 import threading
 from contextlib import closing
 from types import TracebackType
-from typing import Any, Self
+from typing import IO, Any, Self
 
 from tests.acceptance.rig import ROOT, START_SECONDS
 from tests.faults.rig import FaultyDaemon
@@ -15,14 +15,14 @@ from tests.faults.rig import FaultyDaemon
 class PoisonedDaemon(FaultyDaemon):
     """The daemon as `tests.poison.daemon` starts it."""
 
-    def launch(self) -> None:
+    def launch(self, *, stderr: IO[bytes] | None = None) -> None:
         """Start it, without waiting."""
         with (self.folder / "daemon.log").open("ab") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "tests.poison.daemon"],
                 cwd=ROOT,
                 env=self._environ,
-                stderr=log,
+                stderr=stderr or log,
             )
 
     def row(self, job_id: str) -> dict[str, Any]:

@@ -26,6 +26,7 @@ ENDS = {
     "exit": (CODE, 2),
 }
 """By what the picture does: the exit code, and how many attempts it is given."""
+STACKS = {"segfault": "Segmentation fault", "hang with the interpreter": "Timeout"}
 
 
 def until(predicate: Callable[[], bool], seconds: float = 60) -> None:
@@ -64,6 +65,10 @@ def test_a_picture_that_a_model_cannot_bear_is_buried_and_all_others_complete(
         assert (row["status"], row["error_code"]) == ("error", "worker_lost")
         assert (row["attempt"], row["lost"]) == (attempts, attempts)
         assert supervisor.codes == [code] * attempts
+        if deed in STACKS:
+            # Where it was, for whoever mends it.
+            assert STACKS[deed] in daemon.text()
+            assert "in infer_batch" in daemon.text()
 
 
 def test_a_hang_is_told_everywhere_and_ends_the_daemon_which_gives_all_others_back(
