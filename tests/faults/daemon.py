@@ -2,10 +2,12 @@
 
 Nothing of production knows of it: names are replaced before the daemon starts. TEST_CLOCK names a
 file whose text is the number of seconds that the wall clock is off by; TEST_BUSY_TIMEOUT_MS is how
-long the queue waits for another process's lock.
+long the queue waits for another process's lock; TEST_STOP_IN_COMMIT names a file that, once it
+exists, lets the daemon stand still while it holds the lock.
 """
 
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -49,10 +51,24 @@ def install_busy_timeout(milliseconds: int) -> None:
     wait["busy_timeout_ms"] = milliseconds
 
 
+def install_stop(file: Path) -> None:
+    """Stand still (SIGSTOP) within a transaction once `file` exists, whose lock is then held."""
+    write = daemon.database.Connection.commit
+
+    async def commit(connection: daemon.database.Connection) -> None:
+        if file.exists():  # noqa: ASYNC240 - the next line stops everything anyhow
+            os.kill(os.getpid(), signal.SIGSTOP)
+        await write(connection)
+
+    daemon.database.Connection.commit = commit  # type: ignore[method-assign]
+
+
 if __name__ == "__main__":
     install_models()
     if os.environ.get("TEST_CLOCK"):
         install_clock(Path(os.environ["TEST_CLOCK"]))
     if os.environ.get("TEST_BUSY_TIMEOUT_MS"):
         install_busy_timeout(int(os.environ["TEST_BUSY_TIMEOUT_MS"]))
+    if os.environ.get("TEST_STOP_IN_COMMIT"):
+        install_stop(Path(os.environ["TEST_STOP_IN_COMMIT"]))
     sys.exit(main())

@@ -50,6 +50,10 @@ class FaultyDaemon(Daemon):
         """What it is started with."""
         return dict(self._environ)
 
+    def environ_without(self, name: str) -> None:
+        """Start it without a setting from now on."""
+        del self._environ[name]
+
     def launch(self, *, stderr: IO[bytes] | None = None) -> None:
         """Start it, without waiting; it logs to `stderr` where that is given."""
         with (self.folder / "daemon.log").open("ab") as log:
