@@ -2,7 +2,7 @@
 
 import asyncio
 
-from daemon.errors import ConfigError, DependencyDownError
+from daemon.errors import ConfigError, DependencyDownError, RetryableError
 from handlers.device import ModelRunner
 from handlers.inference import Vector
 from handlers.vector_store import VectorStore
@@ -32,12 +32,14 @@ class StoreClaim:
                 self._is_bound = True
 
     async def require(self) -> None:
-        """Do as `bind`, for a job: no picture is at fault where the configuration is.
+        """Do as `bind`, for a job: no picture is at fault before the first vector is sent.
 
         Raises:
             DependencyDownError: the job has to wait until somebody mends it.
         """
         try:
             await self.bind()
-        except ConfigError as error:
+        except DependencyDownError:
+            raise
+        except (ConfigError, RetryableError) as error:
             raise DependencyDownError(error.message, code=error.code) from error
