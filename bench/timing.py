@@ -4,6 +4,9 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 T = TypeVar("T")
 
 
@@ -25,3 +28,24 @@ def in_turns(works: Sequence[Callable[[], T]], rounds: int) -> list[tuple[T, flo
             else:
                 results.append((result, milliseconds))
     return results
+
+
+def rounds_in_turns(
+    works: Sequence[Callable[[], T]], rounds: int, clock: Callable[[], float]
+) -> list[tuple[T, NDArray[np.float64]]]:
+    """Return what each returned, and the seconds of each round; one more before is not counted.
+
+    Args:
+        works: done one after the other in each round.
+        rounds: how often.
+        clock: time.process_time for work on threads of its own; time.perf_counter for work on
+            another device.
+    """
+    results = [work() for work in works]
+    seconds = np.zeros((len(works), rounds))
+    for number in range(rounds):
+        for place, work in enumerate(works):
+            began = clock()
+            work()
+            seconds[place, number] = clock() - began
+    return list(zip(results, seconds, strict=True))

@@ -74,6 +74,7 @@ def measure(
     if batch_size > 1:
         # Two passes at least are to fit: the first of a new size is slow as well.
         batch_size = max(1, min(batch_size, int((ends - clock()) / (2 * max(single, 1e-9)))))
+    if batch_size > 1:
         vectors = run(batch_size)
         taken = [_timed(run, batch_size, clock)]
     while len(taken) < PASSES and clock() + taken[-1] < ends:
