@@ -47,6 +47,7 @@ def install_clock(file: Path) -> None:
 def install_busy_timeout(milliseconds: int) -> None:
     """Let the queue give up on a lock so soon."""
     wait = daemon.database.Database.__init__.__kwdefaults__
+    assert wait is not None
     assert "busy_timeout_ms" in wait
     wait["busy_timeout_ms"] = milliseconds
 
@@ -60,7 +61,7 @@ def install_stop(file: Path) -> None:
             os.kill(os.getpid(), signal.SIGSTOP)
         await write(connection)
 
-    daemon.database.Connection.commit = commit  # type: ignore[method-assign]
+    daemon.database.Connection.commit = commit  # type: ignore[assignment, method-assign]
 
 
 if __name__ == "__main__":

@@ -103,12 +103,12 @@ def check_events(
 
 def check_points(points: Points, promises: Mapping[str, Promise]) -> None:
     """Hold the vectors to what completed: exactly these ids, exactly these vectors."""
-    images = {
+    images: dict[int | str, Vector] = {
         each.media_id: vector_of(_pixels(each))
         for each in promises.values()
         if each.task == "image_embedding" and each.code is None
     }
-    faces = {
+    faces: dict[int | str, Vector] = {
         legal_id(face_point_id(each.media_id, index)): vector_of(_face(each))
         for each in promises.values()
         if each.task == "face_embedding" and each.code is None
@@ -118,7 +118,7 @@ def check_points(points: Points, promises: Mapping[str, Promise]) -> None:
         found = points.get(name, {})
         assert found.keys() == expected.keys(), f"{name}: {found.keys() ^ expected.keys()}"
         for point_id, vector in found.items():
-            assert float(vector @ expected[point_id]) > 0.999, f"{name}: {point_id}"
+            assert float(np.dot(vector, expected[point_id])) > 0.999, f"{name}: {point_id}"
 
 
 async def stored(folder: Path) -> Points:

@@ -54,7 +54,9 @@ class Qdrant:
         """Return everything it holds."""
         return {
             name: {
-                point.id: np.asarray(point.vector, np.float32)
+                point.id if isinstance(point.id, int) else str(point.id): np.asarray(
+                    point.vector, np.float32
+                )
                 for point in asyncio.run_coroutine_threadsafe(
                     self._kept.scroll(name, limit=10_000, with_vectors=True), self._loop
                 ).result(SECONDS)[0]
