@@ -28,7 +28,7 @@ python := $(venv)/bin/python
 installed := $(venv)/.inferd-$(flavour)
 installed_dev := $(venv)/.inferd-dev
 
-.PHONY: help setup setup-dev mosquitto demo run token test crash fuzz audit mutants check lint types imports schemas lock clean
+.PHONY: help setup setup-dev mosquitto demo run token test crash faults fuzz audit mutants check lint types imports schemas lock clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -49,6 +49,9 @@ test: setup-dev mosquitto ## all tests (ARGS='-k name' for some)
 
 crash: setup-dev mosquitto ## kill daemons N=200 times by chance; nothing may be lost (SEED=)
 	@$(python) -m tests.crash.run --kills $(or $(N),200) $(if $(SEED),--seed $(SEED)) $(ARGS)
+
+faults: setup-dev mosquitto ## fail all that inferd depends on, the long way too (ARGS='-k broker' for some)
+	@$(python) -m pytest -m "long or not long" tests/faults $(ARGS)
 
 mutants: setup-dev mosquitto ## N=10000 mutated pictures through the daemon beside good jobs (SEED=1)
 	@$(python) -m tests.hostile.run --count $(or $(N),10000) --seed $(or $(SEED),1)
