@@ -83,6 +83,8 @@ class Life:
         seconds = time.monotonic() - self._began
         figures = [f"{size / 2**20:.0f}" for size in sizes]
         self.rows.append([what, f"{done:.0f}", *figures, f"{seconds:.0f}"])
+        # A long run that is stopped has shown what it had.
+        sys.stderr.write(f"{', '.join(self.rows[-1])}\n")
 
     def calm(self) -> None:
         """Wait until all that a start opens is open."""
