@@ -85,11 +85,11 @@ class TextFormatter(logging.Formatter):
         extra = "".join(f" {key}={value}" for key, value in _extra(record).items())
         clock = self.formatTime(record, "%H:%M:%S")
         line = f"{clock} {record.levelname.lower():7} {record.getMessage()}{extra}"
-        lines = [_escaped(self._redact(line))]
+        lines = [escaped(self._redact(line))]
         if record.exc_info:
             # Set in: what an error quotes cannot pass for a line of ours.
             traceback = self._redact(self.formatException(record.exc_info))
-            lines += [f"  | {_escaped(each)}" for each in traceback.splitlines()]
+            lines += [f"  | {escaped(each)}" for each in traceback.splitlines()]
         return "\n".join(lines)
 
 
@@ -140,7 +140,8 @@ def log_what_nobody_catches() -> None:
     sys.unraisablehook = ignored
 
 
-def _escaped(text: str) -> str:
+def escaped(text: str) -> str:
+    """Return a text with every character escaped that a terminal or a reader of lines may obey."""
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 

@@ -15,6 +15,7 @@ from daemon.doctor.findings import Finding, FindingRedactor, Verdict, fail, wors
 from daemon.doctor.runner import run_checks
 from daemon.errors import ConfigError
 from daemon.identity import own_version
+from daemon.logs import escaped
 from daemon.settings import Settings
 
 EXIT_FAIL = 1
@@ -57,6 +58,10 @@ def main(argv: Sequence[str], *, prog: str) -> int:
     return code
 
 
+def _tame(text: str) -> str:
+    return f"\n{_INDENT}".join(map(escaped, text.split("\n")))
+
+
 class _Report:
     """Prints findings as they come, or all of them as JSON."""
 
@@ -70,10 +75,11 @@ class _Report:
         self.findings.append(finding)
         if self._is_json:
             return
-        found = finding.found.replace("\n", f"\n{_INDENT}")
+        # What servers said may hold what a terminal obeys.
+        found = _tame(finding.found)
         lines = [f"{_MARKS[finding.verdict]:<5} {finding.part:<14} {found}"]
         if finding.mend:
-            lines.append(f"{_INDENT}-> {finding.mend}")
+            lines.append(f"{_INDENT}-> {_tame(finding.mend)}")
         self._write("\n".join(lines))
 
     def end(self, exit_code: int) -> int:
@@ -89,7 +95,7 @@ class _Report:
                 "counts": {verdict.value: count for verdict, count in counts.items()},
                 "findings": [finding.to_wire() for finding in self.findings],
             }
-            self._write(json.dumps(told, indent=2, ensure_ascii=False))
+            self._write(json.dumps(told, indent=2))
         else:
             self._write(
                 f"\n{counts[Verdict.OK]} ok, {counts[Verdict.WARN]} to know of,"

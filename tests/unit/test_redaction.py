@@ -1,6 +1,7 @@
 """Secrets are taken out of whatever is said, in every spelling, and only they are."""
 
 import base64
+import io
 import json
 import logging
 import subprocess
@@ -10,6 +11,8 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
+from daemon.cli.doctor import _Report
+from daemon.doctor.findings import fail
 from daemon.errors import ConfigError
 from daemon.logs import JsonFormatter, TextFormatter
 from daemon.redaction import Redactor, secrets_of, without_password
@@ -154,3 +157,17 @@ def test_errors_that_nobody_catches_are_lines_like_all_others(form: str) -> None
         # A clock, or set in as what is quoted.
         assert all(line[2:3] == ":" or line.startswith("  | ") for line in lines), lines
         assert all(char.isprintable() for line in lines for char in line)
+
+
+@pytest.mark.parametrize("is_json", [False, True])
+def test_what_servers_say_does_nothing_to_a_terminal_in_doctors_report(*, is_json: bool) -> None:
+    out = io.StringIO()
+    report = _Report(out, is_json=is_json)
+
+    report.add(fail("broker", "broker_refused", "said \x1b[2J\x9b31m\u202e\nok    broker", "m\x07"))
+    report.end(1)
+
+    lines = out.getvalue().splitlines()
+    assert all(line.isprintable() for line in lines)
+    assert not [line for line in lines if line.startswith("ok ")]
+    assert "broker" in out.getvalue()
