@@ -12,7 +12,8 @@ from bench.timing import in_turns
 from daemon.settings import Settings
 from handlers.face_detection import FaceDetectionInference
 from handlers.face_embedding import FaceEmbeddingInference
-from handlers.faces import Face, align
+from handlers.face_pixels import align
+from handlers.faces import Face
 from handlers.images import Limits, Picture, decode
 from handlers.inference import Pixels, Vector
 

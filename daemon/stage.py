@@ -40,7 +40,8 @@ class Stage(Generic[In, Out]):
     ) -> None:
         self.name = name
         self._run_batch = run_batch
-        self._max_batch = max_batch
+        self.max_batch = max_batch
+        """Most items of the next batch; may be changed at any time."""
         self._workers = workers
         self._waiting: asyncio.Queue[tuple[In, asyncio.Future[Out]]] = asyncio.Queue(queue_size)
         self._tasks: list[asyncio.Task[None]] = []
@@ -101,7 +102,7 @@ class Stage(Generic[In, Out]):
 
     async def _next_batch(self) -> list[tuple[In, asyncio.Future[Out]]]:
         batch = [await self._waiting.get()]
-        while len(batch) < self._max_batch and not self._waiting.empty():
+        while len(batch) < self.max_batch and not self._waiting.empty():
             batch.append(self._waiting.get_nowait())
         return [(item, outcome) for item, outcome in batch if not outcome.done()]
 

@@ -17,8 +17,12 @@ imports no model library; those load when the daemon opens a handler.
                              clip_precision: how two precisions are measured and judged;
                              clip_catalog: what is known of published weights without them
     text_embedding           the documented inference class of texts
-    faces                    the only file with insightface and onnxruntime; face_files: which
-                             files it takes, face_alignment: the geometry of 112x112 faces
+    scrfd_detector, arcface  the detector and the recogniser, on onnx_model, the life they share;
+                             onnx_vendors: the only file with insightface, onnxruntime and onnx,
+                             face_pixels: with cv2; scrfd_outputs: numbers -> boxes; face_batches:
+                             how many at a time; arcface_untrained: random weights
+    faces                    what a face is; face_files: which files are its models,
+                             face_alignment: the geometry of 112x112 faces
     cascade                  scikit-image's frontal cascade, for machines without weights
     weights                  where model files come from; part_file, pack_archive, folder_turn:
                              whole or not at all, and one download at a time

@@ -14,6 +14,7 @@ from handlers.claims import StoreClaim
 from handlers.decoders import Decoders
 from handlers.device import ModelRunner
 from handlers.engine_choice import make_engine
+from handlers.face_batches import GPU_BATCH
 from handlers.face_detection import FaceDetectionHandler, FaceDetectionInference
 from handlers.face_embedding import FaceEmbeddingHandler, FaceEmbeddingInference
 from handlers.face_store import QdrantFaceStore
@@ -84,13 +85,16 @@ class HandlerSet:
         return found
 
     async def check_models(self) -> JsonObject:
-        """Return what `tell_models` does, and the names of those that are short of memory.
+        """Return what `tell_models` does, who runs how many at a time, and who is short of memory.
 
         Raises:
             InferdError: one could not be loaded at the latest attempt.
         """
         short = [runner.name for runner in self.runners if runner.degradation is not None]
         told = await self.tell_models()
+        for runner in self.runners:
+            if runner.is_loaded and runner.batch is not None:
+                told[runner.name]["batch"] = runner.batch.told
         return {"degraded": short, **told} if short else told
 
     async def tell_models(self) -> JsonObject:
@@ -133,6 +137,8 @@ class _Builder:
         self._faces: FaceParts | None = None
         # Decoded pictures are large: only as many as are decoded, inferred and aligned at once.
         self._pictures = asyncio.Semaphore(settings.images.decoders + 2)
+        # Where a batch gains nothing the models themselves take less.
+        self._face_batch = settings.faces.batch_size or GPU_BATCH
         self.set = HandlerSet()
 
     async def open(self, task_types: list[TaskType]) -> HandlerSet:
@@ -190,7 +196,9 @@ class _Builder:
 
     async def _open_face_embedding(self) -> None:
         recogniser = await self._runner(
-            "face_recogniser", FaceEmbeddingInference(settings=self._settings)
+            "face_recogniser",
+            FaceEmbeddingInference(settings=self._settings),
+            max_batch=self._face_batch,
         )
         store = QdrantFaceStore(engine=self._engine)
         self._store(TaskType.FACE_EMBEDDING, store)
@@ -211,7 +219,9 @@ class _Builder:
     async def _shared_detector(self) -> ModelRunner[list[Face]]:
         if self._detector is None:
             self._detector = await self._runner(
-                "face_detector", FaceDetectionInference(settings=self._settings)
+                "face_detector",
+                FaceDetectionInference(settings=self._settings),
+                max_batch=self._face_batch,
             )
         return self._detector
 

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from daemon.errors import ConfigError, RetryableError
 from handlers.face_alignment import FACE_SIZE, TEMPLATE
-from handlers.faces import Face, shrunk
-from handlers.inference import Numbers, Pixels, Provenance
+from handlers.face_pixels import shrunk
+from handlers.faces import Face
+from handlers.inference import Batch, Numbers, Pixels, Provenance
 from handlers.memory import HOST, memory_watched, trim
 from handlers.self_test import synthetic_picture
 
@@ -74,6 +75,11 @@ class CascadeDetector:
             precision="int32",
             notes=NOTES,
         )
+
+    @property
+    def batch(self) -> Batch:
+        """How many pictures it takes at a time: always the same."""
+        return Batch(1, "the cascade looks at one picture")
 
     @property
     def is_loaded(self) -> bool:
@@ -141,6 +147,14 @@ class CascadeDetector:
             _face(left * across, top * down, side * across, side * down)
             for left, top, side in boxes
         ]
+
+    def detect_batch(self, pictures: Sequence[Pixels]) -> list[list[Face]]:
+        """Return the faces of each picture, one after the other.
+
+        Raises:
+            HandlerError: as `detect`, of any of the pictures.
+        """
+        return [self.detect(pixels) for pixels in pictures]
 
     def self_test(self) -> Numbers:
         """Return the boxes in a built-in picture; see MLInference."""

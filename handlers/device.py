@@ -19,7 +19,7 @@ from daemon.errors import (
 )
 from daemon.stage import Stage
 from handlers.degradation import Degradation
-from handlers.inference import MLInference, Provenance, Result
+from handlers.inference import Batch, MLInference, Provenance, Result
 from handlers.lane import DeviceLane, Work
 from handlers.memory_ladder import Item, MemoryLadder, Outcome
 from handlers.self_test import SelfTest
@@ -62,6 +62,7 @@ class ModelRunner(Generic[Result]):
         self.name = name
         self._inference = inference
         self._lane = lane
+        self._max_batch = max_batch
         self._idle_seconds = idle_seconds
         self._self_test_seconds = self_test_seconds
         self._used_at = time.monotonic()
@@ -121,6 +122,11 @@ class ModelRunner(Generic[Result]):
     def fingerprint(self) -> str:
         """What vectors of this model may be compared with."""
         return self._inference.fingerprint
+
+    @property
+    def batch(self) -> Batch | None:
+        """How many buffers it runs at a time, and why; None where that is the daemon's choice."""
+        return self._inference.batch
 
     @property
     def degradation(self) -> Degradation | None:
@@ -211,6 +217,7 @@ class ModelRunner(Generic[Result]):
             self.load_error = str(error) or type(error).__name__
             raise
         self.load_error = None
+        self._fit_batches()
         # Every load is tested: what was read again must be what was read before.
         self._begin("self_test", ())
         self._self_test.run()
@@ -249,7 +256,13 @@ class ModelRunner(Generic[Result]):
             failure.__cause__ = error
             return [failure] * len(items)
         finally:
+            self._fit_batches()
             self._used_at = time.monotonic()
+
+    def _fit_batches(self) -> None:
+        """Take no more together than the model runs together: what is done goes back at once."""
+        batch = self._inference.batch
+        self._stage.max_batch = min(self._max_batch, batch.size) if batch else self._max_batch
 
     def _unload_if_idle(self) -> None:
         if self._inference.is_loaded and self._idle_left() <= 0:

@@ -14,10 +14,11 @@ from daemon.settings import Settings
 from handlers.cascade import CascadeDetector
 from handlers.decoders import Decoders
 from handlers.device import ModelRunner
-from handlers.faces import Face, ScrfdDetector
+from handlers.faces import Face
 from handlers.images import Limits, decode
-from handlers.inference import Model, ModelInference, Numbers, Pixels
+from handlers.inference import Batch, Model, ModelInference, Numbers, Pixels
 from handlers.media_store import MediaStoreClient
+from handlers.scrfd_detector import ScrfdDetector
 from handlers.timings import Timings
 
 DELIVERED = ("faces", "face_count", "image", "inference")
@@ -27,8 +28,12 @@ DELIVERED = ("faces", "face_count", "image", "inference")
 class Detector(Model, Protocol):
     """What finds faces, whatever is behind it. Every method blocks."""
 
-    def detect(self, pixels: Pixels) -> list[Face]:
-        """Return the faces; a failure is a HandlerError, never an empty list."""
+    @property
+    def batch(self) -> Batch | None:
+        """How many pictures it runs at a time; known after `load`."""
+
+    def detect_batch(self, pictures: Sequence[Pixels]) -> list[list[Face]]:
+        """Return the faces of each; a failure is a HandlerError, never an empty list."""
 
     def self_test(self) -> Numbers:
         """Return what a built-in picture gives, before any threshold where there is one."""
@@ -57,6 +62,11 @@ class FaceDetectionInference(ModelInference[list[Face]]):
             )
         super().__init__(self._detector)
 
+    @property
+    def batch(self) -> Batch | None:
+        """How many pictures the detector runs at a time; see MLInference."""
+        return self._detector.batch
+
     def infer(self, buffer: NDArray[Any], label: str = "") -> list[Face]:
         """Return the faces of a picture; none is an empty list.
 
@@ -80,7 +90,7 @@ class FaceDetectionInference(ModelInference[list[Face]]):
         for number, buffer in enumerate(buffers):
             _check(buffer, f"number {number} of {len(buffers)}" if len(buffers) > 1 else "")
         self.load()
-        return [self._detector.detect(buffer) for buffer in buffers]
+        return self._detector.detect_batch(buffers)
 
     def self_test(self) -> Numbers:
         """Return what the detector makes of a built-in picture; see MLInference."""

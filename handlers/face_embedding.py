@@ -3,9 +3,9 @@
 import asyncio
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,15 +17,19 @@ from daemon.errors import (
 )
 from daemon.jobs import Job, JsonObject, TaskType
 from daemon.settings import Settings
+from handlers.arcface import ArcFaceRecogniser
 from handlers.claims import StoreClaim
 from handlers.decoders import Decoders
 from handlers.device import ModelRunner
 from handlers.face_alignment import FACE_SIZE
+from handlers.face_batches import chunks
 from handlers.face_detection import FaceDetectionInference, upright_pixels
+from handlers.face_pixels import align
 from handlers.face_store import QdrantFaceStore
-from handlers.faces import EMBEDDING_DIM, ArcFaceRecogniser, Face, align
+from handlers.faces import EMBEDDING_DIM, Face
 from handlers.images import Limits
 from handlers.inference import (
+    Batch,
     ModelInference,
     Numbers,
     Pixels,
@@ -40,12 +44,17 @@ from handlers.timings import Timings
 from handlers.vector_engine import Point
 from handlers.vector_points import face_point_id
 
+T = TypeVar("T")
+
+FACES_AT_ONCE = 32
+"""Of one picture, so that one with hundreds does not keep all others waiting."""
+
 
 class FaceEmbeddingInference(ModelInference[Vector]):
     """ArcFace behind the documented interface: one aligned face in, one vector of length 1 out.
 
-    A buffer is RGB [112, 112, 3] as `handlers.faces.align` makes it: uint8, or float32 that is
-    normalised already as (x - 127.5) / 127.5.
+    A buffer is RGB [112, 112, 3] as `handlers.face_pixels.align` makes it: uint8, or float32 that
+    is normalised already as (x - 127.5) / 127.5.
     """
 
     def __init__(
@@ -82,6 +91,11 @@ class FaceEmbeddingInference(ModelInference[Vector]):
         )
         super().__init__(self._recogniser)
 
+    @property
+    def batch(self) -> Batch | None:
+        """How many faces the recogniser runs at a time; see MLInference."""
+        return self._recogniser.batch
+
     def infer(self, buffer: NDArray[Any], label: str = "") -> Vector:
         """Return float32 [512] of length 1.
 
@@ -105,7 +119,7 @@ class FaceEmbeddingInference(ModelInference[Vector]):
         for number, buffer in enumerate(buffers):
             self._check(buffer, f"number {number} of {len(buffers)}" if len(buffers) > 1 else "")
         self.load()
-        return [self._recogniser.embed(buffer) for buffer in buffers]
+        return self._recogniser.embed_batch(buffers)
 
     def self_test(self) -> Numbers:
         """Return the vector of a built-in picture; see MLInference."""
@@ -220,8 +234,21 @@ class FaceEmbeddingHandler:
             except ConfigError as error:
                 raise RetryableError(error.message, code="model_error") from error
             return [], self._recogniser.provenance
-        found = [await self._recogniser.infer_and_tell(crop) for crop in crops]
+        found = []
+        for chunk in chunks(crops, FACES_AT_ONCE):
+            # Together, so that the model may take them in one pass, with those of other pictures.
+            found += await _all([self._recogniser.infer_and_tell(crop) for crop in chunk])
         return [vector for vector, _ in found], combined([ran for _, ran in found])
+
+
+async def _all(works: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+    """Return what each returns; where one fails, the others are given up."""
+    tasks = [asyncio.create_task(work) for work in works]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
 
 
 def _align_all(pixels: Pixels, faces: Sequence[Face]) -> list[Pixels]:

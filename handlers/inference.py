@@ -46,6 +46,21 @@ class Provenance:
         return wire
 
 
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """How many buffers a model runs at a time where it runs now."""
+
+    size: int
+    """Most buffers in one pass."""
+    why: str
+    """A part of a sentence."""
+
+    @property
+    def told(self) -> str:
+        """Both, for the log and for health."""
+        return f"{'one' if self.size == 1 else f'up to {self.size}'} at a time: {self.why}"
+
+
 def combined(ran: Sequence[Provenance]) -> Provenance:
     """Return what ran, of one model, where the parts of a result may have run on several devices.
 
@@ -150,6 +165,11 @@ class MLInference(ABC, Generic[Result]):
 
     def free_memory(self) -> None:
         """Give back what is kept only to be faster; the model stays loaded."""
+
+    @property
+    def batch(self) -> Batch | None:
+        """How many buffers it runs at a time, where that is its own choice; after `load`."""
+        return None
 
     @abstractmethod
     def infer_batch(self, buffers: Sequence[NDArray[Any]]) -> list[Result]:

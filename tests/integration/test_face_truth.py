@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from daemon.settings import FacesSettings, ImageSettings, Settings
 from handlers.face_detection import FaceDetectionInference, upright_pixels
 from handlers.face_embedding import FaceEmbeddingInference
-from handlers.faces import Face, align
+from handlers.face_pixels import align
+from handlers.faces import Face
 from handlers.images import Limits
 from handlers.inference import Pixels, Vector
 

@@ -9,9 +9,12 @@ import pytest
 
 from daemon.errors import ConfigError, PermanentError, RetryableError
 from daemon.settings import FacesSettings
-from handlers import faces as faces_module
+from handlers import onnx_vendors
+from handlers.arcface import ArcFaceRecogniser
 from handlers.face_alignment import TEMPLATE, similarity
-from handlers.faces import ArcFaceRecogniser, Face, ScrfdDetector, align
+from handlers.face_pixels import align
+from handlers.faces import Face
+from handlers.scrfd_detector import ScrfdDetector
 from tests.unit.face_graphs import (
     detector_outputs,
     put_face,
@@ -46,7 +49,7 @@ def refusal(model: ScrfdDetector | ArcFaceRecogniser) -> str:
 
 def test_importing_the_handlers_imports_no_model_library() -> None:
     code = (
-        "import sys, handlers.faces, handlers.cascade, handlers.face_detection, "
+        "import sys, handlers.cascade, handlers.face_detection, "
         "handlers.face_embedding\n"
         "heavy = {'cv2', 'insightface', 'onnx', 'onnxruntime', 'skimage', 'torch'}\n"
         "print(sorted(heavy & set(sys.modules)))"
@@ -494,7 +497,7 @@ def test_auto_runs_on_the_cpu_and_says_so(tmp_path: Path) -> None:
 
 
 def test_the_device_is_the_one_that_runs() -> None:
-    actual = faces_module._actual_device
+    actual = onnx_vendors.actual_device
 
     assert actual(FakeSession("CUDAExecutionProvider", "1"), "cuda:1", require_gpu=True) == "cuda:1"
     assert actual(FakeSession("OpenVINOExecutionProvider"), "auto", require_gpu=False) == "openvino"
@@ -508,11 +511,11 @@ def test_a_gpu_is_asked_for_by_its_number(monkeypatch: pytest.MonkeyPatch) -> No
     offered = ["CUDAExecutionProvider", "CPUExecutionProvider"]
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: offered)
 
-    (provider, options), fallback = faces_module._providers("cuda:2")
+    (provider, options), fallback = onnx_vendors.providers("cuda:2")
 
     assert (provider, fallback) == ("CUDAExecutionProvider", "CPUExecutionProvider")
     assert options == {"device_id": "2", "use_tf32": "0"}
-    assert faces_module._providers("cpu") == ["CPUExecutionProvider"]
+    assert onnx_vendors.providers("cpu") == ["CPUExecutionProvider"]
 
 
 @pytest.fixture

@@ -13,11 +13,12 @@ import torch
 from onnx import TensorProto, helper
 
 from daemon.errors import ConfigError, OutOfMemoryError, PermanentError
+from handlers.arcface import ArcFaceRecogniser
 from handlers.clip import ClipModel
 from handlers.clip_vendors import choose_device
 from handlers.face_files import UNTRAINED
-from handlers.faces import ArcFaceRecogniser, ScrfdDetector
 from handlers.memory import memory_watched
+from handlers.scrfd_detector import ScrfdDetector
 from tests import clip_models
 from tests.unit.face_graphs import save_detector
 
@@ -343,7 +344,7 @@ def test_a_session_that_cannot_be_opened_elsewhere_stays(
     detector: ScrfdDetector, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = detector._model.session
-    monkeypatch.setattr("handlers.faces._open_model", failing(FULL))
+    monkeypatch.setattr("handlers.scrfd_detector.open_model", failing(FULL))
 
     with pytest.raises(OutOfMemoryError):
         detector.move_to(GPU)

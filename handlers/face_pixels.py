@@ -1,0 +1,107 @@
+"""Pixels of faces, the one file of cv2: fitted to a detector, aligned for a recogniser, shrunk.
+
+OpenCV loads with the first call, never with this module.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from daemon.errors import PermanentError
+from handlers.face_alignment import FACE_SIZE, part_for, similarity
+from handlers.inference import Pixels
+from handlers.memory import HOST, memory_watched
+from handlers.onnx_vendors import vendor
+
+_CV2_MAX_SIDE = 32766
+"""OpenCV 4 addresses what it warps with 16 bits and refuses more; OpenCV 5 does not."""
+
+
+def align(pixels: Pixels, landmarks: NDArray[Any]) -> Pixels:
+    """Return the face as ArcFace was trained to see it: upright RGB [112, 112, 3].
+
+    What lies beyond the picture's edge is black. Equal to insightface's `norm_crop`.
+
+    Raises:
+        PermanentError: code model_error; the landmarks are no face's.
+        OutOfMemoryError: the machine has no memory left.
+    """
+    matrix = similarity(landmarks)
+    if max(pixels.shape[:2]) > _CV2_MAX_SIDE:
+        pixels, matrix = part_for(pixels, matrix)
+    cv2 = vendor("cv2")
+    with memory_watched("OpenCV", HOST):
+        try:
+            face: Pixels = cv2.warpAffine(pixels, matrix, (FACE_SIZE, FACE_SIZE), borderValue=0.0)
+        except cv2.error as error:
+            reason = f"a face cannot be aligned: {error}"
+            raise PermanentError(reason, code="model_error") from error
+    return face
+
+
+def shrunk(pixels: Pixels, long_side: int) -> Pixels:
+    """Return the picture with its longer side cut down to `long_side`; a smaller one as it is."""
+    height, width = pixels.shape[:2]
+    scale = long_side / max(height, width)
+    if scale >= 1:
+        return pixels
+    cv2 = vendor("cv2")
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    # Averages whole pixels: of what is 10 times too large, any other way would see every tenth.
+    small: Pixels = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
+    return small
+
+
+def letterboxed(pixels: Pixels, input_size: tuple[int, int]) -> tuple[Pixels, float]:
+    """Fit a picture into the upper left corner of a black one, as insightface does.
+
+    Args:
+        pixels: uint8 RGB [height, width, 3].
+        input_size: width and height of the black one.
+
+    Returns:
+        uint8 RGB [input height, input width, 3], and how many of its pixels one of the picture's
+        became.
+    """
+    cv2 = vendor("cv2")
+    pixels = _widened(pixels, input_size)
+    height, width = pixels.shape[:2]
+    # insightface's own arithmetic: a pixel's difference moves every box.
+    ratio = height / width
+    if ratio > input_size[1] / input_size[0]:
+        fitted_height = input_size[1]
+        fitted_width = int(fitted_height / ratio)
+    else:
+        fitted_width = input_size[0]
+        fitted_height = int(fitted_width * ratio)
+    canvas: Pixels = np.zeros((input_size[1], input_size[0], 3), np.uint8)
+    canvas[:fitted_height, :fitted_width] = cv2.resize(pixels, (fitted_width, fitted_height))
+    return canvas, fitted_height / height
+
+
+def planes(pictures: Sequence[Pixels], *, mean: float, spread: float) -> NDArray[np.float32]:
+    """Return pictures of one size as a model takes them: float32 [n, 3, height, width].
+
+    Args:
+        pictures: uint8 RGB [height, width, 3].
+        mean: what is subtracted from each value.
+        spread: what each is then divided by.
+    """
+    cv2 = vendor("cv2")
+    height, width = pictures[0].shape[:2]
+    batch: NDArray[np.float32] = cv2.dnn.blobFromImages(
+        pictures, 1.0 / spread, (width, height), (mean, mean, mean), swapRB=False
+    )
+    return batch
+
+
+def _widened(pixels: Pixels, input_size: tuple[int, int]) -> Pixels:
+    """Return the picture, with black beside a sliver that would be fitted to no pixel at all."""
+    height, width = pixels.shape[:2]
+    least = math.ceil(max(height, width) / min(input_size)) + 1
+    if min(height, width) >= least:
+        return pixels
+    return np.pad(pixels, ((0, max(0, least - height)), (0, max(0, least - width)), (0, 0)))
