@@ -171,6 +171,30 @@ def test_a_daemon_that_was_frozen_past_its_lease_changes_nothing(
         assert house.judge().faults == []
 
 
+def test_a_zombie_cannot_settle_what_another_daemon_works_on_by_now(
+    forge: Forge, tmp_path: Path
+) -> None:
+    with House(forge, tmp_path) as house:
+        frozen = house.start("first", Fault("before a job is completed", stops=True))
+        job = house.ask("face_detection", faces=2)
+        house.wait(lambda: frozen.stands_still, "the first daemon stands still")
+        house.store.hangs.add(job.media_id)
+        house.start("second")
+        house.wait(lambda: house.store.fetches[job.media_id] > 1, "the second one works on it")
+
+        frozen.signal(signal.SIGCONT)
+        house.wait(
+            lambda: house.get("first", "/health")["checks"]["worker"]["in_flight"] == 0,
+            "the zombie has let go of the job",
+        )
+
+        assert house.get("second", f"/job/{job.job_id}")["status"] == "processing"
+        assert house.heard.names(job.job_id).count("completed") == 0
+        house.store.release()
+        house.wait_for_ends()
+        assert house.judge().faults == []
+
+
 @pytest.mark.long
 def test_a_daemon_frozen_inside_a_transaction_holds_up_the_other_one_and_nothing_is_lost(
     forge: Forge, tmp_path: Path
