@@ -8,6 +8,8 @@ from daemon.errors import ConfigError
 
 EXIT_CONFIG = 78
 """EX_CONFIG of sysexits.h: a supervisor need not try again."""
+EXIT_LATER = 75
+"""EX_TEMPFAIL: somebody else holds the queue's file, as during a long migration; try again."""
 
 COMMANDS = {
     "serve": ("daemon.cli.serve", "take requests and do them, until SIGTERM (the default)"),
@@ -59,9 +61,11 @@ def _usage() -> str:
 
 
 def _refuse(errors: Iterable[BaseException]) -> int:
-    for error in errors:
+    found = list(errors)
+    for error in found:
         sys.stderr.write(f"inferd: {error}\n")
-    return EXIT_CONFIG
+    is_locked = all(isinstance(e, ConfigError) and e.code == "queue_locked" for e in found)
+    return EXIT_LATER if is_locked else EXIT_CONFIG
 
 
 def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
