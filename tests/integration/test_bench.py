@@ -71,9 +71,8 @@ def test_memory_is_shown_for_each_life_of_the_daemon() -> None:
     )
 
     assert done.returncode == 0, done.stderr
-    # Jobs done, megabytes of the daemon now and at most, and of its decoders.
-    found, megabytes, most, decoders, _ = map(int, row(done.stdout, "leasing from them"))
+    # Jobs done, megabytes of the daemon's own and of files, and of its decoders.
+    found, own, files, decoders, _ = map(int, row(done.stdout, "leasing from them"))
     assert found >= 100
-    assert 0 < megabytes <= most
-    assert decoders > 0
+    assert min(own, files, decoders) > 0
     assert row(done.stdout, "all sent")[0] == "70"
