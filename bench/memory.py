@@ -17,13 +17,10 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from io import BytesIO
 from pathlib import Path
 from urllib.request import urlopen
 
-import numpy as np
-from PIL import Image
-
+from bench.pictures import mixed
 from bench.table import show
 from daemon.identity import own_identity
 from tests.acceptance.rig import Behaviour, Daemon, MediaStore, answer
@@ -32,7 +29,6 @@ from tests.exposition import Exposition
 from tests.faults.rig import FaultyDaemon
 from tests.hostile import watch
 
-SIZES = ((64, 64), (320, 240), (800, 600), (1024, 768), (1600, 1200), (3000, 2000))
 FILES = 24
 CALM_SECONDS = 3.0
 GOALS = (100, 1000, 2000, 4000, 6000, 8000, 10_000)
@@ -58,7 +54,7 @@ class Pictures(dict[int, Behaviour]):
 
     def __init__(self) -> None:
         super().__init__()
-        self._files = [answer(200, data) for data in _files()]
+        self._files = [answer(200, data) for data in mixed(FILES)]
 
     def get(self, media_id: int, _default: object = None) -> Behaviour:
         return self._files[media_id % FILES]
@@ -226,20 +222,6 @@ def _start_again(daemon: Daemon) -> None:
 def _fill(folder: Path, statement: str, *values: object) -> None:
     with closing(sqlite3.connect(folder / "data" / "queue.db", timeout=60)) as file, file:
         file.execute(statement, values)
-
-
-def _files() -> Iterator[bytes]:
-    random = np.random.default_rng(7)
-    for number in range(FILES):
-        width, height = SIZES[number % len(SIZES)]
-        coarse = random.integers(0, 255, (8, 8, 3), np.uint8)
-        picture = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
-        file = BytesIO()
-        if number % 4 == 3:  # noqa: PLR2004 - one in four
-            picture.save(file, "PNG", compress_level=1)
-        else:
-            picture.save(file, "JPEG", quality=85, progressive=number % 4 == 1)
-        yield file.getvalue()
 
 
 LIVES = ("waiting", "pictures", "clip", "outbox")

@@ -24,6 +24,8 @@ KINDS: tuple[tuple[int, str, dict[str, Any]], ...] = (
     (48, "4:2:0", BASELINE),
 )
 """Millions of pixels, a name, and how Pillow is to save them."""
+SIZES = ((64, 64), (320, 240), (800, 600), (1024, 768), (1600, 1200), (3000, 2000))
+"""Width and height of `mixed` pictures."""
 CLASSES = (1, 4, 9, 18, 36)
 """A folder's pictures are told apart by these millions of pixels."""
 
@@ -51,6 +53,22 @@ def generated() -> Iterator[Sample]:
             file = BytesIO()
             _enlarged(photo, megapixels * 1e6).save(file, "JPEG", quality=90, **options)
             yield Sample(f"{megapixels} MP {kind}", name, file.getvalue())
+
+
+def mixed(count: int) -> Iterator[bytes]:
+    """Yield files of many sizes: JPEGs, some of them progressive, and one PNG in four."""
+    random = np.random.default_rng(7)
+    for number in range(count):
+        coarse = random.integers(0, 255, (8, 8, 3), np.uint8)
+        picture = Image.fromarray(coarse).resize(
+            SIZES[number % len(SIZES)], Image.Resampling.BICUBIC
+        )
+        file = BytesIO()
+        if number % 4 == 3:  # noqa: PLR2004 - one in four
+            picture.save(file, "PNG", compress_level=1)
+        else:
+            picture.save(file, "JPEG", quality=85, progressive=number % 2 == 1)
+        yield file.getvalue()
 
 
 def of_folder(folder: Path) -> Iterator[Sample]:

@@ -118,6 +118,7 @@ VENDORS = {
         "daemon.migration",
         "daemon.schema",
         "daemon.doctor.queue_file",
+        "bench.memory",
     },
 }
 """Who may import what; aiohttp is server in http_shim, client in handlers.media_store."""
