@@ -22,8 +22,6 @@ from handlers.self_test import synthetic_picture
 
 INPUT_SIZE = (640, 640)
 """Width and height the picture is fitted into: one pass, no second resolution."""
-MEAN = 127.5
-SPREAD = 128.0
 _CHANNELS = 3
 
 
@@ -129,7 +127,7 @@ class ScrfdDetector(OnnxModel):
 
 def _run(model: Any, canvases: Sequence[Pixels]) -> list[NDArray[Any]]:
     """Return the outputs for pictures of the model's size, each [n, anchors, width]."""
-    blob = planes(canvases, mean=MEAN, spread=SPREAD)
+    blob = planes(canvases)
     outputs = model.session.run(model.output_names, {model.input_name: blob})
     return scrfd_outputs.by_picture(outputs, len(canvases))
 

@@ -4,7 +4,7 @@ Filter first: of 16,800 anchors only those above the threshold are decoded. To t
 insightface's `detect` gives, which decodes all.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,8 @@ WIDTHS = (1, 4, 10)
 OUTPUTS = len(STRIDES) * len(WIDTHS)
 OVERLAP = 0.4
 """Intersection over union above which two boxes are of one face; insightface's own."""
+_ROWS = 512
+"""Boxes compared with all others at a time, so that thousands need not fit at once."""
 
 Floats = NDArray[np.float32]
 
@@ -83,20 +85,37 @@ def distinct(boxes: Floats) -> list[int]:
     Args:
         boxes: float32 [n, >= 4], best first, in pixels; a box from 3 to 3 is one pixel wide.
     """
-    left, top, right, bottom = boxes[:, :4].T
-    areas = (right - left + 1) * (bottom - top + 1)
-    rest = np.stack((left, top, right, bottom, areas))
-    places = np.arange(len(boxes))
+    gone = np.zeros(len(boxes), bool)
     kept = []
-    while places.size:
-        kept.append(int(places[0]))
-        first, rest, places = rest[:, 0], rest[:, 1:], places[1:]
-        across = np.minimum(first[2], rest[2]) - np.maximum(first[0], rest[0]) + 1
-        down = np.minimum(first[3], rest[3]) - np.maximum(first[1], rest[1]) + 1
-        shared = np.maximum(0, across) * np.maximum(0, down)
-        apart = shared / (first[4] + rest[4] - shared) <= OVERLAP
-        rest, places = rest[:, apart], places[apart]
+    for place, worse in enumerate(_rivals(boxes)):
+        if not gone[place]:
+            kept.append(place)
+            gone[worse] = True
     return kept
+
+
+def _rivals(boxes: Floats) -> Iterator[NDArray[np.intp]]:
+    """Yield for each box which later ones overlap it so far that they are of the same face."""
+    left, top, right, bottom = np.ascontiguousarray(boxes[:, :4].T)
+    areas = (right - left + 1) * (bottom - top + 1)
+    for start in range(0, len(boxes), _ROWS):
+        rows = slice(start, start + _ROWS)
+        # Most boxes are nowhere near each other: only what touches is calculated with.
+        near = (left[rows, None] < right[start:] + 1) & (left[start:] < right[rows, None] + 1)
+        near &= top[rows, None] < bottom[start:] + 1
+        near &= top[start:] < bottom[rows, None] + 1
+        # A box without an area may divide zero by zero, which insightface takes for the same.
+        near |= (areas[rows, None] <= 0) | (areas[start:] <= 0)
+        one, other = np.nonzero(np.triu(near, 1))
+        first, second = one + start, other + start
+        across = np.minimum(right[first], right[second]) - np.maximum(left[first], left[second])
+        down = np.minimum(bottom[first], bottom[second]) - np.maximum(top[first], top[second])
+        shared = np.maximum(0, across + 1) * np.maximum(0, down + 1)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            same = ~(shared / (areas[first] + areas[second] - shared) <= OVERLAP)
+        found, worse = one[same], second[same]
+        ends = np.searchsorted(found, np.arange(1, min(_ROWS, len(boxes) - start)))
+        yield from np.split(worse, ends)
 
 
 def _candidates(

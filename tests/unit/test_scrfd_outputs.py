@@ -9,7 +9,7 @@ from daemon.settings import FacesSettings
 from handlers import scrfd_outputs
 from handlers.face_pixels import letterboxed, planes
 from handlers.faces import Face
-from handlers.scrfd_detector import INPUT_SIZE, MEAN, SPREAD, ScrfdDetector
+from handlers.scrfd_detector import INPUT_SIZE, ScrfdDetector
 from tests.unit.face_graphs import (
     detector_outputs,
     put_face,
@@ -18,7 +18,7 @@ from tests.unit.face_graphs import (
     scatter_faces,
 )
 
-SHAPES = [(640, 640), (480, 641), (1283, 77), (33, 900), (5, 4), (700, 1001)]
+SHAPES = [(640, 640), (480, 641), (1283, 77), (33, 900), (5, 4), (700, 1001), (1000, 401)]
 """Height and width of pictures."""
 
 
@@ -101,7 +101,7 @@ def test_what_the_model_is_given_equals_what_insightface_gives_it(
     canvas, _ = letterboxed(picture, INPUT_SIZE)
 
     (expected,) = given
-    assert np.array_equal(planes([canvas], mean=MEAN, spread=SPREAD), expected)
+    assert np.array_equal(planes([canvas]), expected)
 
 
 def test_a_score_that_is_nan_is_no_anchor_that_sees_nothing() -> None:
@@ -111,6 +111,22 @@ def test_a_score_that_is_nan_is_no_anchor_that_sees_nothing() -> None:
     boxes, _ = scrfd_outputs.faces(outputs, input_width=640, scale=1.0, threshold=0.5)
 
     assert np.isnan(boxes).any()
+
+
+def test_thousands_of_boxes_are_thinned_out_as_insightface_does(tmp_path: Path) -> None:
+    rng = np.random.default_rng(8)
+    corners = rng.integers(0, 200, (3000, 2))
+    # Some are points, and some end before they begin.
+    ends = corners + rng.integers(-2, 60, (3000, 2))
+    boxes = np.hstack((corners, ends)).astype(np.float32)
+    scores = np.sort(rng.uniform(0, 1, 3000))[::-1].astype(np.float32)
+    model = insightface_model(save_detector(tmp_path / "det_a.onnx"))
+
+    with np.errstate(all="ignore"):
+        expected = model.nms(np.hstack((boxes, scores[:, None])))
+
+    assert scrfd_outputs.distinct(boxes) == expected
+    assert 100 < len(expected) < 2000
 
 
 def test_of_boxes_over_each_other_the_best_remains() -> None:
