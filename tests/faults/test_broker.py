@@ -105,6 +105,7 @@ def test_a_frozen_broker_is_named_and_outlived(
     check_all(tmp_path / "data", asker.promises, asker.client.received)
 
 
+@pytest.mark.long
 def test_a_session_that_the_broker_forgot_costs_nothing_that_was_accepted(
     tmp_path: Path, broker: Broker, media_store: MediaStore, asker: Asker
 ) -> None:

@@ -61,6 +61,7 @@ def test_a_full_disk_under_the_queue_is_named_and_then_all_goes_on(
         check_all(tmp_path / "data", asker.promises, asker.client.received)
 
 
+@pytest.mark.long
 def test_a_full_disk_under_the_vectors_buries_nothing(
     tmp_path: Path, broker: Broker, media_store: MediaStore, asker: Asker
 ) -> None:
@@ -85,6 +86,7 @@ def test_a_full_disk_under_the_vectors_buries_nothing(
         check_all(data, asker.promises, asker.client.received)
 
 
+@pytest.mark.long
 def test_a_full_disk_under_the_log_stops_nothing(
     tmp_path: Path, broker: Broker, media_store: MediaStore, asker: Asker
 ) -> None:

@@ -51,6 +51,24 @@ def check(file: Path, asker: Asker, qdrant: Qdrant) -> None:
     check_points(qdrant.points(), asker.promises)
 
 
+def stand_still(daemon: FaultyDaemon, file: Path) -> None:
+    """Stop a daemon where it does not hold the file's lock; there is a test of its own for that."""
+    ends_at = time.monotonic() + 20
+    while True:
+        os.kill(daemon.pid, signal.SIGSTOP)
+        other = sqlite3.connect(file, timeout=0.2, isolation_level=None)
+        try:
+            other.execute("BEGIN IMMEDIATE")
+            other.execute("ROLLBACK")
+        except sqlite3.OperationalError:
+            assert time.monotonic() < ends_at, "it always holds the lock"
+            os.kill(daemon.pid, signal.SIGCONT)
+        else:
+            return
+        finally:
+            other.close()
+
+
 def server(between: Interposer) -> dict[str, str]:
     return {"INFERD_QDRANT__URL": between.url, "INFERD_QDRANT__GRPC_PORT": "0"}
 
@@ -78,7 +96,7 @@ def test_a_daemon_that_stood_still_past_its_lease_changes_nothing(
                 asker.ask(20)
                 while between.fault is not None:
                     time.sleep(0.05)
-            os.kill(one.pid, signal.SIGSTOP)
+            stand_still(one, tmp_path / "shared.db")
             media_store.put(20, picture(20), "image/png")
             two.start()
             asker.ask_all(range(1, 6))
@@ -95,6 +113,7 @@ def test_a_daemon_that_stood_still_past_its_lease_changes_nothing(
         check(tmp_path / "shared.db", asker, qdrant)
 
 
+@pytest.mark.long
 def test_two_daemons_that_drain_at_once_lose_nothing(
     tmp_path: Path, broker: Broker, media_store: MediaStore, asker: Asker
 ) -> None:
