@@ -1,8 +1,10 @@
 import asyncio
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+import threading
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from handlers.device import ModelRunner
 from handlers.face_detection import FaceDetectionInference
 from handlers.face_embedding import FaceEmbeddingHandler, FaceEmbeddingInference, demo
 from handlers.face_store import QdrantFaceStore
+from handlers.inference import Vector
 from handlers.lane import DeviceLane
 from handlers.vector_points import face_point_id
 from tests.unit.face_graphs import save_recogniser
@@ -121,33 +124,43 @@ def test_the_demo_says_what_is_missing(
 # ---- the handler
 
 
+@dataclass
 class Rig:
-    def __init__(
-        self, handler: FaceEmbeddingHandler, media: Store, vectors: QdrantFaceStore
-    ) -> None:
-        self.handler = handler
-        self.media = media
-        self.vectors = vectors
+    handler: FaceEmbeddingHandler
+    media: Store
+    vectors: QdrantFaceStore
+    recogniser: ModelRunner[Any]
+    recogniser_lane: DeviceLane
 
 
-async def open_rig(stack: AsyncExitStack, folder: Path, settings: Settings) -> Rig:
+async def open_rig(
+    stack: AsyncExitStack,
+    folder: Path,
+    settings: Settings,
+    recogniser: FaceEmbeddingInference | None = None,
+) -> Rig:
     media = await stack.enter_async_context(media_store())
     decoders = await stack.enter_async_context(Decoders(ImageSettings(decoders=2)))
-    lane = await stack.enter_async_context(DeviceLane())
+    # Two, so that one model can be kept busy and the other not.
+    lane, other_lane = [await stack.enter_async_context(DeviceLane()) for _ in range(2)]
     vectors = await stack.enter_async_context(QdrantFaceStore(path=folder))
+    runner: ModelRunner[Any] = ModelRunner(
+        "recogniser",
+        recogniser or FaceEmbeddingInference(settings=settings),
+        other_lane,
+        max_batch=8,
+    )
     handler = FaceEmbeddingHandler(
         media_store=media.client,
         decoders=decoders,
         detector=await stack.enter_async_context(
             ModelRunner("detector", FaceDetectionInference(settings=settings), lane)
         ),
-        recogniser=await stack.enter_async_context(
-            ModelRunner("recogniser", FaceEmbeddingInference(settings=settings), lane)
-        ),
+        recogniser=await stack.enter_async_context(runner),
         store=vectors,
         pictures=asyncio.Semaphore(2),
     )
-    return Rig(handler, media, vectors)
+    return Rig(handler, media, vectors, runner, other_lane)
 
 
 @pytest.fixture
@@ -201,6 +214,104 @@ async def test_each_face_becomes_a_point_that_the_result_names(rig: Rig) -> None
             "model": result["inference"]["model"],
         }
         assert np.linalg.norm(point.vector) == pytest.approx(1, abs=1e-5)
+
+
+class Counting(FaceEmbeddingInference):
+    """Tells how many faces it was given together."""
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings=settings)
+        self.sizes: list[int] = []
+
+    def infer_batch(self, buffers: Sequence[Any]) -> list[Vector]:
+        self.sizes.append(len(buffers))
+        return super().infer_batch(buffers)
+
+
+def in_batches_of(size: int) -> Settings:
+    faces = FacesSettings(pack="cascade", recogniser="untrained", batch_size=size)
+    return Settings(faces=faces, device="cpu")
+
+
+async def test_the_faces_of_a_picture_are_embedded_together(tmp_path: Path) -> None:
+    settings = in_batches_of(8)
+    counting = Counting(settings)
+    async with AsyncExitStack() as stack:
+        rig = await open_rig(stack, tmp_path, settings, counting)
+        await rig.recogniser.load()
+        counting.sizes.clear()
+        rig.media.put(7, side_by_side(4))
+        together = await rig.handler.handle(job(TASK), ignore_steps)
+        found = await rig.vectors.find_by_media_store_id(7)
+    async with AsyncExitStack() as stack:
+        alone = await open_rig(stack, tmp_path / "alone", in_batches_of(1))
+        alone.media.put(7, side_by_side(4))
+        await alone.handler.handle(job(TASK), ignore_steps)
+        expected = await alone.vectors.find_by_media_store_id(7)
+
+    assert counting.sizes == [4]
+    assert together["face_count"] == 4
+    for one, other in zip(found, expected, strict=True):
+        assert one.point_id == other.point_id
+        assert np.asarray(one.vector) @ np.asarray(other.vector) > 0.999999
+
+
+async def test_the_faces_of_several_pictures_are_embedded_together(tmp_path: Path) -> None:
+    settings = in_batches_of(8)
+    counting, free = Counting(settings), threading.Event()
+    async with AsyncExitStack() as stack:
+        rig = await open_rig(stack, tmp_path, settings, counting)
+        await rig.recogniser.load()
+        counting.sizes.clear()
+        for number in (7, 8, 9):
+            rig.media.put(number, side_by_side(2))
+        async with asyncio.timeout(60), asyncio.TaskGroup() as tasks:
+            tasks.create_task(rig.recogniser_lane.run(free.wait, 60))
+            for number in (7, 8, 9):
+                tasks.create_task(rig.handler.handle(job(TASK, number), ignore_steps))
+            # The first picture's faces were taken, and wait for the device.
+            while rig.recogniser._stage.depth < 4:  # noqa: ASYNC110 - a queue tells nobody
+                await asyncio.sleep(0.01)
+            free.set()
+
+    assert counting.sizes == [2, 4]
+
+
+async def test_a_model_that_takes_one_at_a_time_is_given_one_at_a_time(tmp_path: Path) -> None:
+    """So that each face is done, and its picture's job too, before the next one is begun."""
+    settings = in_batches_of(0)
+    counting = Counting(settings)
+    async with AsyncExitStack() as stack:
+        rig = await open_rig(stack, tmp_path, settings, counting)
+        await rig.recogniser.load()
+        counting.sizes.clear()
+        rig.media.put(7, side_by_side(3))
+        await rig.handler.handle(job(TASK), ignore_steps)
+
+    assert counting.sizes == [1, 1, 1]
+
+
+async def test_where_one_face_fails_the_picture_fails_and_the_others_are_given_up(
+    tmp_path: Path,
+) -> None:
+    class Failing(Counting):
+        def infer_batch(self, buffers: Sequence[Any]) -> list[Vector]:
+            super().infer_batch(buffers)
+            raise RetryableError("no luck", code="model_error")
+
+    settings = in_batches_of(1)
+    failing = Failing(settings)
+    async with AsyncExitStack() as stack:
+        rig = await open_rig(stack, tmp_path, settings, failing)
+        failing.self_test = lambda: np.empty(0)  # type: ignore[method-assign]
+        await rig.recogniser.load()
+        rig.media.put(7, side_by_side(6))
+        with pytest.raises(RetryableError, match="no luck"):
+            await rig.handler.handle(job(TASK), ignore_steps)
+
+        assert await rig.vectors.count() == 0
+
+    assert len(failing.sizes) < 6
 
 
 async def test_a_rerun_with_fewer_faces_leaves_none_behind(rig: Rig) -> None:
