@@ -82,6 +82,9 @@ def _transactions() -> Iterator[Point]:
     yield from _transaction(Phase.WORK, "SETTLE", "ANNOUNCE")
     yield from _transaction(Phase.WORK, "outbox.CONFIRM")
     yield from _transaction(Phase.WORK, "FIND_EXPIRED", "SETTLE")
+    yield from _transaction(
+        Phase.WORK, "HASTEN_JOBS", "SHORTEN_LEASES", "HASTEN_SYNCS", "HASTEN_EVENTS"
+    )
     yield from _transaction(Phase.HELD, "RENEW")
     yield from _transaction(Phase.CANCEL, "CANCEL", "ANNOUNCE")
     yield from _transaction(Phase.RESUME, "RESUME")

@@ -21,10 +21,6 @@ UNREACHED = {
     "outbox.DELAY",
     "outbox.PROMOTE",
     "outbox.SHORTEN",
-    # Only where the clock was set back.
-    "HASTEN_JOBS",
-    "HASTEN_SYNCS",
-    "HASTEN_EVENTS",
 }
 
 
