@@ -2,6 +2,8 @@
 
     decoders     what decoding in processes costs against threads
     clip         CLIP's image tower: open_clip's layers, ours in fp32, ours in bf16
+    faces        insightface's detect() and ours, one at a time and batches; face_models: networks
+                 of the published ones' shapes
     decoding     exact against fast decoding of JPEGs, for embeddings and for faces
     scaled_faces its second half: what scaled decoding would do to faces
     pictures     what is measured on: generated JPEGs, or a folder's

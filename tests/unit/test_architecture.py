@@ -97,7 +97,7 @@ VENDORS = {
     "open_clip": CLIP,
     "insightface": {"handlers.onnx_vendors"},
     "onnxruntime": {"handlers.onnx_vendors"},
-    "onnx": {"handlers.onnx_vendors"},
+    "onnx": {"handlers.onnx_vendors", "bench.face_models"},
     "cv2": {"handlers.face_pixels"},
     "skimage": {"handlers.cascade"},
     "qdrant_edge": {"handlers.qdrant_edge"},

@@ -309,9 +309,12 @@ async def test_where_one_face_fails_the_picture_fails_and_the_others_are_given_u
         with pytest.raises(RetryableError, match="no luck"):
             await rig.handler.handle(job(TASK), ignore_steps)
 
+        # Whatever of the picture still waits comes before this one.
+        with pytest.raises(RetryableError, match="no luck"):
+            await rig.recogniser.infer(np.zeros((112, 112, 3), np.uint8))
         assert await rig.vectors.count() == 0
 
-    assert len(failing.sizes) < 6
+    assert len(failing.sizes) <= 3
 
 
 async def test_a_rerun_with_fewer_faces_leaves_none_behind(rig: Rig) -> None:
