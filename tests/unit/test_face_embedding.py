@@ -14,6 +14,7 @@ import pytest
 from daemon.errors import ConfigError, DependencyDownError, PermanentError, RetryableError
 from daemon.jobs import TaskType, dump_json
 from daemon.settings import FacesSettings, ImageSettings, Settings
+from handlers.assembly import HandlerSet
 from handlers.decoders import Decoders
 from handlers.device import ModelRunner
 from handlers.face_detection import FaceDetectionInference
@@ -243,6 +244,7 @@ async def test_the_faces_of_a_picture_are_embedded_together(tmp_path: Path) -> N
         rig.media.put(7, side_by_side(4))
         together = await rig.handler.handle(job(TASK), ignore_steps)
         found = await rig.vectors.find_by_media_store_id(7)
+        told = await HandlerSet(runners=[rig.recogniser]).check_models()
     async with AsyncExitStack() as stack:
         alone = await open_rig(stack, tmp_path / "alone", in_batches_of(1))
         alone.media.put(7, side_by_side(4))
@@ -250,6 +252,7 @@ async def test_the_faces_of_a_picture_are_embedded_together(tmp_path: Path) -> N
         expected = await alone.vectors.find_by_media_store_id(7)
 
     assert counting.sizes == [4]
+    assert told["recogniser"]["batch"] == "up to 8 at a time: as configured"
     assert together["face_count"] == 4
     for one, other in zip(found, expected, strict=True):
         assert one.point_id == other.point_id
