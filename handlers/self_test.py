@@ -32,8 +32,8 @@ class SelfTest:
     def __init__(self, name: str, inference: MLInference[Any]) -> None:
         self._name = name
         self._inference = inference
-        self._first: dict[str, Numbers] = {}
-        """By device: two devices may round otherwise."""
+        self._first: dict[tuple[str, str], Numbers] = {}
+        """By device and precision, each of which rounds in its own way."""
         self.error: str | None = None
         self.runs = 0
         self.failures = 0
@@ -57,8 +57,8 @@ class SelfTest:
     def _compare(self, numbers: Numbers) -> str | None:
         if not np.isfinite(numbers).all():
             return "the built-in picture gave NaN"
-        device = self._inference.provenance.device
-        first = self._first.setdefault(device, numbers.copy())
+        ran = self._inference.provenance
+        first = self._first.setdefault((ran.device, ran.precision), numbers.copy())
         if first.shape != numbers.shape:
             return "the built-in picture gave another number of results than the first time"
         length = float(np.linalg.norm(first)) or 1.0
