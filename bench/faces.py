@@ -49,7 +49,7 @@ class Canned:
         return self._outputs
 
 
-def canned(faces: int) -> Canned:
+def canned(faces: int, *, is_batched: bool) -> Canned:
     """Return the answers of a detector that sees so many faces, each by three anchors."""
     random = np.random.default_rng(faces)
     shapes = scrfd_outputs.shapes(INPUT_SIZE)
@@ -65,7 +65,7 @@ def canned(faces: int) -> Canned:
             outputs[0][row] = random.uniform(0.6, 0.95)
             outputs[3][row] = 1.2
             outputs[6][row] = random.uniform(-1, 1, 10)
-    return Canned(outputs)
+    return Canned([output[None] for output in outputs] if is_batched else outputs)
 
 
 def ratios(works: Sequence[Callable[[], object]], rounds: int) -> list[tuple[str, str]]:
@@ -84,7 +84,9 @@ def round_the_model(theirs: Any, ours: ScrfdDetector, picture: Pixels, rounds: i
     bgr = np.ascontiguousarray(picture[:, :, ::-1])
     rows = []
     for count in FACES:
-        theirs.session = ours._model.session = canned(count)  # noqa: SLF001
+        theirs.session = ours._model.session = canned(  # noqa: SLF001
+            count, is_batched=theirs.batched
+        )
         repeat = 5
         works = [
             partial(repeated, repeat, theirs.detect, bgr),

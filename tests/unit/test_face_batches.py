@@ -90,7 +90,7 @@ def test_a_batch_is_wanted_on_a_gpu_and_where_it_is_asked_for() -> None:
     assert wanted(0, "cuda:1").size == GPU_BATCH
     assert wanted(0, "cpu").size == 1
     assert wanted(5, "cpu").size == wanted(5, "cuda:0").size == 5
-    assert wanted(0, "cpu").told == "one at a time: on cpu a batch gains nothing"
+    assert wanted(0, "cpu").told == "one at a time: on cpu a batch gains next to nothing"
     assert wanted(5, "cpu").told == "up to 5 at a time: as configured"
 
 
