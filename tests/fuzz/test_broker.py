@@ -111,7 +111,8 @@ def test_what_a_broker_lets_through_is_answered_and_acknowledged(
     with (
         MediaStore() as media_store,
         Daemon(tmp_path, broker, media_store) as daemon,
-        Client(broker.port) as observer,
+        # It sees the requests too, and paho hangs up over odd properties, which 3.1.1 has not.
+        Client(broker.port, version="3.1.1") as observer,
         Fuzzer(broker.port) as fuzzer,
     ):
         observer.subscribe("#")
@@ -121,8 +122,10 @@ def test_what_a_broker_lets_through_is_answered_and_acknowledged(
         @given(sendings())
         def try_one(sent: Sent) -> None:
             nonlocal expected
-            fuzzer.say(sent)
+            # Counted anew, so that one that goes wrong makes no later one wrong.
+            expected = answers(observer.received)
             expected += asked(sent.topic, sent.payload, max_bytes=MAX_BYTES)
+            fuzzer.say(sent)
             observer.wait_until(lambda received: answers(received) >= expected)
 
         try_one()
@@ -134,6 +137,7 @@ def test_what_a_broker_lets_through_is_answered_and_acknowledged(
         observer.wait_for(lambda message: message.topic == done)
         assert daemon.request("GET", "/health")[1]["uptime_seconds"] > up
         assert answers(observer.received) == expected + 1
+        assert observer._connects == fuzzer._connects == 1
         said = [each for each in observer.received if not each.topic.startswith(ASKING)]
         assert daemon.terminate() == 0
         wrong = [line for line in daemon.log() if line["level"] in ("error", "critical")]
