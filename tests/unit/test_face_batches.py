@@ -86,6 +86,19 @@ def some_faces() -> list[NDArray[np.float32]]:
     return outputs
 
 
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_no_thread_of_a_session_spins_while_it_has_nothing_to_do(
+    tmp_path: Path, batch_size: int
+) -> None:
+    finds = save_batch_detector(tmp_path / "det_a.onnx", some_faces(), layout="rows")
+    knows = save_recogniser(tmp_path / "w600k_a.onnx", says_one=True)
+
+    for model in (detector(finds, batch_size), recogniser(knows, batch_size)):
+        assert chosen(model).size == batch_size
+        options = model._model.session.get_session_options()
+        assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
+
+
 def test_a_batch_is_wanted_on_a_gpu_and_where_it_is_asked_for() -> None:
     assert wanted(0, "cuda:1").size == GPU_BATCH
     assert wanted(0, "cpu").size == 1
