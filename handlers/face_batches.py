@@ -34,7 +34,7 @@ def wanted(asked: int, device: str) -> Batch:
         return Batch(asked, "as configured")
     if device.startswith("cuda"):
         return Batch(GPU_BATCH, "a GPU is faster so")
-    # Measured by bench.faces: 1.00 to 1.11 times as fast with eight, and the first waits for all.
+    # Measured by bench.faces: 0.9 to 1.1 times as fast with eight, and the first waits for all.
     return Batch(1, f"on {device} a batch gains next to nothing")
 
 
