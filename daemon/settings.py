@@ -254,7 +254,10 @@ class FacesSettings(_Group):
     )
     threshold: float = Field(0.5, ge=0, le=1, description="lowest confidence of a face")
     batch_size: int = Field(
-        0, ge=0, le=256, description="most pictures or faces in one pass; 0: what pays on the device"
+        0,
+        ge=0,
+        le=256,
+        description="most pictures or faces in one pass; 0: what pays on the device",
     )
 
 

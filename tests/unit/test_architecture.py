@@ -96,7 +96,7 @@ VENDORS = {
     "torchvision": CLIP,
     "open_clip": CLIP,
     "insightface": {"handlers.onnx_vendors"},
-    "onnxruntime": {"handlers.onnx_vendors"},
+    "onnxruntime": {"handlers.onnx_vendors", "bench.end_to_end"},
     "onnx": {"handlers.onnx_vendors", "bench.face_models"},
     "cv2": {"handlers.face_pixels"},
     "skimage": {"handlers.cascade"},
