@@ -223,18 +223,19 @@ class DecoderProcess:
         try:
             width, height = int(reply["width"]), int(reply["height"])
             rows, columns, channels = (int(each) for each in reply["shape"])
+            offset = int(reply["offset"])
         except (KeyError, TypeError, ValueError) as error:
             raise DecoderCrashedError("it answered nonsense") from error
         # The size of the memory is the child's to set: never believe more than is there.
-        if min(width, height, rows, columns) < 1 or channels != 3:  # noqa: PLR2004 - RGB
+        if min(width, height, rows, columns) < 1 or channels != 3 or offset < 0:  # noqa: PLR2004
             raise DecoderCrashedError("it answered nonsense")
-        if rows * columns * channels != os.fstat(self._target).st_size:
+        if offset + rows * columns * channels != os.fstat(self._target).st_size:
             raise DecoderCrashedError("it gave fewer pixels than it said")
         pixels = np.empty((rows, columns, channels), np.uint8)
         view = pixels.data.cast("B")
         read = 0
         while read < len(view):
-            got = os.preadv(self._target, [view[read:]], read)
+            got = os.preadv(self._target, [view[read:]], offset + read)
             if not got:
                 raise DecoderCrashedError("it gave fewer pixels than it said")
             read += got

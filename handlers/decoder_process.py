@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from daemon.errors import HandlerError, RetryableError
 from handlers.clip_input import read
-from handlers.images import Limits, decode
+from handlers.images import Limits, Picture, decode
 from handlers.memory import trim
 
 SPARE_SECONDS = 5.0
@@ -94,13 +94,9 @@ def answer(asked: dict[str, Any], source: int, target: int) -> dict[str, Any]:
     try:
         data = os.pread(source, asked["length"], 0)
         limits = Limits(asked["max_pixels"], tuple(asked["background"]))
-        width, height, pixels = WORK[asked["work"]](data, limits, asked)
+        width, height, found = WORK[asked["work"]](data, limits, asked)
         del data
-        view = np.ascontiguousarray(pixels).data.cast("B")
-        os.ftruncate(target, len(view))
-        written = 0
-        while written < len(view):
-            written += os.pwrite(target, view[written:], written)
+        offset, shape = _put(found, target)
     except HandlerError as error:
         is_retryable = isinstance(error, RetryableError)
         return {"code": error.code, "message": error.message, "retryable": is_retryable}
@@ -110,10 +106,28 @@ def answer(asked: dict[str, Any], source: int, target: int) -> dict[str, Any]:
             "message": f"not enough memory to decode {asked['length']} bytes",
             "retryable": True,
         }
-    return {"width": width, "height": height, "shape": list(pixels.shape)}
+    return {"width": width, "height": height, "offset": offset, "shape": shape}
 
 
-Decoded = tuple[int, int, NDArray[np.uint8]]
+def _put(found: NDArray[np.uint8] | Picture, target: int) -> tuple[int, list[int]]:
+    """Put pixels into the target; return where they begin in it, and rows, columns, channels."""
+    # Over what the last picture left: pages that are there already need not be cleared.
+    with open(target, "wb", buffering=0, closefd=False) as file:
+        if isinstance(found, Picture):
+            offset = found.write_pixels(file)
+            columns, rows = found.image.size
+            shape = [rows, columns, 3]
+        else:
+            offset, shape = 0, list(found.shape)
+            file.seek(0)
+            view = np.ascontiguousarray(found).data.cast("B")
+            while view:
+                view = view[file.write(view) :]
+        file.truncate()
+    return offset, shape
+
+
+Decoded = tuple[int, int, NDArray[np.uint8] | Picture]
 Work = Callable[[bytes, Limits, dict[str, Any]], Decoded]
 
 
@@ -127,7 +141,7 @@ def _square(data: bytes, limits: Limits, asked: dict[str, Any]) -> Decoded:
 
 def _upright(data: bytes, limits: Limits, asked: dict[str, Any]) -> Decoded:
     picture = decode(data, limits, content_type=asked["content_type"])
-    return picture.width, picture.height, picture.pixels()
+    return picture.width, picture.height, picture
 
 
 WORK: dict[str, Work] = {"square": _square, "upright": _upright}

@@ -60,10 +60,10 @@ def _bad(good: Work) -> Work:
         if deed is not None:
             deed()
             data = data[4:]
-        width, height, pixels = good(data, limits, asked)
+        width, height, found = good(data, limits, asked)
         if data.endswith(b"LIES"):
-            return width, height, np.broadcast_to(pixels[:1, :1], (2, 2, 3))[:, :, :1]
-        return width, height, pixels
+            return width, height, np.zeros((2, 2, 1), np.uint8)
+        return width, height, found
 
     return work
 
