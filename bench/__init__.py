@@ -1,5 +1,6 @@
 """Measurements, always as ratios within one run: `python -m bench.NAME` prints a table.
 
+    end_to_end   the daemon against what its decode and model cost alone, and against a peer's way
     decoders     what decoding in processes costs against threads
     clip         CLIP's image tower: open_clip's layers, ours in fp32, ours in bf16
     faces        insightface's detect() and ours, one at a time and batches; face_models: networks

@@ -15,7 +15,7 @@
     announcer    events into the outbox                 job_rows    rows <-> jobs
     statements   all SQL by name                        database    one door to the SQLite file
     mqtt         the only file that knows gmqtt         broker_tls, logs
-    metrics      the only file that knows Prometheus
+    metrics      the only file that knows Prometheus    readings  what it reads of all parts
     migration    the schema's numbered steps            schema   which a file went through
     identity     who a process is, and whether it lives
 

@@ -6,10 +6,9 @@ The only module that sees the queue and the handlers. Reading `run` tells how in
 import asyncio
 import contextlib
 import logging
-import platform
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack
 
 from daemon import topics
@@ -20,12 +19,13 @@ from daemon.health import Health
 from daemon.identity import is_dead, own_identity, own_version
 from daemon.intake import Intake
 from daemon.job_queue import JobQueue
-from daemon.jobs import JsonObject, TaskType
-from daemon.metrics import MeteredHandler, Metrics, Reading
+from daemon.jobs import JsonObject
+from daemon.metrics import MeteredHandler, Metrics
 from daemon.mqtt import MqttLink, OnRequest
 from daemon.outbox import Outbox
 from daemon.pause_watch import PauseWatch
 from daemon.progress import Progress
+from daemon.readings import Readings
 from daemon.requests import MAX_BATCH, MqttRequest
 from daemon.settings import Settings, WorkerSettings
 from daemon.watchdog import EXIT_STALLED, LEAVE_SECONDS, Watchdog, leave
@@ -126,7 +126,9 @@ async def run(settings: Settings, *, started: Callable[[int | None], None] | Non
             poll_seconds=settings.worker.poll_seconds,
         )
         _add_checks(health, queue, link, worker, handlers)
-        _add_sources(metrics, queue, link, worker, handlers, watchdog=watchdog)
+        Readings(
+            queue=queue, link=link, worker=worker, handlers=handlers, watchdog=watchdog
+        ).add_to(metrics)
         port = None
         if settings.http.enabled:
             port = await _open_rest(
@@ -274,154 +276,6 @@ def _add_checks(
     health.add("pauses", pauses, is_required=False)
     for name, (check, is_required) in handlers.checks.items():
         health.add(name, check, is_required=is_required)
-
-
-def _add_sources(
-    metrics: Metrics,
-    queue: JobQueue,
-    link: MqttLink,
-    worker: Worker,
-    handlers: HandlerSet,
-    *,
-    watchdog: Watchdog,
-) -> None:
-    """Let the metrics read what is, at each scrape; all but the queue answer at once."""
-
-    async def waiting() -> Iterable[Reading]:
-        found = await queue.snapshot()
-        return [
-            Reading("inferd_jobs_pending", "Jobs that wait, delayed ones included.", found.pending),
-            Reading("inferd_jobs_delayed", "Jobs that wait for their next try.", found.delayed),
-            Reading("inferd_jobs_processing", "Jobs that some worker holds.", found.processing),
-            Reading(
-                "inferd_jobs_undelivered",
-                "Face results that the media store has not taken and is still offered.",
-                found.undelivered,
-            ),
-            Reading(
-                "inferd_oldest_pending_seconds",
-                "Since the request of the longest waiting job; 0 if none waits.",
-                found.oldest_pending_seconds,
-            ),
-            Reading("inferd_outbox_events", "Events the broker has not confirmed.", found.outbox),
-            Reading(
-                "inferd_outbox_oldest_seconds",
-                "Age of the oldest event the broker has not confirmed; 0 if there is none.",
-                found.oldest_event_seconds,
-            ),
-        ]
-
-    async def pauses() -> Iterable[Reading]:
-        paused = await queue.pauses.active()
-        return [
-            Reading(
-                "inferd_paused",
-                "1 while jobs of a task type are not begun, by hand.",
-                float(task_type in paused),
-                {"task_type": task_type.value},
-            )
-            for task_type in TaskType
-        ]
-
-    async def broker() -> Iterable[Reading]:
-        return [
-            Reading("inferd_broker_up", "Whether the broker is connected.", float(link.is_up)),
-            Reading(
-                "inferd_broker_reconnects",
-                "Connections to the broker after the first.",
-                max(0, link.connects - 1),
-                is_total=True,
-            ),
-        ]
-
-    async def working() -> Iterable[Reading]:
-        return [Reading("inferd_jobs_in_flight", "Jobs this daemon runs.", worker.in_flight)]
-
-    async def models() -> Iterable[Reading]:
-        return [
-            Reading(
-                "inferd_model_loaded",
-                "1 once a model is in memory; where it runs and of which weights it is.",
-                float(bool(ran["model"])),
-                {"name": name, **ran},
-            )
-            for name, ran in handlers.running().items()
-        ]
-
-    async def hanging() -> Iterable[Reading]:
-        seconds = watchdog.call_seconds if handlers.lane.call else 0.0
-        found = [
-            Reading(
-                "inferd_model_call_seconds",
-                "For how long the device has been busy with the call that runs; 0 if none does.",
-                seconds,
-            )
-        ]
-        for runner in handlers.runners:
-            stall = watchdog.stall
-            tests, failures = runner.self_tests
-            name = {"model": runner.name}
-            found += [
-                Reading(
-                    "inferd_model_stalled",
-                    "1 while a model's call hangs: the daemon ends if it does not come back.",
-                    float(stall is not None and stall.model == runner.name),
-                    name,
-                ),
-                Reading(
-                    "inferd_model_self_tests",
-                    "Runs of a built-in picture through a model, by outcome.",
-                    tests - failures,
-                    {**name, "outcome": "passed"},
-                    is_total=True,
-                ),
-                Reading(
-                    "inferd_model_self_tests",
-                    "Runs of a built-in picture through a model, by outcome.",
-                    failures,
-                    {**name, "outcome": "failed"},
-                    is_total=True,
-                ),
-            ]
-        return found
-
-    async def memory() -> Iterable[Reading]:
-        found = []
-        for runner in handlers.runners:
-            name = {"model": runner.name}
-            found += [
-                Reading(
-                    "inferd_out_of_memory",
-                    "Steps taken since memory ran out for a model, and back.",
-                    number,
-                    {**name, "step": step},
-                    is_total=True,
-                )
-                for step, number in runner.memory_steps.items()
-            ]
-            found += [
-                Reading(
-                    "inferd_model_degraded",
-                    "1 while a model makes do with less, for want of memory.",
-                    float(runner.degradation is not None),
-                    name,
-                ),
-                Reading(
-                    "inferd_model_idle_unloads",
-                    "Unloadings of a model that nobody used.",
-                    runner.idle_unloads,
-                    name,
-                    is_total=True,
-                ),
-            ]
-        return found
-
-    async def build() -> Iterable[Reading]:
-        labels = {"version": own_version(), "python": platform.python_version()}
-        return [Reading("inferd_build_info", "What runs here.", 1, labels)]
-
-    for source in (waiting, pauses, broker, working, models, hanging, memory, build):
-        metrics.add_source("queue" if source is waiting else source.__name__, source)
 
 
 def _warn_if_open(settings: Settings) -> None:

@@ -31,6 +31,7 @@ LAYERS = (
     {"daemon.doctor.facts"},
     {"daemon.doctor.findings", "daemon.doctor.mends", "daemon.doctor"},
     {"daemon.app"},
+    {"daemon.readings"},
     {"http_shim"},
     {"daemon.worker", "daemon.intake", "daemon.cancellation", "daemon.outbox", "daemon.health"},
     {"daemon.watchdog"},
@@ -191,7 +192,10 @@ def test_only_the_composition_root_sees_both_sides() -> None:
     }
 
     looking = ("daemon.cli.", "daemon.doctor.")
-    assert {name for name in seeing if not name.startswith(looking)} == {"daemon.app"}
+    assert {name for name in seeing if not name.startswith(looking)} == {
+        "daemon.app",
+        "daemon.readings",
+    }
 
 
 @pytest.mark.parametrize("module", [name for name in _modules() if name.startswith("daemon.")])
