@@ -38,6 +38,8 @@ def settings_for(folder: Path, task: TaskType, **more: str) -> Settings:
             "INFERD_DEVICE": "cpu",
             "INFERD_OFFLINE": "true",
             "INFERD_CLIP__WEIGHTS": "untrained",
+            # The same on every machine: the decoding is compared, not the arithmetic.
+            "INFERD_CLIP__PRECISION": "fp32",
             "INFERD_FACES__PACK": "cascade",
             "INFERD_WORKER__TASK_TYPES": task,
             **more,

@@ -309,7 +309,8 @@ FORGERIES: dict[str, Callable[[Issuer], str]] = {
         "ES256",
         headers={"kid": "x' UNION SELECT 'key"},
     ),
-    "not yet by a minute": signed(nbf=int(time.time()) + 60),
+    # The moment it is used counts, not that of the collection.
+    "not yet by a minute": lambda issuer: issuer.token(nbf=int(time.time()) + 60),
     "nested header": nested_header,
     "list as header": list_as_header,
     "list as algorithm": list_as_algorithm,

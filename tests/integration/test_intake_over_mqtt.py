@@ -19,9 +19,8 @@ from typing import Any, Self
 import pytest
 from pydantic import SecretStr
 
-from daemon import database as database_module
 from daemon import topics
-from daemon.database import Database
+from daemon.database import BUSY_TIMEOUT_MS, Database
 from daemon.identity import own_identity
 from daemon.intake import Intake
 from daemon.job_queue import JobQueue
@@ -39,12 +38,19 @@ both = pytest.mark.parametrize("version", ["5", "3.1.1"])
 class Daemon:
     """What takes requests and tells of them; everything but the worker."""
 
-    def __init__(self, broker: Broker, path: Path, *, version: Version = "5") -> None:
+    def __init__(
+        self,
+        broker: Broker,
+        path: Path,
+        *,
+        version: Version = "5",
+        busy_timeout_ms: int = BUSY_TIMEOUT_MS,
+    ) -> None:
         self._stack = contextlib.AsyncExitStack()
         self._settings = MqttSettings(
             url=SecretStr(broker.url), client_id="inferd-test", version=version
         )
-        self.database = Database(path)
+        self.database = Database(path, busy_timeout_ms=busy_timeout_ms)
         self.link: MqttLink
         self.outbox: Outbox
         self.relaying: Task[None]
@@ -568,13 +574,12 @@ async def eventually(daemon: Daemon, table: str, rows: int) -> None:
 
 
 async def test_request_is_not_confirmed_while_the_database_is_locked(
-    broker: Broker,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+    broker: Broker, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(database_module, "BUSY_TIMEOUT_MS", 20)
-    async with Daemon(broker, tmp_path / "queue.db") as daemon, client_of(broker) as client:
+    async with (
+        Daemon(broker, tmp_path / "queue.db", busy_timeout_ms=20) as daemon,
+        client_of(broker) as client,
+    ):
         with contextlib.closing(
             sqlite3.connect(tmp_path / "queue.db", isolation_level=None)
         ) as other:

@@ -94,6 +94,7 @@ def configured(folder: Path, media_store: MediaStore, **names: str) -> Settings:
             "INFERD_DEVICE": "cpu",
             "INFERD_OFFLINE": "true",
             "INFERD_CLIP__WEIGHTS": "untrained",
+            "INFERD_CLIP__PRECISION": "fp32",
             "INFERD_FACES__PACK": "cascade",
             "INFERD_FACES__RECOGNISER": "untrained",
             "INFERD_MEDIA_STORE__URL": media_store.url,
