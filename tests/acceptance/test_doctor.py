@@ -198,9 +198,15 @@ def test_a_daemon_that_stands_still_does_not_hold_up_doctor(
     tmp_path: Path, broker: Broker, media_store: MediaStore, patient: Patient
 ) -> None:
     port = patient.environ["INFERD_HTTP__PORT"]
-    with Daemon(tmp_path, broker, media_store, INFERD_HTTP__PORT=port) as daemon:
+    with (
+        Daemon(tmp_path, broker, media_store, INFERD_HTTP__PORT=port) as daemon,
+        Client(broker.port) as client,
+    ):
         process = daemon._process
         assert process is not None
+        # It says that it is online a moment after it is connected.
+        client.subscribe("inference/worker/inferd-test/availability")
+        client.wait_for(lambda message: message.json()["state"] == "online")
         process.send_signal(signal.SIGSTOP)
         try:
             said = patient.examine(
