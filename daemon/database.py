@@ -100,6 +100,7 @@ class Database:
             code = "queue_locked" if _is_busy(error) else "queue_unusable"
             raise ConfigError(f"cannot open the queue {self._path}: {error}", code=code) from error
         except BaseException:
+            # A cancelled start too: an open connection would keep its thread alive.
             await self.close()
             raise
         return self
@@ -206,6 +207,7 @@ async def _transaction(connection: Connection, mode: str = "IMMEDIATE") -> Async
         yield
         await connection.commit()
     except BaseException:
+        # A cancellation too: a transaction left open would lock the file for everybody.
         await connection.rollback()
         raise
 

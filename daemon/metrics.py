@@ -290,6 +290,7 @@ class MeteredHandler:
         try:
             result = await self._handler.handle(job, note)
         except Exception:
+            # Whatever it is, the worker judges it: here only the stage's time is noted.
             self._note_reported(began)
             raise
         except asyncio.CancelledError:

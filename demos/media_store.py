@@ -74,6 +74,7 @@ class Pictures:
             with os.fdopen(handle, "wb") as file:
                 return await self._copy(part, file, path, max_bytes)
         except BaseException:
+            # A client that hangs up cancels us: half an upload must not stay.
             self.discard(path)
             raise
 

@@ -72,6 +72,7 @@ class Stack:
             self._wait_for_http("media store", f"{self.media_store_url}/", seconds=30)
             self._wait_for_http("daemon", f"{self.inferd_url}/health/ready", seconds=120)
         except BaseException:
+            # Ctrl-C too: the parts run in sessions of their own and would stay.
             self.close()
             raise
         return self

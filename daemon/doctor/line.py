@@ -136,6 +136,7 @@ class Line:
         try:
             self._wait_until_let_in()
         except BaseException:
+            # Ctrl-C too: paho's thread would outlive us.
             self.close()
             raise
         return self

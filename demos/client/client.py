@@ -151,6 +151,7 @@ class InferdClient:
                     job_id=watch.job_id,
                 )
         except BaseException:
+            # Ctrl-C too: nobody will wait for it, so nothing more of it should come.
             self.forget(watch.job_id)
             raise
         return Submitted(

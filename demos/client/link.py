@@ -66,6 +66,7 @@ class _TlsSocket(ssl.SSLSocket):
         try:
             super().do_handshake(block)
         except BaseException:
+            # paho drops the socket without closing it, whatever went wrong.
             self.close()
             raise
 

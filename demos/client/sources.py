@@ -138,25 +138,28 @@ def pictures(folder: str, upload: Upload, max_bytes: int) -> Iterator[Subject]:
         upload: puts one into the media store.
         max_bytes: larger files are not sent.
     """
-    for path, problem in _files(folder):
+    for path, problem in _wanted(folder):
         if problem is not None:
             yield Unusable(problem, path)
-        elif is_picture_name(path) or _has_picture_bytes(path):
+        else:
             yield PictureFile(path, upload, max_bytes)
 
 
 def count_pictures(folder: str) -> int:
     """Return how many subjects `pictures` would find."""
-
-    def no_upload(_picture: bytes, _name: str) -> int:
-        raise NotImplementedError
-
-    return sum(1 for _ in pictures(folder, no_upload, 0))
+    return sum(1 for _ in _wanted(folder))
 
 
 def shown(name: str) -> str:
     """Return a name as it may be printed: what is no text or could steer a terminal is escaped."""
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in name)
+
+
+def _wanted(folder: str) -> Iterator[tuple[str, str | None]]:
+    """Yield the pictures below a folder, and with a reason what cannot be looked into."""
+    for path, problem in _files(folder):
+        if problem is not None or is_picture_name(path) or _has_picture_bytes(path):
+            yield path, problem
 
 
 def _files(folder: str) -> Iterator[tuple[str, str | None]]:

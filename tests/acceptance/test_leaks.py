@@ -93,13 +93,6 @@ def command_lines(pid: int) -> str:
     return said
 
 
-def until(predicate: Any) -> None:
-    deadline = time.monotonic() + START_SECONDS
-    while not predicate():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
 def test_no_secret_leaves_however_often_it_is_quoted(
     tmp_path: Path, media_store: MediaStore
 ) -> None:

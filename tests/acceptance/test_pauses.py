@@ -15,8 +15,9 @@ from tests.acceptance.rig import (
     events,
     finished,
 )
-from tests.acceptance.test_watching import scrape, until
+from tests.acceptance.test_watching import scrape
 from tests.broker import Broker, Client, Message
+from tests.waiting import wait_until
 
 AVAILABILITY = "inference/worker/inferd-test/availability"
 BOTH = {"INFERD_WORKER__TASK_TYPES": "face_detection,face_embedding"}
@@ -154,7 +155,7 @@ def test_draining_is_retained_while_a_slow_job_runs_whatever_is_paused_meanwhile
         assert daemon.request("POST", f"/queue/{FACES}/pause")[0] == 200
         client.wait_for(says(state="draining", paused=[FACES]))
         assert retained(broker)["state"] == "draining"
-        until(lambda: daemon.request("GET", "/health/ready")[1]["status"] == "draining")
+        wait_until(lambda: daemon.request("GET", "/health/ready")[1]["status"] == "draining")
         held.release()
         assert daemon.wait() == 0
         assert finished(client, asked)["status"] == "completed"

@@ -2,9 +2,7 @@
 
 import base64
 import socket
-import time
 import urllib.request
-from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
@@ -14,6 +12,7 @@ from tests.acceptance.conftest import PICTURE
 from tests.acceptance.rig import Daemon, MediaStore, ask, event_of, finished
 from tests.broker import Broker, Client
 from tests.exposition import Exposition
+from tests.waiting import wait_until
 
 DEADLINE = 30.0
 FACES = {"task_type": "face_detection"}
@@ -30,14 +29,6 @@ def fetch(daemon: Daemon, path: str = "/metrics") -> str:
 
 def scrape(daemon: Daemon) -> Exposition:
     return Exposition(fetch(daemon))
-
-
-def until(fact: Callable[[], bool]) -> None:
-    """Wait for a fact that only asking tells."""
-    deadline = time.monotonic() + DEADLINE
-    while not fact():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def closed_port() -> int:
@@ -59,7 +50,7 @@ def test_jobs_move_the_counters(
         assert finished(client, missing)["status"] == "error"
         event_of(client, missing, "failed")
         # The events are confirmed after the client has them.
-        until(lambda: scrape(daemon).value("inferd_outbox_events") == 0)
+        wait_until(lambda: scrape(daemon).value("inferd_outbox_events") == 0)
         after = scrape(daemon)
 
     assert before.value("inferd_jobs_total", **FACES, status="completed") == 0
@@ -96,15 +87,15 @@ def test_a_broker_that_dies_is_told_and_comes_back(
         assert daemon.request("GET", "/health/ready")[0] == 200
 
         broker.kill()
-        until(lambda: daemon.request("GET", "/health/ready")[0] == 503)
+        wait_until(lambda: daemon.request("GET", "/health/ready")[0] == 503)
         _, away = daemon.request("GET", "/health/ready")
         # What is asked meanwhile waits in the outbox, and is seen there.
         daemon.request("POST", "/job/face_detection", {"media_store_id": PICTURE})
         alarmed = scrape(daemon)
 
         broker.start()
-        until(lambda: daemon.request("GET", "/health/ready")[0] == 200)
-        until(lambda: scrape(daemon).value("inferd_outbox_events") == 0)
+        wait_until(lambda: daemon.request("GET", "/health/ready")[0] == 200)
+        wait_until(lambda: scrape(daemon).value("inferd_outbox_events") == 0)
         healed = scrape(daemon)
 
     assert away["status"] == "unavailable"
@@ -162,7 +153,7 @@ def test_no_secret_is_ever_written(
             for media_id in (PICTURE, 404):
                 for task in ("face_detection", "face_embedding"):
                     daemon.request("POST", f"/job/{task}", {"media_store_id": media_id})
-            until(
+            wait_until(
                 lambda: (
                     scrape(daemon).value("inferd_jobs_total", **FACES, status="completed") == 1
                     and scrape(daemon).value("inferd_jobs_total", **FACES, status="error") == 1

@@ -5,7 +5,7 @@ from tests.hostile.load import Job, Memory, Outcome
 from tests.hostile.run import JOBS_FOR_FLAT, MB, faults, growth
 from tests.hostile.verdicts import Verdict
 
-TODO = [Job(1, "image_embedding", None), Job(2, "image_embedding", None)]
+ASKED = [Job(1, "image_embedding", None), Job(2, "image_embedding", None)]
 MEASURED = {
     1: Measured(Verdict("picture", is_final=True), 0.1, 1),
     2: Measured(Verdict("decode_error", is_final=True), 0.1, 1),
@@ -18,11 +18,11 @@ def outcome(**codes: str) -> Outcome:
 
 
 def test_a_run_as_promised_has_no_faults() -> None:
-    assert faults(TODO, MEASURED, outcome(_1="picture", _2="decode_error")) == []
+    assert faults(ASKED, MEASURED, outcome(_1="picture", _2="decode_error")) == []
 
 
 def test_another_end_than_alone_and_no_end_at_all_are_faults() -> None:
-    found = faults(TODO, MEASURED, outcome(_1="internal"))
+    found = faults(ASKED, MEASURED, outcome(_1="internal"))
 
     assert len(found) == 2
     assert "internal" in found[0]
@@ -32,14 +32,14 @@ def test_another_end_than_alone_and_no_end_at_all_are_faults() -> None:
 def test_a_file_whose_end_depends_on_the_machine_may_end_otherwise() -> None:
     measured = {**MEASURED, 2: Measured(Verdict("out_of_memory", is_final=False), 0.1, 1)}
 
-    assert faults(TODO, measured, outcome(_1="picture", _2="picture")) == []
+    assert faults(ASKED, measured, outcome(_1="picture", _2="picture")) == []
 
 
 def test_a_wrong_vector_a_logged_error_and_a_lost_process_are_faults() -> None:
     bad = outcome(_1="picture", _2="decode_error")
     bad.unlike, bad.errors, bad.pid_kept, bad.exit_code = ["jpeg 4: cosine 0.5"], ["oh"], False, -9
 
-    assert len(faults(TODO, MEASURED, bad)) == 4
+    assert len(faults(ASKED, MEASURED, bad)) == 4
 
 
 def test_growing_memory_is_a_fault_of_a_run_long_enough_to_tell() -> None:

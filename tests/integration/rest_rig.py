@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -177,13 +177,6 @@ async def rest(
             serve(app, "127.0.0.1", 0) as port,
         ):
             yield Rig(session, port, database, path, queue, health, clock, vectors, metrics)
-
-
-async def until(is_true: Callable[[], bool]) -> None:
-    """Wait for a fact."""
-    async with asyncio.timeout(DEADLINE):
-        while not is_true():  # noqa: ASYNC110 - the fact is another part's and rings no event
-            await asyncio.sleep(0.005)
 
 
 def errors(records: list[logging.LogRecord]) -> list[str]:

@@ -17,7 +17,8 @@ from daemon.errors import ConfigError, DependencyDownError
 from daemon.jobs import TaskType
 from http_shim import bodies
 from http_shim.app import serve
-from tests.integration.rest_rig import DEADLINE, NOW, RAN, RESULT, Rig, errors, rest, until
+from tests.integration.rest_rig import DEADLINE, NOW, RAN, RESULT, Rig, errors, rest
+from tests.waiting import until
 
 JOB_ID = "550e8400-e29b-41d4-a716-446655440000"
 CREATED = {

@@ -21,8 +21,9 @@ from daemon.settings import AuthSettings, Settings
 from http_shim import jwks
 from http_shim.auth import Authenticator, ForbiddenError, KeysUnavailableError, UnauthorizedError
 from http_shim.jwks import IssuerError
-from tests.integration.rest_rig import Rig, errors, rest, until
+from tests.integration.rest_rig import Rig, errors, rest
 from tests.integration.test_http_auth import BODY, FORGERIES, UNAUTHORIZED, Issuer, claims
+from tests.waiting import until
 
 SETUP = Path(__file__).parents[2] / "mosquitto" / "setup.sh"
 MAY_WRITE = "ai_inference_support"

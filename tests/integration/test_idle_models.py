@@ -7,9 +7,9 @@ from contextlib import asynccontextmanager
 from handlers.assembly import HandlerSet
 from handlers.device import ModelRunner
 from handlers.lane import DeviceLane
-from tests.integration.test_intake_over_mqtt import until
 from tests.integration.test_little_memory import picture
 from tests.short_memory import Memory, ShortModel
+from tests.waiting import until
 
 
 @asynccontextmanager

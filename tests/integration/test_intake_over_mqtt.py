@@ -28,6 +28,7 @@ from daemon.mqtt import MqttLink
 from daemon.outbox import Outbox
 from daemon.settings import MqttSettings, QueueSettings
 from tests.broker import AsyncClient, Broker, Message, Version
+from tests.waiting import until
 
 DEADLINE = 10.0
 REQUEST = "inference/request/image_embedding"
@@ -112,12 +113,6 @@ def new_id() -> str:
 
 def is_event(name: str, job_id: str) -> Callable[[Message], bool]:
     return lambda message: message.topic == f"inference/job/{job_id}/{name}"
-
-
-async def until(predicate: Callable[[], object], seconds: float = DEADLINE) -> None:
-    async with asyncio.timeout(seconds):
-        while not predicate():  # noqa: ASYNC110 - facts of many kinds, and most ring no bell
-            await asyncio.sleep(0.005)
 
 
 async def ask(client: AsyncClient, body: Mapping[str, Any], **options: Any) -> str:

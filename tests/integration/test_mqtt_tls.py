@@ -22,7 +22,6 @@ from daemon.mqtt import MqttLink
 from daemon.settings import MqttSettings
 from tests.acceptance.rig import Daemon, MediaStore
 from tests.broker import Broker, Client
-from tests.integration.rest_rig import until
 from tests.integration.test_mosquitto_setup import (
     TLS,
     password,
@@ -31,6 +30,7 @@ from tests.integration.test_mosquitto_setup import (
     started,
     store_nothing,
 )
+from tests.waiting import until
 
 DAY = timedelta(days=1)
 

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -12,6 +12,7 @@ from daemon.errors import PublishError
 from daemon.jobs import TaskType
 from daemon.pause_watch import PauseWatch
 from tests.queue_bench import FACES, IMAGE, NOON, Bench, open_bench
+from tests.waiting import until
 
 DEADLINE = 10.0
 FOR_EVER = 1000.0
@@ -59,12 +60,6 @@ async def running(watch: PauseWatch) -> AsyncIterator[None]:
     finally:
         task.cancel()
         await asyncio.wait([task])
-
-
-async def until(is_true: Callable[[], bool]) -> None:
-    async with asyncio.timeout(DEADLINE):
-        while not is_true():  # noqa: ASYNC110 - the fact is another task's and rings no event
-            await asyncio.sleep(0.005)
 
 
 async def test_each_change_is_told_once(bench: Bench) -> None:

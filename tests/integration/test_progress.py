@@ -8,7 +8,8 @@ import pytest
 from daemon.jobs import Job, JobState, TaskType
 from daemon.progress import MOST_A_SECOND, STAGES, Progress
 from tests.broker import Broker
-from tests.integration.test_intake_over_mqtt import Daemon, client_of, until
+from tests.integration.test_intake_over_mqtt import Daemon, client_of
+from tests.waiting import until
 
 ID = "550e8400-e29b-41d4-a716-446655440000"
 TOPIC = f"inference/job/{ID}/progress"

@@ -26,7 +26,8 @@ from daemon.stage import StageClosedError
 from http_shim import search_routes
 from http_shim.search_door import MAX_PICTURES, MAX_SEARCHES
 from tests.exposition import Exposition
-from tests.integration.rest_rig import DEADLINE, MAX_BODY, Rig, rest, until
+from tests.integration.rest_rig import DEADLINE, MAX_BODY, Rig, rest
+from tests.waiting import until
 
 IMAGES = "/search/image_embeddings"
 FACES = "/search/face_embeddings"

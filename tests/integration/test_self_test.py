@@ -24,9 +24,9 @@ from handlers.inference import Numbers
 from handlers.lane import DeviceLane
 from handlers.self_test import SelfTest, synthetic_picture
 from handlers.text_embedding import TextEmbeddingInference
-from tests.integration.test_intake_over_mqtt import until
 from tests.short_memory import GPU, Memory, ShortModel
 from tests.unit.face_graphs import save_detector
+from tests.waiting import until
 
 GOOD = np.arange(1, 9, dtype=np.float64)
 

@@ -16,8 +16,8 @@ from daemon.logs import about
 from daemon.watchdog import EXIT_STALLED, LOADS_LONGER, Watchdog
 from handlers.device import ModelRunner
 from handlers.lane import DeviceLane
-from tests.integration.test_intake_over_mqtt import until
 from tests.short_memory import Memory, ShortModel
+from tests.waiting import until
 
 STALL = 0.3
 

@@ -11,8 +11,9 @@ from daemon.errors import InferdError
 from daemon.jobs import JsonObject
 from daemon.worker_topics import WorkerTopics
 from tests.broker import AsyncClient, Broker, Message
-from tests.integration.test_intake_over_mqtt import Daemon, until
+from tests.integration.test_intake_over_mqtt import Daemon
 from tests.queue_bench import FACES, NOON, Bench, open_bench
+from tests.waiting import until
 
 INFO, STATS = "inference/worker/w/info", "inference/worker/w/stats"
 

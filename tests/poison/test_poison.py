@@ -4,7 +4,6 @@ import contextlib
 import signal
 import time
 import urllib.request
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,7 @@ from tests.faults.rig import Asker
 from tests.poison.conftest import GOOD
 from tests.poison.daemon import CODE, POISON
 from tests.poison.rig import PoisonedDaemon, Supervisor
+from tests.waiting import wait_until
 
 ENDS = {
     "hang": (EXIT_STALLED, 4),
@@ -27,13 +27,6 @@ ENDS = {
 }
 """By what the picture does: the exit code, and how many attempts it is given."""
 STACKS = {"segfault": "Segmentation fault", "hang with the interpreter": "Timeout"}
-
-
-def until(predicate: Callable[[], bool], seconds: float = 60) -> None:
-    ends_at = time.monotonic() + seconds
-    while not predicate():
-        assert time.monotonic() < ends_at, "it never came true"
-        time.sleep(0.02)
 
 
 @pytest.mark.parametrize("deed", ENDS)
@@ -84,11 +77,11 @@ def test_a_hang_is_told_everywhere_and_ends_the_daemon_which_gives_all_others_ba
     )
     with daemon:
         bad = asker.ask(POISON)
-        until(lambda: daemon.request("GET", "/queue")[1]["processing"] == 1)
+        wait_until(lambda: daemon.request("GET", "/queue")[1]["processing"] == 1)
         good = [asker.ask(media_id) for media_id in GOOD]
-        until(lambda: daemon.request("GET", "/queue")[1]["processing"] == 1 + len(GOOD))
+        wait_until(lambda: daemon.request("GET", "/queue")[1]["processing"] == 1 + len(GOOD))
 
-        until(lambda: daemon.request("GET", "/health/live")[0] == 503)
+        wait_until(lambda: daemon.request("GET", "/health/live")[0] == 503)
         _, live = daemon.request("GET", "/health/live")
         ready, report = daemon.request("GET", "/health/ready")
         with urllib.request.urlopen(f"http://127.0.0.1:{daemon.port}/metrics") as answer:
@@ -174,13 +167,13 @@ def test_a_supervisor_that_stops_a_hanging_daemon_does_not_hide_who_did_it(
     )
     with daemon:
         bad = asker.ask(POISON)
-        until(lambda: daemon.request("GET", "/health/live")[0] == 503)
+        wait_until(lambda: daemon.request("GET", "/health/live")[0] == 503)
         # As a probe of Docker or Kubernetes would.
         assert daemon.terminate() == 0
         assert daemon.row(bad.job_id)["status"] == "processing"
 
         daemon.start()
-        until(lambda: daemon.row(bad.job_id)["lost"] == 1)
+        wait_until(lambda: daemon.row(bad.job_id)["lost"] == 1)
 
 
 def test_a_daemon_that_was_frozen_for_long_hung_nowhere(
@@ -201,7 +194,7 @@ def test_a_daemon_that_was_frozen_for_long_hung_nowhere(
         daemon._process.send_signal(signal.SIGCONT)
         good = asker.ask(GOOD[0])
         with contextlib.suppress(AssertionError):
-            until(lambda: daemon._process is None or daemon._process.poll() is not None, 1)
+            wait_until(lambda: daemon._process is None or daemon._process.poll() is not None, 1)
         asker.settle()
 
         assert daemon.row(good.job_id)["status"] == "completed"
