@@ -179,7 +179,7 @@ def test_no_job_begins_after_sigterm_though_the_broker_does_not_answer(
         broker.freeze()
         try:
             daemon.signal_stop()
-            until(lambda: daemon.request("GET", "/health/ready")[1]["status"] == "draining")
+            wait_until(lambda: daemon.request("GET", "/health/ready")[1]["status"] == "draining")
             held.release()
 
             assert daemon.wait() == 0
