@@ -71,13 +71,13 @@ class JobQueue(JobReader):
         self.message_ready = Bell()
         self.pauses = Pauses(database, clock, job_ready=self.job_ready)
         self._intake: Stage[Submission | Message, Outcome | None] = Stage(
-            "enqueue", self._enqueue_batch, max_batch=ENQUEUE_BATCH, queue_size=4 * ENQUEUE_BATCH
+            "enqueue", self._enqueue_batch, max_batch=ENQUEUE_BATCH
         )
         # One commit a group, and one group at a time: leases and settles get their turn between.
         self._groups: Stage[Sequence[Submission | Message], Sequence[Outcome | Exception | None]]
         self._groups = Stage("enqueue-group", self._enqueue_groups)
         self._settling: Stage[Settlement, Job] = Stage(
-            "settle", self._settle_batch, max_batch=SETTLE_BATCH, queue_size=4 * SETTLE_BATCH
+            "settle", self._settle_batch, max_batch=SETTLE_BATCH
         )
 
     async def __aenter__(self) -> Self:

@@ -1,4 +1,4 @@
-"""A step of the pipeline: a bounded queue, and a few workers that take what waits as one batch.
+"""A step of the pipeline: callers wait in order of urgency, a few workers take them in batches.
 
 Used wherever things are done together because that is cheaper (commits, forward passes, upserts)
 or at most a few at a time (fetches, decoders). A batch is whatever waits when a worker becomes
@@ -6,9 +6,12 @@ free: an idle system runs a single item at once, a busy one fills its batches by
 """
 
 import asyncio
+import itertools
 from collections.abc import Awaitable, Callable, Sequence
 from types import TracebackType
-from typing import Generic, Self, TypeVar
+from typing import Generic, Self, TypeAlias, TypeVar
+
+from daemon.urgency import URGENCY
 
 In = TypeVar("In")
 Out = TypeVar("Out")
@@ -18,6 +21,10 @@ class StageClosedError(RuntimeError):
     """Something was submitted to, or still waited in, a stage that is closed."""
 
 
+_Waiting: TypeAlias = tuple[int, int, In, asyncio.Future[Out]]
+"""Urgency, arrival, which is no other's, the item and its outcome."""
+
+
 class Stage(Generic[In, Out]):
     """Runs items in batches of at most `max_batch`, by at most `workers` batches at once.
 
@@ -25,7 +32,9 @@ class Stage(Generic[In, Out]):
     outcome that is an exception is raised to the one caller it belongs to. If `run_batch` itself
     raises, every caller of the batch gets that exception.
 
-    `submit` waits while `queue_size` items are waiting already: that is the back-pressure.
+    Who waits is taken by urgency (daemon/urgency.py), then in order of arrival. That is why nothing
+    bounds how many wait: an urgent caller would stand behind those who wait for room. `submit`
+    returns with the outcome, so there are never more than callers, and the worker bounds those.
     A caller that is cancelled leaves the queue; its batch, if it began, runs on without it.
     """
 
@@ -36,14 +45,14 @@ class Stage(Generic[In, Out]):
         *,
         max_batch: int = 1,
         workers: int = 1,
-        queue_size: int = 64,
     ) -> None:
         self.name = name
         self._run_batch = run_batch
         self.max_batch = max_batch
         """Most items of the next batch; may be changed at any time."""
         self._workers = workers
-        self._waiting: asyncio.Queue[tuple[In, asyncio.Future[Out]]] = asyncio.Queue(queue_size)
+        self._waiting: asyncio.PriorityQueue[_Waiting[In, Out]] = asyncio.PriorityQueue()
+        self._arrivals = itertools.count()
         self._tasks: list[asyncio.Task[None]] = []
         self._closed = False
 
@@ -68,7 +77,7 @@ class Stage(Generic[In, Out]):
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks.clear()
         while not self._waiting.empty():
-            _, outcome = self._waiting.get_nowait()
+            *_, outcome = self._waiting.get_nowait()
             if not outcome.done():
                 outcome.set_exception(StageClosedError(self.name))
 
@@ -87,12 +96,7 @@ class Stage(Generic[In, Out]):
         if self._closed:
             raise StageClosedError(self.name)
         outcome: asyncio.Future[Out] = asyncio.get_running_loop().create_future()
-        await self._waiting.put((item, outcome))
-        if not self._tasks:
-            # `close` emptied the queue while `put` waited for room: nobody will take the item.
-            # Taken back, it makes room for the next who waits, so that all of them learn it.
-            self._waiting.get_nowait()
-            raise StageClosedError(self.name)
+        self._waiting.put_nowait((URGENCY.get(), next(self._arrivals), item, outcome))
         return await outcome
 
     async def _work(self) -> None:
@@ -104,7 +108,7 @@ class Stage(Generic[In, Out]):
         batch = [await self._waiting.get()]
         while len(batch) < self.max_batch and not self._waiting.empty():
             batch.append(self._waiting.get_nowait())
-        return [(item, outcome) for item, outcome in batch if not outcome.done()]
+        return [(item, outcome) for _, _, item, outcome in batch if not outcome.done()]
 
     async def _settle(self, batch: list[tuple[In, asyncio.Future[Out]]]) -> None:
         if not batch:

@@ -1,7 +1,7 @@
-"""Whose turn is first, wherever callers wait for one another: what a job brings along as it runs."""
+"""Whose turn is first, wherever callers wait for one another: what a running job brings along."""
 
 from contextvars import ContextVar
 
 URGENCY: ContextVar[int] = ContextVar("urgency", default=0)
-"""The running job's rank, as the queue orders by it: less is sooner. 0, where no job runs, is sooner
-than any: somebody waits for the answer."""
+"""The running job's rank, as the queue orders by it: less is sooner. 0, where no job runs, is
+sooner than any: somebody waits for the answer."""

@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 
 class Decoders:
-    """Does at most `decoders` things at once; as many again wait, and further callers block.
+    """Does at most `decoders` things at once; further callers wait.
 
     Files are decoded in processes, since what is in them is anybody's; whatever works on pixels of
     ours runs on the threads themselves. A thread cannot be cancelled: a caller that goes away
@@ -38,9 +38,7 @@ class Decoders:
         count = settings.decoders
         self._limits = Limits.from_settings(settings)
         self._executor = ThreadPoolExecutor(max_workers=count, thread_name_prefix="decoder")
-        self._stage: Stage[Callable[[], Any], Any] = Stage(
-            "decode", self._run_one, workers=count, queue_size=count
-        )
+        self._stage: Stage[Callable[[], Any], Any] = Stage("decode", self._run_one, workers=count)
         self._processes = [
             DecoderProcess(
                 memory_bytes=settings.decode_memory_bytes or memory_limit(self._limits),

@@ -82,7 +82,7 @@ class ModelRunner(Generic[Result]):
         self.idle_unloads = 0
         """How often it was unloaded because nobody used it."""
         self._stage: Stage[Item, tuple[Result, Provenance]] = Stage(
-            f"infer-{name}", self._run_batch, max_batch=max_batch, queue_size=2 * max_batch
+            f"infer-{name}", self._run_batch, max_batch=max_batch
         )
         lane.add(inference)
 

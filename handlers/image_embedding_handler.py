@@ -59,7 +59,7 @@ class ImageEmbeddingHandler:
         self._decoding = decoding
         self.claim = StoreClaim(store, runner)
         self._upserts: Stage[Point, None] = Stage(
-            "upsert-images", self._upsert, max_batch=MAX_UPSERT, queue_size=MAX_UPSERT
+            "upsert-images", self._upsert, max_batch=MAX_UPSERT
         )
 
     async def __aenter__(self) -> Self:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import pytest
 
 from daemon.stage import Stage, StageClosedError
+from daemon.urgency import URGENCY
 
 Outcome = int | Exception
 
@@ -89,16 +90,36 @@ async def test_no_more_batches_run_at_once_than_there_are_workers() -> None:
     assert oven.most == 2
 
 
-async def test_a_full_stage_makes_its_callers_wait() -> None:
+async def test_the_most_urgent_caller_is_next_whoever_came_before() -> None:
     oven = Oven()
-    async with Stage("s", oven.bake, queue_size=2) as stage:
-        asked = ask(stage, *range(6))
+    async with Stage("s", oven.bake, max_batch=2) as stage:
+        first = ask(stage, 0)
+        await oven.began.wait()
+        asked = []
+        for item, urgency in ((1, 500), (2, 500), (3, 400), (4, 500), (5, 300)):
+            token = URGENCY.set(urgency)
+            asked += ask(stage, item)
+            URGENCY.reset(token)
         await turns()
-
-        assert stage.depth == 2
-
         oven.go.set()
-        assert await asyncio.gather(*asked) == [0, 2, 4, 6, 8, 10]
+        await asyncio.gather(*first, *asked)
+
+    assert oven.batches == [[0], [5, 3], [1, 2], [4]]
+
+
+async def test_a_caller_outside_of_any_job_goes_first() -> None:
+    oven = Oven()
+    async with Stage("s", oven.bake) as stage:
+        token = URGENCY.set(1)
+        asked = ask(stage, 0, 1)
+        URGENCY.reset(token)
+        await oven.began.wait()
+        asked += ask(stage, 2)
+        await turns()
+        oven.go.set()
+        await asyncio.gather(*asked)
+
+    assert oven.batches == [[0], [2], [1]]
 
 
 async def test_outcomes_go_to_those_they_belong_to() -> None:
@@ -194,27 +215,10 @@ async def test_a_batch_runs_on_without_a_caller_that_left() -> None:
     assert oven.batches == [[0], [1, 2]]
 
 
-async def test_a_caller_that_left_while_the_stage_was_full_takes_no_room() -> None:
-    oven = Oven()
-    async with Stage("s", oven.bake, queue_size=1) as stage:
-        asked = ask(stage, 0, 1, 2)
-        await turns()
-        asked[2].cancel()
-        oven.go.set()
-        await asyncio.gather(*asked[:2])
-        await turns()
-
-        assert stage.depth == 0
-
-    assert oven.batches == [[0], [1]]
-
-
 async def test_closing_tells_everyone_who_waits() -> None:
     oven = Oven()
-    # Of two that waited for room, only the first was woken: the other waited for ever.
-    stage: Stage[int, int] = Stage("s", oven.bake, queue_size=1)
+    stage: Stage[int, int] = Stage("s", oven.bake)
     async with stage:
-        # One runs, one waits in the queue, two wait for room in it.
         asked = ask(stage, 0, 1, 2, 3)
         await turns()
 
