@@ -28,7 +28,7 @@ python := $(venv)/bin/python
 installed := $(venv)/.inferd-$(flavour)
 installed_dev := $(venv)/.inferd-dev
 
-.PHONY: help setup setup-dev mosquitto demo run token test crash faults fuzz audit mutants check lint types imports schemas lock clean
+.PHONY: help setup setup-dev mosquitto demo run token test crash faults fuzz audit mutants bench check lint types imports schemas lock clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -58,6 +58,9 @@ mutants: setup-dev mosquitto ## N=10000 mutated pictures through the daemon besi
 
 fuzz: setup-dev mosquitto ## N=10000 hostile messages and calls at MQTT and REST
 	@INFERD_TEST_FUZZ=$(or $(N),10000) $(python) -m pytest --timeout 3600 tests/fuzz $(ARGS)
+
+bench: setup-dev mosquitto ## measure, as ratios: a table, and JSON in bench-output (ARGS='--only clip')
+	@$(python) -m bench $(ARGS)
 
 audit: setup-dev ## known vulnerabilities of what is pinned; needs the network
 	@requirements/audit.sh $(venv)

@@ -76,7 +76,7 @@ class Side:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """Ours against theirs; what could not be measured here has no sides, and a note that says so."""
+    """Ours against theirs; no sides where it could not be measured, and a note that says so."""
 
     section: str
     name: str
@@ -104,6 +104,16 @@ class Row:
         if not all(other):
             return None
         return float(np.median(np.divide(good, other)))
+
+    @classmethod
+    def from_json(cls, told: dict[str, Any]) -> "Row":
+        """Return the row that `as_json` told; what is computed is computed again."""
+        ours, theirs = (
+            Side.of(told[name]["what"], told[name]["figures"]) if told[name] else None
+            for name in ("ours", "theirs")
+        )
+        plain = {name: told[name] for name in ("section", "name", "unit", "better", "note")}
+        return cls(ours=ours, theirs=theirs, **plain)
 
     def as_json(self) -> dict[str, Any]:
         """Return all of it for a machine."""
