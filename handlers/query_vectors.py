@@ -88,7 +88,7 @@ async def of_picture(images: ImageParts, data: bytes, content_type: str | None) 
         PermanentError: it is no picture, or a larger one than is allowed.
         RetryableError: a model fails.
     """
-    picture = await _read(images.handler.read(data, content_type))
+    picture = await read(images.handler.read(data, content_type))
     return QueryVector(*await images.runner.infer_and_tell(picture.pixels), {"kind": "picture"})
 
 
@@ -131,12 +131,12 @@ async def _find_faces(
     parts: FaceParts, data: bytes, content_type: str | None
 ) -> tuple[list[Face], list[Pixels]]:
     async with parts.pictures:
-        pixels = await _read(parts.handler.read(data, content_type))
+        pixels = await read(parts.handler.read(data, content_type))
         faces, crops, _ = await parts.handler.find_faces(pixels)
     return faces, crops
 
 
-async def _read(reading: Awaitable[T]) -> T:
+async def read(reading: Awaitable[T]) -> T:
     """Read a picture; what a job would try again is the picture's fault where it is asked once."""
     try:
         return await reading

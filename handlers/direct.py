@@ -1,0 +1,169 @@
+"""DirectVectors: vectors of texts and pictures, and faces, for somebody who waits; nothing is kept.
+
+On the way of a search: the models, decoders and limits of the jobs, but ahead of their backlog,
+since whatever waits in a stage without a job is first there (daemon/urgency.py).
+"""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from daemon.errors import InvalidRequestError, NotFoundError
+from daemon.settings import FacesSettings
+from handlers import query_vectors
+from handlers.face_batches import chunks
+from handlers.face_embedding import FACES_AT_ONCE
+from handlers.faces import Face
+from handlers.inference import Pixels, Provenance, Vector
+from handlers.query_vectors import FaceParts, ImageParts
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TextVector:
+    """A text as CLIP sees it."""
+
+    vector: Vector
+    """float32 [dim] of length 1."""
+    tokens: int
+    """How many the model read, start and end included."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PictureVector:
+    """A picture as CLIP sees it."""
+
+    vector: Vector
+    """float32 [dim] of length 1."""
+    width: int
+    """Pixels of the upright picture."""
+    height: int
+    """Pixels of the upright picture."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FacesFound:
+    """The faces of a picture."""
+
+    faces: Sequence[Face]
+    """In pixels of the upright picture, as face_detection orders them."""
+    vectors: Sequence[Vector]
+    """One float32 [512] of length 1 for each face; none where none was asked for."""
+    width: int
+    """Pixels of the upright picture."""
+    height: int
+    """Pixels of the upright picture."""
+
+
+class DirectVectors:
+    """Answers at once what the compatible doors ask.
+
+    Every method that embeds raises:
+        NotFoundError: code not_configured; the task type whose model it needs does not run here.
+        PermanentError: the text or the picture is at fault; the codes are those of a job.
+        RetryableError: a model cannot be loaded or fails.
+    """
+
+    def __init__(
+        self,
+        faces_settings: FacesSettings | None = None,
+        *,
+        images: ImageParts | None = None,
+        faces: FaceParts | None = None,
+    ) -> None:
+        """Take the parts of searches; None where the task type does not run here."""
+        self._images = images
+        self._faces = faces
+        self._settings = faces_settings or FacesSettings()
+
+    async def clip_name(self) -> str:
+        """Return what the CLIP that runs is called: its architecture, two underscores, its weights.
+
+        The weights are `openai`, the stem of a file's name, or UNTRAINED. Loads the model where it
+        is not loaded: only then it is known for certain.
+        """
+        return name_of(await query_vectors.loaded(self._pictures().runner))
+
+    @property
+    def detector_name(self) -> str:
+        """What the detector is called: its pack, or the stem of its file's name."""
+        detector = self._settings.detector
+        return self._settings.pack if detector is None else detector.stem
+
+    @property
+    def recogniser_name(self) -> str:
+        """What the recogniser is called: its pack, the stem of its file's name, or untrained."""
+        recogniser = self._settings.recogniser
+        return Path(recogniser).stem if recogniser else self._settings.pack
+
+    async def embed_text(self, text: str) -> TextVector:
+        """Return the vector of a text, cut where the model's context ends."""
+        images = self._pictures()
+        query = await query_vectors.of_text(images, text)
+        tokens = await asyncio.to_thread(images.tokenise, text)
+        return TextVector(query.vector, int(np.count_nonzero(tokens.ids)))
+
+    async def embed_picture(self, data: bytes) -> PictureVector:
+        """Return the vector of a picture file."""
+        images = self._pictures()
+        picture = await query_vectors.read(images.handler.read(data, None))
+        vector = await images.runner.infer(picture.pixels)
+        return PictureVector(vector, picture.width, picture.height)
+
+    async def find_faces(
+        self, data: bytes, *, min_score: float, with_vectors: bool = True
+    ) -> FacesFound:
+        """Return the faces of a picture file.
+
+        Args:
+            data: the file.
+            min_score: the least confidence of a face.
+            with_vectors: whether the faces are embedded as well.
+
+        Raises:
+            InvalidRequestError: `min_score` is below what the detector was told to leave out.
+        """
+        if self._faces is None:
+            raise not_configured("face_embedding")
+        if min_score < self._settings.threshold:
+            raise InvalidRequestError(
+                f"a least score of {min_score:g} is below INFERD_FACES__THRESHOLD"
+                f" ({self._settings.threshold:g}): set that lower",
+                field="minScore",
+            )
+        parts = self._faces
+        async with parts.pictures:
+            pixels = await query_vectors.read(parts.handler.read(data, None))
+            faces, crops, _ = await parts.handler.find_faces(pixels)
+            height, width = pixels.shape[:2]
+            del pixels
+        sure = [index for index, face in enumerate(faces) if face.confidence >= min_score]
+        vectors = await _embed(parts, [crops[index] for index in sure]) if with_vectors else []
+        return FacesFound([faces[index] for index in sure], vectors, width, height)
+
+    def _pictures(self) -> ImageParts:
+        if self._images is None:
+            raise not_configured("image_embedding")
+        return self._images
+
+
+def name_of(ran: Provenance) -> str:
+    """Return the name of a CLIP by which clients ask for it, such as ViT-B-32-quickgelu__openai."""
+    weights = ran.weights if ran.weights == "openai" else Path(ran.weights).stem
+    return f"{ran.model}__{weights}"
+
+
+def not_configured(task_type: str) -> NotFoundError:
+    """Return the error of asking for what a task type that does not run here would do."""
+    return NotFoundError(
+        f"{task_type} does not run here (INFERD_WORKER__TASK_TYPES)", code="not_configured"
+    )
+
+
+async def _embed(parts: FaceParts, crops: Sequence[Pixels]) -> list[Vector]:
+    found: list[Vector] = []
+    for chunk in chunks(crops, FACES_AT_ONCE):
+        found += await asyncio.gather(*(parts.runner.infer(crop) for crop in chunk))
+    return found
