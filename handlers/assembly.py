@@ -13,6 +13,7 @@ from daemon.settings import Settings
 from handlers.claims import StoreClaim
 from handlers.decoders import Decoders
 from handlers.device import ModelRunner
+from handlers.direct import DirectVectors
 from handlers.engine_choice import make_engine
 from handlers.face_batches import GPU_BATCH
 from handlers.face_detection import FaceDetectionHandler, FaceDetectionInference
@@ -36,6 +37,9 @@ log = logging.getLogger(__name__)
 Handler: TypeAlias = ImageEmbeddingHandler | FaceDetectionHandler | FaceEmbeddingHandler
 Check: TypeAlias = Callable[[], Awaitable[JsonObject]]
 
+URGENT_PICTURES = 2
+"""Decoded at a time to find faces for somebody who waits, beside those of jobs."""
+
 
 @dataclass
 class HandlerSet:
@@ -48,6 +52,8 @@ class HandlerSet:
     on_demand: set[str] = field(default_factory=set)
     """Names of models that no job needs: loaded at the first search that does."""
     search: Search = field(default_factory=Search)
+    direct: DirectVectors = field(default_factory=DirectVectors)
+    """What the compatible doors ask."""
     stores: dict[TaskType, VectorStore] = field(default_factory=dict)
     checks: dict[str, tuple[Check, bool]] = field(default_factory=dict)
     """Health checks by name, and whether the daemon is unready where they fail."""
@@ -137,6 +143,8 @@ class _Builder:
         self._faces: FaceParts | None = None
         # Decoded pictures are large: only as many as are decoded, inferred and aligned at once.
         self._pictures = asyncio.Semaphore(settings.images.decoders + 2)
+        # Of searches and of the doors: somebody waits, and must not stand behind jobs' pictures.
+        self._asked = asyncio.Semaphore(URGENT_PICTURES)
         # Where a batch gains nothing the models themselves take less.
         self._face_batch = settings.faces.batch_size or GPU_BATCH
         self.set = HandlerSet()
@@ -160,6 +168,9 @@ class _Builder:
         if self.set.stores:
             self.set.checks["vectors"] = self._check_vectors, True
         self.set.search = Search(images=self._images, faces=self._faces)
+        self.set.direct = DirectVectors(
+            self._settings.faces, images=self._images, faces=self._faces
+        )
         return self.set
 
     async def _open_image_embedding(self) -> None:
@@ -213,7 +224,7 @@ class _Builder:
         await self._bind(handler.claim)
         self.set.handlers.append(handler)
         self._faces = FaceParts(
-            handler=handler, runner=recogniser, store=store, pictures=self._pictures
+            handler=handler, runner=recogniser, store=store, pictures=self._asked
         )
 
     async def _shared_detector(self) -> ModelRunner[list[Face]]:
