@@ -1,17 +1,32 @@
 """Writes what clients must hear of to the outbox, inside the transaction that caused it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TypeAlias
 
 from daemon import statements as sql
-from daemon.database import Connection
+from daemon.database import Connection, Database
 from daemon.events import Event, Message, job_messages, terminal_messages
 from daemon.jobs import Clock, Job, dump_json
+
+Listener: TypeAlias = Callable[[Sequence[Message]], None]
+"""Hears at once what is committed; must neither raise nor wait."""
 
 
 class Announcer:
     """Speaks for one daemon: `owner` relays the messages, `worker_id` stands in them."""
 
-    def __init__(self, *, owner: str, worker_id: str, clock: Clock) -> None:
+    def __init__(
+        self,
+        database: Database,
+        *,
+        owner: str,
+        worker_id: str,
+        clock: Clock,
+        listener: Listener | None = None,
+    ) -> None:
+        self._database = database
+        self._listener = listener
         self.worker_id = worker_id
         self._owner = owner
         self._clock = clock
@@ -29,3 +44,5 @@ class Announcer:
         if messages:
             rows = [[each.topic, each.payload, each.correlation_data] for each in messages]
             await connection.execute(sql.ANNOUNCE, (self._owner, self._clock(), dump_json(rows)))
+            if self._listener is not None:
+                self._database.after_commit(partial(self._listener, messages))

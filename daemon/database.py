@@ -79,6 +79,7 @@ class Database:
         self._door = asyncio.Lock()
         self._is_durable = False
         self._failure: StorageError | None = None
+        self._afterwards: list[Callable[[], None]] = []
         self._running: set[asyncio.Task[Any]] = set()
 
     async def __aenter__(self) -> Self:
@@ -143,6 +144,13 @@ class Database:
         task.add_done_callback(self._ended)
         return await asyncio.shield(task)
 
+    def after_commit(self, tell: Callable[[], None]) -> None:
+        """Call this, which must not raise, once the transaction that runs is committed; else never.
+
+        To be called from within `work` only.
+        """
+        self._afterwards.append(tell)
+
     async def check(self) -> None:
         """Return if the file can be written, as far as is known; asked only after a failure.
 
@@ -178,6 +186,7 @@ class Database:
         async with self._door:
             if self._writer is None:
                 raise StorageError("the queue is closed")
+            self._afterwards.clear()
             try:
                 if durable is not self._is_durable:
                     # Legal only outside a transaction. In WAL, FULL also syncs earlier commits.
@@ -196,6 +205,8 @@ class Database:
             if durable:
                 # Others may have had nothing to write, which always goes well.
                 self._failure = None
+            for tell in self._afterwards:
+                tell()
             return done
 
 

@@ -13,7 +13,7 @@ from typing import Any, Self, TypeVar
 
 from daemon import statements as sql
 from daemon.admission import Accepted, Admission, Outcome, Submission
-from daemon.announcer import Announcer
+from daemon.announcer import Announcer, Listener
 from daemon.bell import Bell
 from daemon.database import Connection, Database
 from daemon.errors import ConflictError, JobNotFoundError, LeaseLostError, StorageError
@@ -46,7 +46,8 @@ class JobQueue(JobReader):
     """The verbs; a context manager, since commits are gathered by background tasks.
 
     Attributes:
-        job_ready: rings when a job may be leased.
+        ready: by task type, rings when a job may be leased.
+        suspect_ready: rings when a job may be leased by `lease_suspect`.
         message_ready: rings when the outbox has something new.
         pauses: which task types are not leased for now.
     """
@@ -60,16 +61,20 @@ class JobQueue(JobReader):
         worker: str,
         worker_id: str,
         metrics: Metrics | None = None,
+        listener: Listener | None = None,
     ) -> None:
         super().__init__(database, clock)
         self._settings = settings
         self._metrics = metrics or Metrics()
         self._worker = worker
-        self._announcer = Announcer(owner=worker, worker_id=worker_id, clock=clock)
+        self._announcer = Announcer(
+            database, owner=worker, worker_id=worker_id, clock=clock, listener=listener
+        )
         self._admission = Admission(settings, self._announcer)
-        self.job_ready = Bell()
+        self.ready = {task_type: Bell() for task_type in TaskType}
+        self.suspect_ready = Bell()
         self.message_ready = Bell()
-        self.pauses = Pauses(database, clock, job_ready=self.job_ready)
+        self.pauses = Pauses(database, clock, resumed=self._wake)
         self._intake: Stage[Submission | Message, Outcome | None] = Stage(
             "enqueue", self._enqueue_batch, max_batch=ENQUEUE_BATCH
         )
@@ -154,8 +159,8 @@ class JobQueue(JobReader):
         outcomes = await self._database.write(work, durable=True)
         self._count_outcomes(items, outcomes)
         self.message_ready.ring()
-        if any(isinstance(outcome, Accepted) for outcome in outcomes):
-            self.job_ready.ring()
+        for task_type in {each.job.task_type for each in outcomes if isinstance(each, Accepted)}:
+            self.ready[task_type].ring()
         return outcomes
 
     def _count_outcomes(
@@ -201,7 +206,10 @@ class JobQueue(JobReader):
     ) -> list[Lease]:
         async def work(connection: Connection) -> list[Lease]:
             now = self._clock()
-            await connection.execute(sql.PROMOTE, (now,))
+            promoted = (await connection.execute(sql.PROMOTE, (now,))).rowcount
+            if promoted:
+                # Of any task type, perhaps suspects.
+                self._database.after_commit(self._wake)
             until = now + int(seconds * 1000)
             rows = list(
                 await connection.execute_fetchall(
@@ -210,7 +218,7 @@ class JobQueue(JobReader):
             )
             # RETURNING has no order of its own.
             rows.sort(key=lambda row: (row["rank"], row["id"]))
-            leases = [Lease(job_from_row(row), row["fence"]) for row in rows]
+            leases = [Lease(job_from_row(row), row["fence"], row["rank"]) for row in rows]
             messages: list[Message] = []
             for lease in leases:
                 messages += self._announcer.happened(Event.STARTED, lease.job, now)
@@ -414,7 +422,7 @@ class JobQueue(JobReader):
             return mended + cursor.rowcount
 
         if await self._database.write(work):
-            self.job_ready.ring()
+            self._wake()
             self.message_ready.ring()
 
     async def adopt_orphans(self, is_alive: Callable[[str], bool]) -> None:
@@ -486,7 +494,7 @@ class JobQueue(JobReader):
             job_id,
             lambda job, now: self._announcer.happened(Event.ACCEPTED, job, now, duplicate=False),
         )
-        self.job_ready.ring()
+        self.ready[job.task_type].ring()
         return job
 
     async def forget(self, job_id: str) -> None:
@@ -601,14 +609,22 @@ class JobQueue(JobReader):
 
     # -- shared ----------------------------------------------------------------------------------
 
+    def _wake(self) -> None:
+        """Let all look for jobs."""
+        for bell in (*self.ready.values(), self.suspect_ready):
+            bell.ring()
+
     def _have_moved(self, jobs: Iterable[Job]) -> None:
         """Count the ends among jobs that left `processing`, and wake who waits for them."""
         jobs = list(jobs)
         for job in jobs:
             if job.status.is_terminal:
                 self._metrics.job_ended(job)
-        if any(job.status is JobState.PENDING for job in jobs):
-            self.job_ready.ring()
+        waiting = [job for job in jobs if job.status is JobState.PENDING]
+        for task_type in {job.task_type for job in waiting}:
+            self.ready[task_type].ring()
+        if any(job.lost for job in waiting):
+            self.suspect_ready.ring()
         if any(job.status.is_terminal for job in jobs):
             self.message_ready.ring()
 

@@ -42,6 +42,12 @@ def job_event(job_id: str, event: str) -> str:
     return f"{ROOT}/job/{job_id}/{event}"
 
 
+def event_of(topic: str) -> str | None:
+    """Return the event of a topic that `job_event` built, or None for any other topic."""
+    job_id, _, event = topic.removeprefix(f"{ROOT}/job/").partition("/")
+    return event if topic.startswith(f"{ROOT}/job/") and is_job_id(job_id) else None
+
+
 def dead_letter(task_type: str) -> str:
     """Return the topic for requests that have no usable job_id to answer to."""
     return f"{ROOT}/rejected/{task_type if _WORD.fullmatch(task_type) else 'unknown'}"

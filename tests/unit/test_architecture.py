@@ -41,7 +41,7 @@ LAYERS = (
     {"daemon.wire.job"},
     {"daemon.wire.results"},
     {"daemon.wire"},
-    {"daemon.progress", "daemon.worker_topics", "daemon.pause_watch"},
+    {"daemon.progress", "daemon.worker_topics", "daemon.pause_watch", "daemon.live"},
     {"daemon.job_queue"},
     {"daemon.admission", "daemon.settlement", "daemon.job_reader", "daemon.pauses"},
     {"daemon.announcer", "daemon.job_rows", "daemon.schema"},
@@ -101,7 +101,12 @@ VENDORS = {
     "onnx": {"handlers.onnx_vendors", "bench.face_models"},
     "cv2": {"handlers.face_pixels"},
     "skimage": {"handlers.cascade"},
-    "qdrant_edge": {"handlers.qdrant_edge"},
+    "qdrant_edge": {
+        "handlers.edge_process",
+        "handlers.edge_shard",
+        "handlers.edge_vendor",
+        "handlers.qdrant_edge",
+    },
     "qdrant_client": {
         "handlers.qdrant_local",
         "handlers.qdrant_server",
@@ -119,6 +124,7 @@ VENDORS = {
         "daemon.migration",
         "daemon.schema",
         "daemon.doctor.queue_file",
+        "demos.client.journal",
         "bench.memory",
     },
 }
