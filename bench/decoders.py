@@ -73,7 +73,7 @@ async def threads(settings: Settings, side: int) -> AsyncIterator[Way]:
     def read_upright(data: bytes) -> Pixels:
         return decode(data, limits).pixels()
 
-    with ThreadPoolExecutor(settings.images.decoders) as executor:
+    with ThreadPoolExecutor(settings.images.decoder_count) as executor:
         yield Way(
             lambda data: loop.run_in_executor(executor, read_square, data),
             lambda data: loop.run_in_executor(executor, read_upright, data),
@@ -160,7 +160,7 @@ async def compare(settings: Settings, *, count: int, rounds: int) -> bool:
                     )
                 )
     show(
-        f"CPU milliseconds a picture, and pictures a second: {settings.images.decoders} decoders,"
+        f"CPU milliseconds a picture, and pictures a second: {settings.images.decoder_count} decoders,"
         f" {IN_FLIGHT} in flight",
         ("what is made of pictures", "threads", "processes", "threads/s", "processes/s", "cost"),
         rows,

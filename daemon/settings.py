@@ -24,6 +24,7 @@ from pydantic import (
     model_validator,
 )
 
+from daemon.cores import usable_cores
 from daemon.errors import ConfigError
 from daemon.redaction import without_password
 
@@ -90,6 +91,17 @@ def _queue_url(value: str) -> str:
 def _path_template(value: str) -> str:
     if not value.startswith("/") or value.count("{id}") != 1:
         raise ValueError("must start with / and contain {id} once")
+    return value
+
+
+def _pairs(value: str) -> list[tuple[str, str]]:
+    pairs = [each.partition("=") for each in value.split(",") if each.strip()]
+    return [(asked.strip(), running.strip()) for asked, _, running in pairs]
+
+
+def _aliases(value: str) -> str:
+    if not all(asked and running for asked, running in _pairs(value)):
+        raise ValueError("must be asked=running, and more such pairs after commas")
     return value
 
 
@@ -215,6 +227,28 @@ class HttpSettings(_Group):
     max_body_bytes: int = Field(1_048_576, ge=1024, description="larger bodies get 413")
 
 
+class DoorsSettings(_Group):
+    """Doors in the shape of other products."""
+
+    immich: bool = Field(
+        False, description="answer as immich-machine-learning does; asks nobody for a token"
+    )
+    immich_host: str = Field("127.0.0.1", description="address that door listens on")
+    immich_port: int = Field(3003, ge=0, le=65535, description="its port; 0 picks a free one")
+    aliases: Annotated[str, AfterValidator(_aliases)] = Field(
+        "ViT-B-32__openai=ViT-B-32-quickgelu__openai",
+        description="comma-separated asked=running: names that mean the model that runs",
+    )
+
+    @property
+    def running_by_asked(self) -> dict[str, list[str]]:
+        """By the name that a client asks for, the names of what may run then."""
+        found: dict[str, list[str]] = {}
+        for asked, running in _pairs(self.aliases):
+            found.setdefault(asked, []).append(running)
+        return found
+
+
 class ClientSettings(_Group):
     """What the commands that ask a running daemon need beyond its own settings."""
 
@@ -234,6 +268,12 @@ class ClipSettings(_Group):
         description="openai, a path, or untrained (random; demos and tests only)",
     )
     batch_size: int = Field(8, ge=1, le=1024, description="most pictures in one forward pass")
+    passes: int = Field(
+        0,
+        ge=0,
+        le=256,
+        description="forward passes at a time on a CPU, sharing its cores; 0: measured at the load",
+    )
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto",
         description="bf16: half the bits, cosine 0.9999; auto: the faster, measured at the load",
@@ -246,7 +286,7 @@ class FacesSettings(_Group):
     pack: str = Field(
         "buffalo_l",
         pattern=r"^[A-Za-z0-9_.-]+$",
-        description="InsightFace pack, or cascade (no weights needed)",
+        description="InsightFace pack, yunet, or cascade (no weights needed)",
     )
     detector: Path | None = Field(None, description="an ONNX detector instead of the pack's")
     recogniser: str = Field(
@@ -269,7 +309,10 @@ class ImageSettings(_Group):
         "#ffffff", pattern=r"^#[0-9a-fA-F]{6}$", description="behind transparent pixels"
     )
     decoders: int = Field(
-        2, ge=1, le=256, description="pictures decoded at a time, each in a process of its own"
+        0,
+        ge=0,
+        le=256,
+        description="pictures decoded at a time, each in a process of its own; 0: one a core",
     )
     decode_seconds: float = Field(
         60, ge=0, description="longest decoding of one picture; 0 = no limit"
@@ -281,6 +324,16 @@ class ImageSettings(_Group):
         "fast", description="fast: large JPEGs at a smaller scale for CLIP; exact: every pixel"
     )
 
+    @property
+    def decoder_count(self) -> int:
+        """How many pictures are decoded at a time."""
+        return self.decoders or usable_cores()
+
+
+IN_FLIGHT_A_CORE = 16
+"""Two batches of the model: one that runs, and one that is fetched and decoded meanwhile."""
+LEAST_IN_FLIGHT = 32
+
 
 class WorkerSettings(_Group):
     """How many jobs run and how they end."""
@@ -289,7 +342,9 @@ class WorkerSettings(_Group):
         "image_embedding,face_detection,face_embedding",
         description="comma-separated task types this daemon works on",
     )
-    max_in_flight: int = Field(32, ge=1, le=4096, description="leased jobs per task type")
+    max_in_flight: int = Field(
+        0, ge=0, le=4096, description="leased jobs per task type; 0: 16 a core, at least 32"
+    )
     poll_seconds: float = Field(1, gt=0, description="safety net behind wake-ups")
     job_timeout_seconds: float = Field(300, gt=0, description="longest run of one attempt")
     stall_seconds: float = Field(
@@ -301,6 +356,11 @@ class WorkerSettings(_Group):
     shutdown_grace_seconds: float = Field(
         10, ge=0, description="time for running jobs at SIGTERM before they are given back"
     )
+
+    @property
+    def in_flight(self) -> int:
+        """How many jobs of a task type are leased at a time."""
+        return self.max_in_flight or max(LEAST_IN_FLIGHT, IN_FLIGHT_A_CORE * usable_cores())
 
 
 class LogSettings(_Group):
@@ -352,6 +412,7 @@ class Settings(_Group):
     queue: QueueSettings = Field(default_factory=QueueSettings)
     qdrant: QdrantSettings = Field(default_factory=QdrantSettings)
     http: HttpSettings = Field(default_factory=HttpSettings)
+    doors: DoorsSettings = Field(default_factory=DoorsSettings)
     client: ClientSettings = Field(default_factory=ClientSettings)
     clip: ClipSettings = Field(default_factory=ClipSettings)
     faces: FacesSettings = Field(default_factory=FacesSettings)

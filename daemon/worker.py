@@ -1,7 +1,9 @@
 """Leases jobs, runs their handlers, and settles them; gives back what it cannot finish.
 
-Task types run side by side. A job whose process died while it held it is run alone, with
-nothing else in flight, so that a picture which kills the process takes nobody with it.
+Task types run side by side. A job that is more urgent than what runs begins at once, a little
+beyond the limit (daemon/room.py), and is first wherever jobs wait for one another. A job whose
+process died while it held it is run alone, with nothing else in flight, so that a picture which
+kills the process takes nobody with it.
 """
 
 import asyncio
@@ -11,7 +13,7 @@ from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping,
 from typing import Any, Protocol
 
 from daemon import retry
-from daemon.bell import Bell
+from daemon.bell import Bell, wait_any
 from daemon.clock_steps import ClockSteps
 from daemon.errors import (
     DependencyDownError,
@@ -24,7 +26,9 @@ from daemon.identity import is_alive, is_dead
 from daemon.job_queue import JobQueue
 from daemon.jobs import Clock, Job, JsonObject, Lease, TaskType, dump_result
 from daemon.logs import about
+from daemon.room import Room
 from daemon.settings import QueueSettings, WorkerSettings
+from daemon.urgency import URGENCY
 
 log = logging.getLogger(__name__)
 
@@ -34,10 +38,10 @@ Report = Callable[[str], None]
 SYNC_BATCH = 8
 RECLAIMS_PER_LEASE = 3
 """How often, within one lease time, leases that ran out are looked for and ours are renewed."""
-LEASES_PER_FILL = 4
-"""Leases are taken when this part of the room is free: few statements, big batches."""
 HOLD_SECONDS = 2.0
 """Wait before a dependency that was found away is tried again."""
+LEAST_WAIT_SECONDS = 0.001
+"""Wait for a moment that has come: clocks count whole milliseconds."""
 PRUNE_SECONDS = 60.0
 STORE_AGAIN_SECONDS = 1.0
 """Wait before an outcome that could not be stored is stored again."""
@@ -110,9 +114,10 @@ class Worker:
         self._jobs = _Nursery()
         self._gate = asyncio.Lock()
         self._taking = asyncio.Lock()
-        self._room = Bell()
+        self._rooms = {each: Room(settings.in_flight) for each in self._handlers}
         self._away: set[TaskType] = set()
         self._stopping = asyncio.Event()
+        self._stopped = Bell()
 
     @property
     def in_flight(self) -> int:
@@ -139,8 +144,7 @@ class Worker:
         if grace_seconds is None:
             grace_seconds = self._settings.shutdown_grace_seconds
         self._stopping.set()
-        self._queue.job_ready.ring()
-        self._room.ring()
+        self._stopped.ring()
         async with self._taking:
             # A lease that was under way when we stopped has begun by now, and is waited for too.
             pass
@@ -171,27 +175,59 @@ class Worker:
     # -- leasing -------------------------------------------------------------------------------
 
     async def _lease_loop(self, task_type: TaskType) -> None:
-        most = self._settings.max_in_flight
-        enough = max(1, most // LEASES_PER_FILL)
+        room, ready = self._rooms[task_type], self._queue.ready[task_type]
+        looked: int | None = None
         while not self._stopping.is_set():
-            heard, room = self._queue.job_ready.rings, self._room.rings
-            free = most - self._count(task_type)
-            if free < enough:
-                await self._room.wait(room, timeout_seconds=self._settings.poll_seconds)
+            heard, freed = ready.rings, room.freed.rings
+            limit = room.free
+            if not limit and looked != heard and await self._is_urgent(task_type):
+                limit = 1
+            elif not limit:
+                await self._wait({ready: heard, room.freed: freed})
+                # After a wait for nothing others may have put something into the queue.
+                looked = heard if room.freed.rings > freed else None
                 continue
             if task_type in self._away:
                 # One job tries whether the dependency is back; the others keep their place.
                 await self._pause(HOLD_SECONDS)
-                free = 1
+                limit = 1
             async with self._gate:
                 # Started within the gate: a suspect sees them as in flight.
-                started = await self._take(task_type, free)
+                started = await self._take(task_type, limit)
             if task_type in self._away and started:
                 await asyncio.wait(started)
-            if not started:
-                await self._queue.job_ready.wait(heard, timeout_seconds=self._settings.poll_seconds)
+            if started is None or len(started) < limit:
+                # No more wait now. While there is room, an end of a job brings none either.
+                bells = {ready: heard} if room.free else {ready: heard, room.freed: freed}
+                await self._wait(bells, None if started is None else await self._next_moment())
 
-    async def _take(self, task_type: TaskType, limit: int) -> list[asyncio.Task[None]]:
+    async def _is_urgent(self, task_type: TaskType) -> bool:
+        """Whether the next job is too urgent to wait until there is room."""
+        if task_type in self._away:
+            return False
+        try:
+            rank = await self._queue.next_rank(task_type)
+        except StorageError as error:
+            log.warning("cannot look for urgent jobs: %s", error)
+            return False
+        return rank is not None and self._rooms[task_type].may_exceed(rank)
+
+    async def _next_moment(self) -> int | None:
+        try:
+            return await self._queue.next_moment()
+        except StorageError as error:
+            log.warning("cannot look for what waits for its moment: %s", error)
+            return None
+
+    async def _wait(self, heard: Mapping[Bell, int], until: int | None = None) -> None:
+        """Wait for a bell, a moment (epoch ms) or the stop; the poll is the safety net."""
+        seconds = self._settings.poll_seconds
+        if until is not None:
+            seconds = min(seconds, max(LEAST_WAIT_SECONDS, (until - self._clock()) / 1000))
+        await wait_any({**heard, self._stopped: 0}, timeout_seconds=seconds)
+
+    async def _take(self, task_type: TaskType, limit: int) -> list[asyncio.Task[None]] | None:
+        """Start up to `limit` jobs; return None where the queue cannot be written."""
         async with self._taking:
             if self._stopping.is_set():
                 return []
@@ -201,20 +237,20 @@ class Worker:
                 )
             except StorageError as error:
                 log.warning("cannot lease: %s", error)
-                return []
+                return None
             return [self._start(lease) for lease in leases]
 
     async def _suspect_loop(self) -> None:
         task_types = list(self._handlers)
         while not self._stopping.is_set():
-            heard = self._queue.job_ready.rings
+            heard = self._queue.suspect_ready.rings
             try:
                 if await self._queue.has_suspect(task_types):
                     await self._run_suspect(task_types)
                     continue
             except StorageError as error:
                 log.warning("cannot look for jobs that lost their lease: %s", error)
-            await self._queue.job_ready.wait(heard, timeout_seconds=self._settings.poll_seconds)
+            await self._wait({self._queue.suspect_ready: heard})
 
     async def _run_suspect(self, task_types: Sequence[TaskType]) -> None:
         async with self._gate:
@@ -237,25 +273,26 @@ class Worker:
                 task = self._start(lease)
             await asyncio.wait([task])
 
-    def _count(self, task_type: TaskType) -> int:
-        return sum(lease.job.task_type is task_type for lease, _ in self._running.values())
-
     def _start(self, lease: Lease) -> asyncio.Task[None]:
         job_id = lease.job.job_id
         task = self._jobs.start(self._work(lease), name=f"job-{job_id}")
         self._running[job_id] = lease, task
-        task.add_done_callback(lambda task: self._ended(job_id, task))
+        self._rooms[lease.job.task_type].begin(job_id, lease.rank)
+        task.add_done_callback(lambda task: self._ended(lease, task))
         return task
 
-    def _ended(self, job_id: str, task: asyncio.Task[None]) -> None:
+    def _ended(self, lease: Lease, task: asyncio.Task[None]) -> None:
+        job_id = lease.job.job_id
         if self._running.get(job_id, (None, None))[1] is task:
             del self._running[job_id]
             self._cancelled.discard(job_id)
-        self._room.ring()
+            self._rooms[lease.job.task_type].end(job_id)
 
     # -- one job -------------------------------------------------------------------------------
 
     async def _work(self, lease: Lease) -> None:
+        # This task's own, for as long as it lasts.
+        URGENCY.set(lease.rank)
         with about(lease.job):
             await self._carry_out(lease)
 

@@ -142,7 +142,7 @@ class _Builder:
         self._images: ImageParts | None = None
         self._faces: FaceParts | None = None
         # Decoded pictures are large: only as many as are decoded, inferred and aligned at once.
-        self._pictures = asyncio.Semaphore(settings.images.decoders + 2)
+        self._pictures = asyncio.Semaphore(settings.images.decoder_count + 2)
         # Of searches and of the doors: somebody waits, and must not stand behind jobs' pictures.
         self._asked = asyncio.Semaphore(URGENT_PICTURES)
         # Where a batch gains nothing the models themselves take less.
@@ -175,7 +175,7 @@ class _Builder:
 
     async def _open_image_embedding(self) -> None:
         inference = ImageEmbeddingInference(settings=self._settings)
-        runner = await self._runner("clip", inference, max_batch=self._settings.clip.batch_size)
+        runner = await self._runner("clip", inference, max_batch=self._settings.worker.in_flight)
         store = QdrantImageStore(engine=self._engine)
         self._store(TaskType.IMAGE_EMBEDDING, store)
         handler = ImageEmbeddingHandler(

@@ -18,9 +18,10 @@ from daemon.errors import ConfigError, RetryableError
 from handlers.clip_arithmetic import Arithmetic
 from handlers.clip_catalog import architecture, find_weights
 from handlers.clip_checkpoint import read_model
+from handlers.clip_passes import Passes, best_passes
 from handlers.clip_precision import EXACT
 from handlers.clip_vendors import choose_device, device_name, load_vendors
-from handlers.inference import Provenance, Vector
+from handlers.inference import Batch, Provenance, Vector
 from handlers.memory import memory_watched, trim
 from handlers.weights import sha256
 
@@ -56,6 +57,8 @@ class ClipTower(ABC):
         offline: bool = False,
         precision: str = EXACT,
         batch_size: int = 1,
+        passes: int = 1,
+        most_passes: int = 1,
     ) -> None:
         """Take what to load; nothing is read yet.
 
@@ -67,7 +70,9 @@ class ClipTower(ABC):
             require_gpu: fail rather than run on the CPU.
             offline: fail rather than download.
             precision: fp32, bf16, or auto: whichever a calibration at the load finds best.
-            batch_size: of a full pass, to calibrate with.
+            batch_size: of a full pass.
+            passes: at a time, on a CPU; 0: a calibration at the load finds how many.
+            most_passes: what that may find, at most.
         """
         self.model = model
         self._weights = weights
@@ -82,6 +87,10 @@ class ClipTower(ABC):
         self._module: torch.nn.Module | None = None
         self._provenance: Provenance | None = None
         self._arithmetic = Arithmetic(f"the {self.tower} tower of {model}", precision, batch_size)
+        self._asked_passes = passes
+        self._most_passes = most_passes
+        self._found_passes = 0
+        self._passes: Passes | None = None
 
     @property
     def is_untrained(self) -> bool:
@@ -127,6 +136,16 @@ class ClipTower(ABC):
     def is_loaded(self) -> bool:
         """Whether it may be run without loading."""
         return self._module is not None
+
+    @property
+    def batch(self) -> Batch | None:
+        """How many inputs keep it busy; known after `load`."""
+        passes = self._passes
+        if passes is None:
+            return None
+        if passes.count == 1:
+            return Batch(passes.size, "one pass, on all cores or on the GPU")
+        return Batch(passes.batch_size, f"{passes.count} passes of {passes.size} share the cores")
 
     def resolve(self) -> None:
         """Find the weights, downloading the published ones where they are absent.
@@ -198,6 +217,7 @@ class ClipTower(ABC):
         if self._module is None:
             return
         self._module = None
+        self._pass_by(None)
         self.free_memory()
         log.info("unloaded the %s tower of %s", self.tower, self.model)
 
@@ -264,7 +284,27 @@ class ClipTower(ABC):
             precision = self._arithmetic.settle(
                 module, device, lambda count: self._forward(module, samples[:count])
             )
+        self._pass_by(self._best_passes(module, samples))
         return ran_on, precision
+
+    def _best_passes(self, module: "torch.nn.Module", samples: "torch.Tensor") -> Passes:
+        torch, size = load_vendors().torch, self._arithmetic.batch_size
+        if samples.device.type != "cpu":
+            return Passes(torch, count=1, size=size)
+        count = self._asked_passes or self._found_passes
+        if count:
+            return Passes(torch, count=count, size=size)
+        best = best_passes(
+            torch, lambda part: self._forward(module, part), samples, most=self._most_passes
+        )
+        # A reload runs as the load did.
+        self._found_passes = best.count
+        return best
+
+    def _pass_by(self, passes: Passes | None) -> None:
+        if self._passes is not None:
+            self._passes.close()
+        self._passes = passes
 
     @abstractmethod
     def _take(self, model: Any) -> "torch.nn.Module":
@@ -297,13 +337,15 @@ class ClipTower(ABC):
             return self._vectors(batch)
 
     def _vectors(self, batch: NDArray[Any]) -> Vector:
-        if self._module is None:
+        module, passes = self._module, self._passes
+        if module is None or passes is None:
             raise RuntimeError("run before load()")
         torch = load_vendors().torch
         try:
             with torch.inference_mode():
                 given = self._upload(torch.from_numpy(batch))
-                features = torch.nn.functional.normalize(self._forward(self._module, given), dim=-1)
+                features = passes.run(lambda part: self._forward(module, part), given)
+                features = torch.nn.functional.normalize(features, dim=-1)
                 vectors: Vector = features.float().cpu().numpy()
         except RuntimeError as error:
             raise RetryableError(f"{self.model} failed: {error}", code="model_error") from error

@@ -35,7 +35,7 @@ class Decoders:
             settings: how many, what they may cost, and what is refused of pictures.
             command: the process that decodes, for tests of a bad one.
         """
-        count = settings.decoders
+        count = settings.decoder_count
         self._limits = Limits.from_settings(settings)
         self._executor = ThreadPoolExecutor(max_workers=count, thread_name_prefix="decoder")
         self._stage: Stage[Callable[[], Any], Any] = Stage("decode", self._run_one, workers=count)

@@ -14,7 +14,7 @@ from daemon.settings import Settings
 from handlers.clip import ClipModel, normalise, normalise_floats
 from handlers.clip_input import read
 from handlers.images import Limits
-from handlers.inference import ModelInference, Numbers, Vector, check_pixels
+from handlers.inference import Batch, ModelInference, Numbers, Vector, check_pixels
 from handlers.self_test import synthetic_picture
 
 
@@ -57,6 +57,9 @@ class ImageEmbeddingInference(ModelInference[Vector]):
             offline=settings.offline,
             precision=settings.clip.precision,
             batch_size=settings.clip.batch_size,
+            passes=settings.clip.passes,
+            # While one batch runs the next is made ready: both are in flight.
+            most_passes=settings.worker.in_flight // (2 * settings.clip.batch_size),
         )
         super().__init__(self._model)
         actual = (self._model.embedding_dim, self._model.input_size)
@@ -65,6 +68,11 @@ class ImageEmbeddingInference(ModelInference[Vector]):
                 f"{self._model.model} makes {actual[0]} numbers of {actual[1]} pixels; "
                 f"asked for {embedding_dim} of {tuple(input_size)}"
             )
+
+    @property
+    def batch(self) -> Batch | None:
+        """How many pictures keep the model busy; see MLInference."""
+        return self._model.batch
 
     def infer(self, buffer: NDArray[Any], label: str = "") -> Vector:
         """Return float32 [512] of length 1.

@@ -36,6 +36,7 @@ def settings(**values: Any) -> Settings:
         "INFERD_OFFLINE": "true",
         # The same on every machine; what auto finds is its own tests' business.
         "INFERD_CLIP__PRECISION": "fp32",
+        "INFERD_CLIP__PASSES": "1",
     }
     environ |= {f"INFERD_{name.upper()}": str(value) for name, value in values.items()}
     return Settings.from_env(environ)

@@ -1,11 +1,11 @@
 """The device: what was asked for, what torch and ONNX Runtime really use, what the CPU can do."""
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from daemon.cores import usable_cores
 from daemon.doctor import mends
 from daemon.doctor.facts import Facts
 from daemon.doctor.findings import Finding, fail, ok, warn
@@ -38,7 +38,7 @@ class Seen:
 
 def look(facts: Facts) -> Iterator[Finding]:
     """Look at the device that models were asked to run on."""
-    yield ok(PART, cpu(_cores(), _cpu_flags()))
+    yield ok(PART, cpu(usable_cores(), _cpu_flags()))
     needs_torch = TaskType.IMAGE_EMBEDDING in facts.task_types
     if facts.is_quick or not needs_torch:
         why = "--quick" if facts.is_quick else "no task needs it"
@@ -103,13 +103,6 @@ def cpu(cores: int, flags: frozenset[str]) -> str:
     found = [flag for flag in FLAGS if flag in flags]
     which = ", ".join(found) if found else "no AVX2: models will be slow"
     return f"{cores} cores; {which}"
-
-
-def _cores() -> int:
-    # Not all of the machine's may be ours.
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _cpu_flags() -> frozenset[str]:

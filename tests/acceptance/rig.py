@@ -32,6 +32,7 @@ CASCADE_ONLY = {
     "INFERD_FACES__PACK": "cascade",
     "INFERD_FACES__RECOGNISER": "untrained",
     "INFERD_CLIP__WEIGHTS": "untrained",
+    "INFERD_CLIP__PASSES": "2",
 }
 """The task that starts fastest: no weights, no torch."""
 

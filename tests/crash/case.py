@@ -105,6 +105,7 @@ def environ(folder: Path, broker: Broker, store: Store, **more: str) -> dict[str
         "INFERD_OFFLINE": "true",
         "INFERD_QDRANT__ENGINE": "edge",
         "INFERD_CLIP__WEIGHTS": "untrained",
+        "INFERD_CLIP__PASSES": "2",
         "INFERD_FACES__PACK": "cascade",
         "INFERD_FACES__RECOGNISER": "untrained",
         "INFERD_IMAGES__DECODERS": "1",

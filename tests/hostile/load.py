@@ -35,6 +35,7 @@ SAMPLE_SECONDS = 0.5
 DAEMON: dict[str, str] = {
     "INFERD_WORKER__TASK_TYPES": "image_embedding,face_detection",
     "INFERD_CLIP__WEIGHTS": "untrained",
+    "INFERD_CLIP__PASSES": "2",
     "INFERD_DEVICE": "cpu",
 }
 GOOD = ("jpeg", "png-8", "webp-lossy", "gif", "tiff-tiff_lzw", "heic", "avif", "jp2", "jpeg-large")
