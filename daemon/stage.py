@@ -8,6 +8,8 @@ free: an idle system runs a single item at once, a busy one fills its batches by
 import asyncio
 import itertools
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, nullcontext
+from functools import partial
 from types import TracebackType
 from typing import Generic, Self, TypeAlias, TypeVar
 
@@ -15,6 +17,9 @@ from daemon.urgency import URGENCY
 
 In = TypeVar("In")
 Out = TypeVar("Out")
+
+RunBatch: TypeAlias = Callable[[Sequence[In]], Awaitable[Sequence[Out | Exception]]]
+Turn: TypeAlias = Callable[[], AbstractAsyncContextManager[RunBatch[In, Out], bool | None]]
 
 
 class StageClosedError(RuntimeError):
@@ -41,18 +46,31 @@ class Stage(Generic[In, Out]):
     def __init__(
         self,
         name: str,
-        run_batch: Callable[[Sequence[In]], Awaitable[Sequence[Out | Exception]]],
+        run_batch: RunBatch[In, Out] | None,
         *,
         max_batch: int = 1,
         workers: int = 1,
+        turn: Turn[In, Out] | None = None,
     ) -> None:
+        """Take nothing yet.
+
+        Args:
+            name: for tasks and errors.
+            run_batch: see above; None where `turn` gives it.
+            max_batch: most items of a batch.
+            workers: most batches at once.
+            turn: entered while something waits, before a batch is taken; what it gives runs the
+                batch, which may be empty by then. So nothing is taken before it can be run.
+        """
         self.name = name
-        self._run_batch = run_batch
+        self._turn: Turn[In, Out] = turn or partial(_always, _given(run_batch))
         self.max_batch = max_batch
         """Most items of the next batch; may be changed at any time."""
         self._workers = workers
         self._waiting: asyncio.PriorityQueue[_Waiting[In, Out]] = asyncio.PriorityQueue()
         self._arrivals = itertools.count()
+        self._taking = asyncio.Lock()
+        """One worker at a time waits for its turn: the others would take turns to do nothing."""
         self._tasks: list[asyncio.Task[None]] = []
         self._closed = False
 
@@ -101,21 +119,34 @@ class Stage(Generic[In, Out]):
 
     async def _work(self) -> None:
         while True:
-            # No name for the batch here: it would keep its last items alive while nothing comes.
-            await self._settle(await self._next_batch())
+            async with AsyncExitStack() as stack:
+                # No name for the batch here: it would keep its items alive while nothing comes.
+                await self._settle(*await self._next_batch(stack))
 
-    async def _next_batch(self) -> list[tuple[In, asyncio.Future[Out]]]:
-        batch = [await self._waiting.get()]
-        while len(batch) < self.max_batch and not self._waiting.empty():
-            batch.append(self._waiting.get_nowait())
-        return [(item, outcome) for _, _, item, outcome in batch if not outcome.done()]
+    async def _next_batch(
+        self, stack: AsyncExitStack
+    ) -> tuple[RunBatch[In, Out], list[tuple[In, asyncio.Future[Out]]]]:
+        async with self._taking:
+            await self._something_waits()
+            run_batch = await stack.enter_async_context(self._turn())
+            batch: list[tuple[In, asyncio.Future[Out]]] = []
+            while len(batch) < self.max_batch and not self._waiting.empty():
+                _, _, item, outcome = self._waiting.get_nowait()
+                if not outcome.done():
+                    batch.append((item, outcome))
+            return run_batch, batch
 
-    async def _settle(self, batch: list[tuple[In, asyncio.Future[Out]]]) -> None:
+    async def _something_waits(self) -> None:
+        self._waiting.put_nowait(await self._waiting.get())
+
+    async def _settle(
+        self, run_batch: RunBatch[In, Out], batch: list[tuple[In, asyncio.Future[Out]]]
+    ) -> None:
         if not batch:
             return
         outcomes: Sequence[Out | Exception]
         try:
-            outcomes = await self._run_batch([item for item, _ in batch])
+            outcomes = await run_batch([item for item, _ in batch])
             if len(outcomes) != len(batch):
                 raise RuntimeError(
                     f"stage {self.name}: {len(outcomes)} outcomes for {len(batch)} items"
@@ -134,3 +165,13 @@ class Stage(Generic[In, Out]):
                 future.set_exception(outcome)
             else:
                 future.set_result(outcome)
+
+
+def _given(run_batch: RunBatch[In, Out] | None) -> RunBatch[In, Out]:
+    if run_batch is None:
+        raise ValueError("a stage needs run_batch, or a turn that gives it")
+    return run_batch
+
+
+def _always(run_batch: RunBatch[In, Out]) -> nullcontext[RunBatch[In, Out]]:
+    return nullcontext(run_batch)

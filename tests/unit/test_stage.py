@@ -3,7 +3,8 @@
 import asyncio
 import gc
 import weakref
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 
 import pytest
 
@@ -105,6 +106,68 @@ async def test_the_most_urgent_caller_is_next_whoever_came_before() -> None:
         await asyncio.gather(*first, *asked)
 
     assert oven.batches == [[0], [5, 3], [1, 2], [4]]
+
+
+async def test_nothing_is_taken_before_there_is_a_turn_to_run_it() -> None:
+    oven, free = Oven(is_open=True), asyncio.Event()
+    ended: list[str] = []
+
+    @asynccontextmanager
+    async def turn() -> AsyncIterator[Callable[[Sequence[int]], Awaitable[list[Outcome]]]]:
+        await free.wait()
+        yield oven.bake
+        ended.append("turn")
+
+    async with Stage[int, int]("s", None, max_batch=4, workers=3, turn=turn) as stage:
+        asked = [asyncio.create_task(ranked(stage, 500, item)) for item in (1, 2)]
+        await turns()
+        asked += [
+            asyncio.create_task(ranked(stage, rank, item))
+            for rank, item in ((300, 3), (500, 4), (500, 5))
+        ]
+        await turns()
+        waiting = stage.depth
+        free.set()
+
+        assert await asyncio.gather(*asked) == [2, 4, 6, 8, 10]
+        await turns()
+
+    assert (waiting, oven.batches) == (5, [[3, 1, 2, 4], [5]])
+    assert ended == ["turn", "turn"], "nobody takes a turn to do nothing"
+
+
+async def test_a_turn_that_came_too_late_is_given_back() -> None:
+    oven, free = Oven(is_open=True), asyncio.Event()
+    held = 0
+
+    @asynccontextmanager
+    async def turn() -> AsyncIterator[Callable[[Sequence[int]], Awaitable[list[Outcome]]]]:
+        nonlocal held
+        await free.wait()
+        held += 1
+        yield oven.bake
+        held -= 1
+
+    async with Stage[int, int]("s", None, turn=turn) as stage:
+        (left,) = ask(stage, 1)
+        await turns()
+        left.cancel()
+        await turns()
+        free.set()
+        await turns()
+
+        assert (held, oven.batches) == (0, [])
+        assert await stage.submit(2) == 4
+
+
+def test_a_stage_that_nothing_runs_is_refused() -> None:
+    with pytest.raises(ValueError, match="run_batch"):
+        Stage[int, int]("s", None)
+
+
+async def ranked(stage: Stage[int, int], rank: int, item: int) -> int:
+    URGENCY.set(rank)
+    return await stage.submit(item)
 
 
 async def test_a_caller_outside_of_any_job_goes_first() -> None:
