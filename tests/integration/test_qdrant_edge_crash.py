@@ -135,7 +135,7 @@ async def test_points_are_synced_to_the_disk_while_idle(tmp_path: Path) -> None:
     await engine.upsert("c", [Point(1, np.ones(4, np.float32))])
 
     async with asyncio.timeout(10):
-        while engine._unflushed:  # noqa: ASYNC110 - no event tells of it
+        while engine._shards["c"].is_unflushed:  # noqa: ASYNC110 - no event tells of it
             await asyncio.sleep(0.005)
 
     assert await engine.count("c") == 1
