@@ -34,6 +34,7 @@ class Readings:
             "models": self.models,
             "hanging": self.hanging,
             "memory": self.memory,
+            "indexes": self.indexes,
             "build": self.build,
         }.items():
             metrics.add_source(name, source)
@@ -170,6 +171,47 @@ class Readings:
                     runner.idle_unloads,
                     name,
                     is_total=True,
+                ),
+            ]
+        return found
+
+    async def indexes(self) -> Iterable[Reading]:
+        """Return how the embedded engine's search indexes stand."""
+        found = []
+        for collection, state in self.handlers.indexes.states().items():
+            name = {"collection": collection}
+            found += [
+                Reading(
+                    "inferd_vectors_changed",
+                    "Vectors stored or deleted since the index was built: searched one by one.",
+                    state.changed,
+                    name,
+                ),
+                Reading(
+                    "inferd_vectors_optimising",
+                    "1 while the index is built, by a process of its own.",
+                    float(state.is_optimising),
+                    name,
+                ),
+                Reading(
+                    "inferd_vectors_optimised",
+                    "Indexes built, by outcome.",
+                    state.optimised,
+                    {**name, "outcome": "done"},
+                    is_total=True,
+                ),
+                Reading(
+                    "inferd_vectors_optimised",
+                    "Indexes built, by outcome.",
+                    state.failed,
+                    {**name, "outcome": "failed"},
+                    is_total=True,
+                ),
+                Reading(
+                    "inferd_vectors_optimise_seconds",
+                    "How long the latest building of the index took; 0 if there was none.",
+                    state.seconds,
+                    name,
                 ),
             ]
         return found

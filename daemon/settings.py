@@ -7,6 +7,7 @@ are all reported at once. README's table is held to these fields by a test.
 import socket
 import tomllib
 from collections.abc import Iterator, Mapping
+from datetime import time
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
@@ -21,6 +22,7 @@ from pydantic import (
     SerializerFunctionWrapHandler,
     ValidationError,
     field_serializer,
+    field_validator,
     model_validator,
 )
 
@@ -171,6 +173,9 @@ class MediaStoreSettings(_Group):
     results_path: PathTemplate = Field(
         "/entity/{id}/face-detection-results", description="path that takes face results"
     )
+    upload_path: str = Field(
+        "/entity/", pattern=r"^/", description="path that takes pictures from the console"
+    )
     token: SecretStr | None = Field(None, description="bearer token sent to the media store")
     connect_timeout_seconds: float = Field(5, gt=0, description="for the connection")
     read_timeout_seconds: float = Field(15, gt=0, description="longest silence of the media store")
@@ -216,6 +221,17 @@ class QdrantSettings(_Group):
         "auto", description="embedded engine; auto: edge where it has a wheel"
     )
     timeout_seconds: float = Field(10, gt=0, description="for one call to the server")
+    optimize: Annotated[str, Field(pattern=r"^(auto|off|\d\d:\d\d-\d\d:\d\d)$")] = Field(
+        "auto",
+        description="when edge builds its search index: auto (a quiet minute), off, HH:MM-HH:MM",
+    )
+
+    @field_validator("optimize")
+    @classmethod
+    def _hours_of_the_day(cls, value: str) -> str:
+        for text in value.split("-") if "-" in value else ():
+            time.fromisoformat(text)
+        return value
 
 
 class HttpSettings(_Group):
@@ -225,6 +241,7 @@ class HttpSettings(_Group):
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8001, ge=0, le=65535, description="port; 0 picks a free one")
     max_body_bytes: int = Field(1_048_576, ge=1024, description="larger bodies get 413")
+    console: bool = Field(True, description="show the console, a page for people, at /")
 
 
 class DoorsSettings(_Group):

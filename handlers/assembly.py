@@ -14,6 +14,7 @@ from handlers.claims import StoreClaim
 from handlers.decoders import Decoders
 from handlers.device import ModelRunner
 from handlers.direct import DirectVectors
+from handlers.edge_schedule import IndexBoard
 from handlers.engine_choice import make_engine
 from handlers.face_batches import GPU_BATCH
 from handlers.face_detection import FaceDetectionHandler, FaceDetectionInference
@@ -26,6 +27,7 @@ from handlers.image_store import QdrantImageStore
 from handlers.inference import MLInference
 from handlers.lane import DeviceLane
 from handlers.media_store import MediaStoreClient
+from handlers.previews import Previews
 from handlers.query_vectors import FaceParts, ImageParts
 from handlers.search import Search
 from handlers.task_types import configured_task_types
@@ -54,7 +56,11 @@ class HandlerSet:
     search: Search = field(default_factory=Search)
     direct: DirectVectors = field(default_factory=DirectVectors)
     """What the compatible doors ask."""
+    previews: Previews | None = None
+    """What people look at; always there once the set is open."""
     stores: dict[TaskType, VectorStore] = field(default_factory=dict)
+    indexes: IndexBoard = field(default_factory=IndexBoard)
+    """How the embedded engine's indexes stand."""
     checks: dict[str, tuple[Check, bool]] = field(default_factory=dict)
     """Health checks by name, and whether the daemon is unready where they fail."""
 
@@ -137,7 +143,8 @@ class _Builder:
     def __init__(self, settings: Settings, stack: AsyncExitStack) -> None:
         self._settings = settings
         self._stack = stack
-        self._engine = make_engine(settings.qdrant, settings.data_dir)
+        indexes = IndexBoard()
+        self._engine = make_engine(settings.qdrant, settings.data_dir, indexes)
         self._detector: ModelRunner[list[Face]] | None = None
         self._images: ImageParts | None = None
         self._faces: FaceParts | None = None
@@ -147,7 +154,7 @@ class _Builder:
         self._asked = asyncio.Semaphore(URGENT_PICTURES)
         # Where a batch gains nothing the models themselves take less.
         self._face_batch = settings.faces.batch_size or GPU_BATCH
-        self.set = HandlerSet()
+        self.set = HandlerSet(indexes=indexes)
 
     async def open(self, task_types: list[TaskType]) -> HandlerSet:
         self._lane = await self._stack.enter_async_context(self.set.lane)
@@ -155,6 +162,7 @@ class _Builder:
         self._media_store = await self._stack.enter_async_context(
             MediaStoreClient(self._settings.media_store)
         )
+        self.set.previews = Previews(self._media_store, self._decoders)
         for task_type in task_types:
             match task_type:
                 case TaskType.IMAGE_EMBEDDING:
@@ -277,12 +285,13 @@ class _Builder:
         return {"url": self._media_store.address}
 
     async def _check_vectors(self) -> JsonObject:
-        counts = {}
+        counts: JsonObject = {}
         for store in self.set.stores.values():
             await store.open()
             await store.check_room()
             counts[store.collection] = await store.count()
-        return counts
+        indexes = {name: state.told() for name, state in self.set.indexes.states().items()}
+        return {**counts, "indexes": indexes} if indexes else counts
 
 
 @asynccontextmanager

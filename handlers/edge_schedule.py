@@ -43,6 +43,9 @@ class Schedule:
         return now.time() >= begin or now.time() < end  # over midnight
 
 
+NEVER = Schedule(is_on=False)
+
+
 def is_enough(changed: int, points: int) -> bool:
     """Return whether so many changes since the last time are worth it."""
     return changed >= max(LEAST_CHANGED, CHANGED_SHARE * points)
@@ -61,6 +64,10 @@ class IndexState:
     failed: int = 0
     seconds: float = 0.0
     """How long the latest took."""
+
+    def told(self) -> dict[str, int | bool]:
+        """Return what /health says of it."""
+        return {"changed": self.changed, "optimising": self.is_optimising}
 
 
 @dataclass(slots=True)

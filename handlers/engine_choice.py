@@ -8,6 +8,7 @@ from weakref import WeakValueDictionary
 
 from daemon.errors import ConfigError
 from daemon.settings import QdrantSettings
+from handlers.edge_schedule import NEVER, IndexBoard, Schedule
 from handlers.vector_engine import SharedEngine, VectorEngine
 
 log = logging.getLogger(__name__)
@@ -18,10 +19,16 @@ _embedded: WeakValueDictionary[Path, SharedEngine] = WeakValueDictionary()
 """Open folders: only one engine may have one, so stores of this process share it."""
 
 
-def make_engine(settings: QdrantSettings, data_dir: Path) -> SharedEngine:
-    """Return the engine that the settings ask for; nothing is opened or imported yet."""
+def make_engine(
+    settings: QdrantSettings, data_dir: Path, board: IndexBoard | None = None
+) -> SharedEngine:
+    """Return the engine that the settings ask for; nothing is opened or imported yet.
+
+    What an embedded engine has to say of its indexes goes on the board.
+    """
     if not settings.url:
-        return embedded_engine(data_dir / "vectors", settings.engine)
+        schedule = Schedule.parse(settings.optimize)
+        return embedded_engine(data_dir / "vectors", settings.engine, schedule, board)
     key = settings.api_key.get_secret_value() if settings.api_key else None
     return server_engine(settings.url, key, settings.grpc_port, settings.timeout_seconds)
 
@@ -41,7 +48,12 @@ def server_engine(
     return SharedEngine(make)
 
 
-def embedded_engine(folder: Path, engine: EngineName = "auto") -> SharedEngine:
+def embedded_engine(
+    folder: Path,
+    engine: EngineName = "auto",
+    schedule: Schedule = NEVER,
+    board: IndexBoard | None = None,
+) -> SharedEngine:
     """Return the engine that keeps vectors under `folder`, for this process alone.
 
     `auto` is the engine whose vectors lie there; in an empty folder edge, or local mode where
@@ -52,7 +64,7 @@ def embedded_engine(folder: Path, engine: EngineName = "auto") -> SharedEngine:
         if _choose(folder, engine) == "edge":
             from handlers.qdrant_edge import EdgeEngine  # noqa: PLC0415 - may have no wheel
 
-            return EdgeEngine(folder / "edge")
+            return EdgeEngine(folder / "edge", schedule=schedule, board=board)
         from handlers.qdrant_local import LocalEngine  # noqa: PLC0415 - 0.8 s, when opened
 
         return LocalEngine(folder / "local")

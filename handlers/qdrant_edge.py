@@ -20,7 +20,7 @@ import qdrant_edge as edge
 
 from daemon.errors import RetryableError
 from handlers.disk_room import require_room
-from handlers.edge_schedule import IndexBoard, Schedule
+from handlers.edge_schedule import NEVER, IndexBoard, Schedule
 from handlers.edge_shard import Shard
 from handlers.edge_upkeep import Upkeep, WriteGate
 from handlers.edge_vendor import to_filter, to_id, to_point, translated
@@ -31,7 +31,8 @@ from handlers.vector_engine import CollectionSpec, Filter, Match, Page, Point, P
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-NEVER = Schedule(is_on=False)
+SEARCH_WIDTH = 256
+"""Candidates that a search of the index looks at."""
 
 
 class EdgeEngine:
@@ -126,6 +127,7 @@ class EdgeEngine:
                 query=edge.Query.Nearest(vector.tolist()),
                 filter=to_filter(where),
                 score_threshold=min_score,
+                params=edge.SearchParams(hnsw_ef=max(SEARCH_WIDTH, 2 * limit)),
                 with_payload=True,
             )
             found = self._shard(collection).native.query(request)
