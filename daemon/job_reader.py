@@ -40,6 +40,22 @@ class TaskDepth:
     """When the pause ends by itself, in epoch milliseconds; None where it does not."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failures:
+    """The jobs of a task type that failed with one code and were not asked for again since."""
+
+    code: str | None
+    """Stable code of the error."""
+    task_type: TaskType
+    number: int
+    latest: int
+    """When the latest one failed, in epoch milliseconds."""
+    message: str
+    """`code: sentence` of the latest one."""
+    media_store_id: int
+    """The picture of the latest one."""
+
+
 class JobReader:
     """Reads the latest commit, beside whatever is being written.
 
@@ -90,6 +106,33 @@ class JobReader:
         # Only the literals above reach the text; values are bound.
         statement = f"SELECT * FROM jobs WHERE {' AND '.join(conditions)} ORDER BY id DESC LIMIT ?"  # noqa: S608
         return jobs_from_rows(await self._database.read(statement, (*parameters, limit)))
+
+    async def latest(self, limit: int) -> list[Job]:
+        """Return the jobs that ended last, whatever became of them, the latest first."""
+        return jobs_from_rows(await self._database.read(sql.LATEST, (limit,)))
+
+    async def failures(self, limit: int) -> list[Failures]:
+        """Return what failed by code and task type, the latest first; `limit` groups at most."""
+        rows = await self._database.read(sql.COUNT_FAILURES)
+        rows.sort(key=lambda row: -row["latest"])
+        found = []
+        for row in rows[:limit]:
+            told = await self._database.read(
+                sql.FAILURE_TOLD, (row["error_code"], row["task_type"])
+            )
+            # Between the two reads it may have been asked for again.
+            found += [
+                Failures(
+                    code=row["error_code"],
+                    task_type=TaskType(row["task_type"]),
+                    number=row["number"],
+                    latest=row["latest"],
+                    message=each["error_message"],
+                    media_store_id=each["media_store_id"],
+                )
+                for each in told
+            ]
+        return found
 
     async def depth(self) -> JsonObject:
         """Return how many jobs wait, run, and how many events wait for the broker."""

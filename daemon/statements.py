@@ -49,6 +49,16 @@ WHERE id IN (SELECT id FROM jobs
                                  AND (until IS NULL OR until > ?2)), 0, ?5))
 RETURNING *
 """
+NEXT_RANK = """
+SELECT rank FROM jobs WHERE status = 'pending' AND run_at IS NULL AND lost = 0 AND task_type = ?
+ORDER BY rank, id LIMIT 1
+"""
+# What nobody rings for: a job's moment, and the end of a pause.
+NEXT_MOMENT = """
+SELECT min(moment) FROM (
+    SELECT min(run_at) AS moment FROM jobs WHERE status = 'pending' AND run_at IS NOT NULL
+    UNION ALL SELECT min(until) FROM pauses WHERE resumed_at IS NULL AND until > ?)
+"""
 LEASE_SUSPECT = """
 UPDATE jobs SET status = 'processing', attempt = attempt + 1, fence = fence + 1, seq = seq + 1,
                 worker = ?1, started_at = ?2, lease_until = ?3,
@@ -191,6 +201,17 @@ WHERE task_type = ?1 AND resumed_at IS NULL AND (until IS NULL OR until > ?2)
 """
 FIND_PAUSES = """
 SELECT * FROM pauses WHERE resumed_at IS NULL AND (until IS NULL OR until > ?)
+"""
+LATEST = "SELECT * FROM jobs WHERE completed_at IS NOT NULL ORDER BY completed_at DESC LIMIT ?"
+COUNT_FAILURES = """
+SELECT error_code, task_type, count(*) AS number, max(completed_at) AS latest
+FROM jobs WHERE status IN ('error', 'sync_failed') GROUP BY error_code, task_type
+"""
+# Its own line, since the message is no part of the index that counts.
+FAILURE_TOLD = """
+SELECT error_message, media_store_id FROM jobs
+WHERE status IN ('error', 'sync_failed') AND error_code IS ?1 AND task_type = ?2
+ORDER BY completed_at DESC LIMIT 1
 """
 PRUNE = """
 DELETE FROM jobs WHERE id IN (

@@ -39,6 +39,8 @@ PLANS = {
         PAUSE_BY_TASK,
     ],
     # Walks its own small index in order: the first row that fits is the one.
+    "NEXT_RANK": ["SEARCH jobs USING INDEX jobs_ready (task_type=?)"],
+    "NEXT_MOMENT": ["SEARCH jobs USING INDEX jobs_delayed (run_at>?)", "SCAN pauses"],
     "LEASE_SUSPECT": [
         BY_ROWID,
         "SCAN jobs USING INDEX jobs_suspect",
@@ -71,6 +73,10 @@ PLANS = {
         BY_ROWID,
         "SEARCH jobs USING INDEX jobs_finished (completed_at>? AND completed_at<?)",
     ],
+    "LATEST": ["SEARCH jobs USING INDEX jobs_finished (completed_at>?)"],
+    # What failed, never what went well.
+    "COUNT_FAILURES": ["SCAN jobs USING COVERING INDEX jobs_failed"],
+    "FAILURE_TOLD": ["SEARCH jobs USING INDEX jobs_failed (error_code=? AND task_type=?)"],
     # Asked now and then by health and metrics: counts what is unpublished, not what is finished.
     "COUNT_LIVE": [
         "SCAN jobs USING INDEX jobs_ready",
