@@ -21,6 +21,7 @@ imports no model library; those load when the daemon opens a handler.
                              onnx_vendors: the only file with insightface, onnxruntime and onnx,
                              face_pixels: with cv2; scrfd_outputs: numbers -> boxes; face_batches:
                              how many at a time; arcface_untrained: random weights
+    detectors                which of the detectors the settings mean; yunet_detector: OpenCV's
     faces                    what a face is; face_files: which files are its models,
                              face_alignment: the geometry of 112x112 faces
     cascade                  scikit-image's frontal cascade, for machines without weights

@@ -3,7 +3,7 @@
 import asyncio
 import os
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,32 +11,17 @@ from numpy.typing import NDArray
 from daemon.errors import PermanentError
 from daemon.jobs import Job, JsonObject, TaskType
 from daemon.settings import Settings
-from handlers.cascade import CascadeDetector
 from handlers.decoders import Decoders
+from handlers.detectors import make_detector
 from handlers.device import ModelRunner
 from handlers.faces import Face
 from handlers.images import Limits, decode
-from handlers.inference import Batch, Model, ModelInference, Numbers, Pixels
+from handlers.inference import Batch, ModelInference, Numbers, Pixels
 from handlers.media_store import MediaStoreClient
-from handlers.scrfd_detector import ScrfdDetector
 from handlers.timings import Timings
 
 DELIVERED = ("faces", "face_count", "image", "inference")
 """What the media store gets of a result."""
-
-
-class Detector(Model, Protocol):
-    """What finds faces, whatever is behind it. Every method blocks."""
-
-    @property
-    def batch(self) -> Batch | None:
-        """How many pictures it runs at a time; known after `load`."""
-
-    def detect_batch(self, pictures: Sequence[Pixels]) -> list[list[Face]]:
-        """Return the faces of each; a failure is a HandlerError, never an empty list."""
-
-    def self_test(self) -> Numbers:
-        """Return what a built-in picture gives, before any threshold where there is one."""
 
 
 class FaceDetectionInference(ModelInference[list[Face]]):
@@ -49,17 +34,7 @@ class FaceDetectionInference(ModelInference[list[Face]]):
             ConfigError: the configuration is wrong.
         """
         settings = settings or Settings.from_env(os.environ)
-        self._detector: Detector
-        if settings.faces.pack == "cascade" and settings.faces.detector is None:
-            self._detector = CascadeDetector()
-        else:
-            self._detector = ScrfdDetector(
-                settings.faces,
-                models_dir=settings.models_path,
-                device=settings.device,
-                require_gpu=settings.require_gpu,
-                offline=settings.offline,
-            )
+        self._detector = make_detector(settings)
         super().__init__(self._detector)
 
     @property

@@ -20,10 +20,19 @@ PUBLISHED_SHA256 = {
 }
 """Digests of the detectors and recognisers in InsightFace's published packs; a name stands for
 the same file in each pack that has it."""
+CASCADE = "cascade"
+"""Instead of a pack: scikit-image's detector, which needs no weights."""
+YUNET = "yunet"
+"""Instead of a pack: OpenCV's detector, whose weights anybody may use."""
+YUNET_FILE = "face_detection_yunet_2023mar.onnx"
+YUNET_SHA256 = "8f2383e4dd3cfbb4553ea8718107fc0423210dc964f9f4280604804ed2552fa4"
+YUNET_URL = (
+    f"https://github.com/opencv/opencv_zoo/raw/main/models/face_detection_yunet/{YUNET_FILE}"
+)
 UNTRAINED = "untrained"
 """Instead of a recogniser's file: random weights, for demos and tests."""
 NO_RECOGNISER = (
-    "INFERD_FACES__PACK=cascade finds faces but cannot tell them apart: set "
+    "INFERD_FACES__PACK={pack} finds faces but cannot tell them apart: set "
     f"INFERD_FACES__RECOGNISER to an ONNX model, or to {UNTRAINED} for a demo"
 )
 
@@ -46,8 +55,8 @@ class ModelFiles:
         """
         if named:
             return self._named(named, setting)
-        if self._pack == "cascade":
-            raise ConfigError(NO_RECOGNISER)
+        if self._pack in {CASCADE, YUNET}:
+            raise ConfigError(NO_RECOGNISER.format(pack=self._pack))
         folder = weights.find_pack(self._models_dir, self._pack)
         if folder is None:
             try:
@@ -66,6 +75,24 @@ class ModelFiles:
                     raise ConfigError(f"{setting}={named}: the name must end in .onnx")
                 return path
         raise ConfigError(f"{setting}={named}: no such file, here or in {self._models_dir}")
+
+
+def yunet_places(models_dir: Path) -> list[Path]:
+    """Return where the published YuNet is looked for, in order."""
+    return [models_dir / YUNET_FILE, models_dir / YUNET / YUNET_FILE]
+
+
+def find_yunet(models_dir: Path, *, offline: bool, url: str = YUNET_URL) -> Path:
+    """Return the published YuNet, downloaded with its checksum where it is absent.
+
+    Raises:
+        ConfigError: as `weights.download`.
+    """
+    places = yunet_places(models_dir)
+    for place in places:
+        if place.is_file():
+            return place
+    return weights.download(url, YUNET_SHA256, places[0], offline=offline, looked_in=places)
 
 
 def only_file(folder: Path, setting: str, patterns: Sequence[str]) -> Path:

@@ -1,6 +1,6 @@
 """Pixels of faces, the one file of cv2: fitted to a detector, aligned for a recogniser, shrunk.
 
-OpenCV loads with the first call, never with this module.
+And OpenCV's own detector, YuNet. OpenCV loads with the first call, never with this module.
 """
 
 import math
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from daemon.errors import PermanentError
+from daemon.errors import ConfigError, PermanentError
 from handlers.face_alignment import FACE_SIZE, part_for, similarity
 from handlers.inference import Pixels
 from handlers.memory import HOST, memory_watched
@@ -19,6 +19,11 @@ from handlers.onnx_vendors import vendor
 _CV2_MAX_SIDE = 32766
 """OpenCV 4 addresses what it warps with 16 bits and refuses more; OpenCV 5 does not."""
 _MEAN, _SCALE = np.float32(127.5), np.float32(1 / 128)
+_YUNET_STRIDES = (8, 16, 32)
+YUNET_OUTPUTS = {"cls": 1, "obj": 1, "bbox": 4, "kps": 10}
+"""Numbers for each cell, by the first part of an output's name; the stride is the second."""
+YUNET_NUMBERS = 15
+"""That OpenCV gives for each face."""
 
 
 def align(pixels: Pixels, landmarks: NDArray[Any]) -> Pixels:
@@ -100,6 +105,65 @@ def planes(canvases: Sequence[Pixels]) -> NDArray[np.float32]:
             np.multiply(channel, _SCALE, out=plane)
     batch -= _MEAN * _SCALE
     return batch
+
+
+def open_yunet(data: bytes, size: tuple[int, int], threshold: float) -> Any:
+    """Return OpenCV's FaceDetectorYN of a model, on the CPU, for pictures of one size.
+
+    Args:
+        data: an ONNX file.
+        size: width and height of the pictures, in multiples of 32.
+        threshold: lowest score of a face.
+
+    Raises:
+        ConfigError: OpenCV cannot run it, or what it gives is not shaped as a YuNet's.
+    """
+    cv2 = vendor("cv2")
+    file = np.frombuffer(data, np.uint8)
+    # It warns of every model, on stderr, that it chooses by itself where that runs.
+    logged = cv2.utils.logging
+    level = logged.setLogLevel(logged.LOG_LEVEL_ERROR)
+    try:
+        expected = _yunet_shapes(size)
+        net = cv2.dnn.readNetFromONNX(file)
+        net.setInput(np.zeros((1, 3, size[1], size[0]), np.float32))
+        found = [output.shape for output in net.forward(list(expected))]
+        # FaceDetectorYN itself does not look, and would read beyond the end of smaller ones.
+        if found != list(expected.values()):
+            raise ConfigError(
+                f"it gives {found} for {size[0]}x{size[1]} pixels, should be "
+                f"{list(expected.values())}"
+            )
+        return cv2.FaceDetectorYN.create("onnx", file, np.empty(0, np.uint8), size, threshold)
+    except cv2.error as error:
+        raise ConfigError(f"OpenCV cannot run it: {error}") from error
+    finally:
+        logged.setLogLevel(level)
+
+
+def run_yunet(detector: Any, canvas: Pixels) -> NDArray[np.float32]:
+    """Return what FaceDetectorYN finds, the surest first: float32 [faces, 15].
+
+    A row is the box's x, y, width and height, x and y of the five landmarks in our order, and the
+    score, in pixels of the canvas.
+
+    Args:
+        detector: from `open_yunet`.
+        canvas: uint8 RGB of the size that it was opened for.
+    """
+    cv2 = vendor("cv2")
+    _, found = detector.detect(cv2.cvtColor(canvas, cv2.COLOR_RGB2BGR))
+    rows: NDArray[np.float32] = np.empty((0, YUNET_NUMBERS), np.float32) if found is None else found
+    return rows
+
+
+def _yunet_shapes(size: tuple[int, int]) -> dict[str, tuple[int, ...]]:
+    """Return what a YuNet gives, by the outputs' names; OpenCV asks for them by these."""
+    return {
+        f"{name}_{stride}": (1, (size[0] // stride) * (size[1] // stride), width)
+        for name, width in YUNET_OUTPUTS.items()
+        for stride in _YUNET_STRIDES
+    }
 
 
 def _widened(pixels: Pixels, input_size: tuple[int, int]) -> Pixels:

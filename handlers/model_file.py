@@ -15,6 +15,7 @@ LICENCES = {
     **{published.sha256: "MIT" for published in PUBLISHED.values()},
     **dict.fromkeys(face_files.PUBLISHED_SHA256.values(), RESEARCH_ONLY),
     **dict.fromkeys(PACK_SHA256.values(), RESEARCH_ONLY),
+    face_files.YUNET_SHA256: "MIT",
 }
 """By the digest of a published file."""
 
@@ -54,7 +55,7 @@ class ModelFile:
     """One model: asked for by the configuration, or published and known to us."""
 
     name: str
-    """`clip`, a pack, `cascade`, `untrained`, or the path that a setting names."""
+    """`clip`, a pack, `yunet`, `cascade`, `untrained`, or the path that a setting names."""
     role: Role
     is_used: bool
     """Whether the configured tasks run it."""

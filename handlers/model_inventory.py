@@ -12,14 +12,13 @@ from daemon.jobs import TaskType
 from daemon.settings import Settings
 from handlers import face_files
 from handlers.clip_catalog import PUBLISHED, openai_places
-from handlers.face_files import DETECTOR_NAMES, RECOGNISER_NAMES, UNTRAINED
+from handlers.face_files import CASCADE, DETECTOR_NAMES, RECOGNISER_NAMES, UNTRAINED, YUNET
 from handlers.model_file import AS_ITS_MAKER_SAYS, RESEARCH_ONLY, ModelFile, Role, State
 from handlers.task_types import configured_task_types
 from handlers.weights import PACK_SHA256, PACK_URL, find_pack, named_places, pack_places
 
 CLIP = "clip"
-"""OpenAI's weights, whatever the model; other names are those of InsightFace's packs."""
-CASCADE = "cascade"
+"""OpenAI's weights, whatever the model; other names are `yunet` and InsightFace's packs."""
 
 
 def used_models(settings: Settings) -> list[ModelFile]:
@@ -41,6 +40,8 @@ def all_models(settings: Settings) -> list[ModelFile]:
     names = {model.name for model in models}
     if CLIP not in names:
         models.append(_openai(settings, is_used=False))
+    if not any((model.name, model.role) == (YUNET, Role.DETECTOR) for model in models):
+        models.append(_yunet(settings, is_used=False))
     for pack in sorted(set(PACK_SHA256) - names):
         if find_pack(settings.models_path, pack) is None:
             models.append(_pack(settings, pack, Role.BOTH, is_used=False))
@@ -61,6 +62,8 @@ def _configured(settings: Settings) -> Iterator[ModelFile]:
         yield _onnx(settings, str(faces.detector), Role.DETECTOR, is_used=finds_faces)
     elif faces.pack == CASCADE:
         yield _cascade(is_used=finds_faces)
+    elif faces.pack == YUNET:
+        yield _yunet(settings, is_used=finds_faces)
     else:
         yield _pack(settings, faces.pack, Role.DETECTOR, is_used=finds_faces)
     knows_faces = TaskType.FACE_EMBEDDING in tasks
@@ -68,14 +71,14 @@ def _configured(settings: Settings) -> Iterator[ModelFile]:
         yield _untrained(Role.RECOGNISER, is_used=knows_faces)
     elif faces.recogniser:
         yield _onnx(settings, faces.recogniser, Role.RECOGNISER, is_used=knows_faces)
-    elif faces.pack == CASCADE:
+    elif faces.pack in {CASCADE, YUNET}:
         yield ModelFile(
-            name=CASCADE,
+            name=faces.pack,
             role=Role.RECOGNISER,
             is_used=knows_faces,
             state=State.ABSENT,
             licence="",
-            problem=face_files.NO_RECOGNISER,
+            problem=face_files.NO_RECOGNISER.format(pack=faces.pack),
         )
     else:
         yield _pack(settings, faces.pack, Role.RECOGNISER, is_used=knows_faces)
@@ -193,6 +196,22 @@ def _cascade(*, is_used: bool) -> ModelFile:
         state=State.BUILT_IN if is_there else State.ABSENT,
         licence="BSD-3-Clause",
         problem="" if is_there else "it comes with scikit-image, which is not installed",
+    )
+
+
+def _yunet(settings: Settings, *, is_used: bool) -> ModelFile:
+    places = face_files.yunet_places(settings.models_path)
+    path = _first_file(places)
+    return ModelFile(
+        name=YUNET,
+        role=Role.DETECTOR,
+        is_used=is_used,
+        state=State.ABSENT if path is None else State.PRESENT,
+        licence="MIT",
+        places=places,
+        path=path,
+        expected=face_files.YUNET_SHA256,
+        url=face_files.YUNET_URL,
     )
 
 

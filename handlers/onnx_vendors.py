@@ -142,6 +142,17 @@ def open_batched(path: Path, device: str) -> Any:
     )
 
 
+def output_names(path: Path) -> list[str]:
+    """Return what a model's file calls its outputs; none where it is no model."""
+    onnx = vendor("onnx")
+    try:
+        return [value.name for value in onnx.load(str(path), load_external_data=False).graph.output]
+    except Exception:
+        # Whatever protobuf raises; who loads the file says what is wrong with it.
+        log.debug("%s is no ONNX file", path, exc_info=True)
+        return []
+
+
 def precision(path: Path) -> str:
     """Return what the graph calculates in, read from the graph itself."""
     onnx = vendor("onnx")

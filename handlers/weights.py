@@ -6,6 +6,7 @@ the device lane. A file appears under its name only when it is whole and its dig
 A models directory may hold, each optional:
 
     ViT-B-32.pt or clip/ViT-B-32.pt         CLIP weights (more names: handlers/clip_catalog.py)
+    face_detection_yunet_2023mar.onnx       OpenCV's detector; also in yunet/
     buffalo_l/*.onnx                        an InsightFace pack; also under insightface/ or models/
     buffalo_l.zip                           a pack as it is published; unpacked when it is asked for
 """

@@ -13,6 +13,7 @@ from daemon.jobs import JsonObject
 from daemon.settings import Settings
 from handlers import weights
 from handlers.clip_catalog import PUBLISHED, download_openai
+from handlers.face_files import YUNET, find_yunet
 from handlers.model_file import Checksum, ModelFile, State, examine
 from handlers.model_inventory import CLIP, all_models, used_models
 
@@ -45,7 +46,10 @@ def main(argv: Sequence[str], *, prog: str) -> int:
     commands.add_parser("where", help="each place that is looked at, in order, and which wins")
     pull = commands.add_parser("pull", help="download with checksum what is absent")
     pull.add_argument(
-        "names", nargs="*", metavar="NAME", help="clip or a pack; default: what the tasks need"
+        "names",
+        nargs="*",
+        metavar="NAME",
+        help="clip, yunet or a pack; default: what the tasks need",
     )
     pull.add_argument(
         "--mirror",
@@ -177,6 +181,9 @@ def _fetch(model: ModelFile, settings: Settings, mirror: str) -> Path:
     if model.name == CLIP:
         name = settings.clip.model if settings.clip.model in PUBLISHED else next(iter(PUBLISHED))
         return download_openai(name, models_dir, offline=offline, mirror=mirror)
+    if model.name == YUNET:
+        url = weights.mirrored(model.url, mirror)
+        return find_yunet(models_dir, offline=offline, url=url)
     sys.stderr.write(f"{model.name}: {model.licence}\n")
     url = weights.mirrored(model.url, mirror)
     return weights.download_pack(model.name, models_dir, offline, url=url)

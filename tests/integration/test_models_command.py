@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from daemon.cli import models
-from handlers import clip_catalog
+from handlers import clip_catalog, face_files
 from handlers.clip_catalog import PUBLISHED
 from tests.hub import Hub, pack_zip, running_hub
 
@@ -235,11 +235,42 @@ def test_clip_is_pulled_under_its_name_and_found_from_then_on(
     assert target.read_bytes() == body
 
 
+def test_yunet_is_pulled_where_it_is_the_detector(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(face_files, "YUNET_SHA256", hashlib.sha256(FILES).hexdigest())
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("INFERD_MODELS_DIR", str(tmp_path / "models"))
+    monkeypatch.setenv("INFERD_FACES__PACK", "yunet")
+    monkeypatch.setenv("INFERD_WORKER__TASK_TYPES", "face_detection")
+    hub.files[face_files.YUNET_FILE] = FILES
+
+    codes = [models.main(["pull", "--mirror", hub.url("")], prog="models") for _ in range(2)]
+
+    target = tmp_path / "models" / face_files.YUNET_FILE
+    assert codes == [0, 0]
+    assert target.read_bytes() == FILES
+    told = capsys.readouterr()
+    assert told.out == f"yunet: {target}\n" * 2
+    assert "there already (published)" in told.err
+    assert hub.asked == [face_files.YUNET_FILE]
+
+
+def test_a_yunet_with_a_wrong_checksum_is_not_kept(hub: Hub, tmp_path: Path) -> None:
+    hub.files[face_files.YUNET_FILE] = FILES
+
+    code, out, err = run(tmp_path, "pull", "yunet", "--mirror", hub.url(""))
+
+    assert (code, out) == (1, "")
+    assert f"should be {face_files.YUNET_SHA256}" in err
+    assert left(tmp_path / "models") == []
+
+
 def test_a_name_that_is_no_model_is_a_usage_error(tmp_path: Path) -> None:
     code, _, err = run(tmp_path, "pull", "buffalo_xxl")
 
     assert code == 2
-    assert "no such model: buffalo_xxl; there are made_up, clip, antelopev2" in err
+    assert "no such model: buffalo_xxl; there are made_up, clip, yunet, antelopev2" in err
 
 
 def test_a_model_of_ones_own_that_is_absent_cannot_be_pulled(tmp_path: Path) -> None:
@@ -269,7 +300,8 @@ def test_a_fresh_machine_lists_what_is_absent_and_how_to_get_it(tmp_path: Path) 
     assert lines[1][:2] == ["*", "clip"]
     assert {"absent", "MIT"} <= set(lines[1])
     assert lines[2][:2] == ["*", PACK]
-    assert [line[0] for line in lines[3:]] == sorted(
+    assert lines[3][:1] == ["yunet"]
+    assert [line[0] for line in lines[4:]] == sorted(
         ["antelopev2", "buffalo_l", "buffalo_m", "buffalo_s", "buffalo_sc"]
     )
     assert err == f"absent, but used: python -m daemon models pull clip {PACK}\n"
