@@ -1,0 +1,66 @@
+"""WaitingRoom: how many requests a door answers at a time, and how many wait for a place."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import asynccontextmanager
+from typing import TypeVar
+
+from daemon.errors import RetryableError
+from daemon.stage import StageClosedError
+from http_shim.errors import DrainingError
+from http_shim.search_door import BusyError
+
+T = TypeVar("T")
+
+
+class WaitingRoom:
+    """Lets so many in; so many more wait, for so long; all others are sent away at once.
+
+    Whoever waits has not been read yet beyond the head of the request, so waiting costs a socket.
+    """
+
+    def __init__(self, *, places: int, waiting: int, seconds: float) -> None:
+        """Take how many are let in, how many may wait, and for how long."""
+        self._places = asyncio.Semaphore(places)
+        self._most_waiting = waiting
+        self._seconds = seconds
+        self._waiting = 0
+
+    @asynccontextmanager
+    async def enter(self) -> AsyncIterator[None]:
+        """Hold a place while the block runs.
+
+        Raises:
+            BusyError: too many wait already, or no place became free in time.
+        """
+        if self._places.locked() and self._waiting >= self._most_waiting:
+            raise BusyError(f"{self._waiting} requests wait already")
+        self._waiting += 1
+        try:
+            async with asyncio.timeout(self._seconds):
+                await self._places.acquire()
+        except TimeoutError:
+            raise BusyError(f"no place became free within {self._seconds:g} s") from None
+        finally:
+            self._waiting -= 1
+        try:
+            yield
+        finally:
+            self._places.release()
+
+
+async def within(answering: Awaitable[T], seconds: float) -> T:
+    """Return the answer.
+
+    Raises:
+        RetryableError: code timeout; it took longer.
+        DrainingError: the daemon stopped meanwhile.
+        Exception: whatever the answering raised.
+    """
+    try:
+        async with asyncio.timeout(seconds):
+            return await answering
+    except StageClosedError:
+        raise DrainingError("the daemon is stopping") from None
+    except TimeoutError:
+        raise RetryableError(f"the answer took longer than {seconds:g} s", code="timeout") from None
