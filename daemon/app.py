@@ -32,11 +32,12 @@ from daemon.watchdog import EXIT_STALLED, LEAVE_SECONDS, Watchdog, leave
 from daemon.worker import Worker
 from daemon.worker_topics import WorkerTopics
 from handlers.assembly import HandlerSet, open_handlers
-from http_shim.app import create_app, serve
+from http_shim.app import create_app, create_immich_app, serve
 from http_shim.auth import Authenticator
 
 log = logging.getLogger(__name__)
 
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
 LAST_EVENTS_SECONDS = 5.0
 STALLED_GRACE_SECONDS = 2.0
 """For jobs that run while a model hangs, and do not need it."""
@@ -129,17 +130,15 @@ async def run(settings: Settings, *, started: Callable[[int | None], None] | Non
         Readings(
             queue=queue, link=link, worker=worker, handlers=handlers, watchdog=watchdog
         ).add_to(metrics)
-        port = None
-        if settings.http.enabled:
-            port = await _open_rest(
-                stack,
-                settings,
-                intake=intake,
-                queue=queue,
-                health=health,
-                metrics=metrics,
-                handlers=handlers,
-            )
+        port = await _open_doors(
+            stack,
+            settings,
+            intake=intake,
+            queue=queue,
+            health=health,
+            metrics=metrics,
+            handlers=handlers,
+        )
         # Before the first connect, which tells it.
         await watch.look()
         watchdog.start(lambda: handlers.lane.call)
@@ -185,7 +184,7 @@ def _grace(settings: WorkerSettings, watchdog: Watchdog, handlers: HandlerSet) -
     return grace
 
 
-async def _open_rest(
+async def _open_doors(
     stack: AsyncExitStack,
     settings: Settings,
     *,
@@ -194,8 +193,12 @@ async def _open_rest(
     health: Health,
     metrics: Metrics,
     handlers: HandlerSet,
-) -> int:
-    """Serve REST until the stack closes; return the port."""
+) -> int | None:
+    """Serve what is wanted over HTTP until the stack closes; return REST's port, if it has one."""
+    if settings.doors.immich:
+        await _open_immich(stack, settings, health=health, handlers=handlers)
+    if not settings.http.enabled:
+        return None
     authenticate = Authenticator(settings.auth)
     stack.push_async_callback(authenticate.close)
     if settings.auth.jwks_url and not authenticate.is_disabled:
@@ -214,6 +217,24 @@ async def _open_rest(
     )
     _warn_if_open(settings)
     return await stack.enter_async_context(serve(app, settings.http.host, settings.http.port))
+
+
+async def _open_immich(
+    stack: AsyncExitStack, settings: Settings, *, health: Health, handlers: HandlerSet
+) -> None:
+    doors, most = settings.doors, settings.media_store.max_bytes
+    app = create_immich_app(handlers.direct, doors, health, max_picture_bytes=most)
+    serving = serve(
+        app,
+        doors.immich_host,
+        doors.immich_port,
+        name="the door for Immich",
+        mend="set INFERD_DOORS__IMMICH_HOST and INFERD_DOORS__IMMICH_PORT",
+    )
+    await stack.enter_async_context(serving)
+    if doors.immich_host not in LOOPBACK:
+        # Immich shows none.
+        log.warning("THE DOOR FOR IMMICH ASKS NOBODY FOR A TOKEN: it listens beyond this machine")
 
 
 async def _either(*events: asyncio.Event) -> None:
@@ -280,7 +301,7 @@ def _add_checks(
 
 def _warn_if_open(settings: Settings) -> None:
     host = settings.http.host
-    if settings.auth.disabled and host not in ("127.0.0.1", "::1", "localhost"):
+    if settings.auth.disabled and host not in LOOPBACK:
         log.warning("REST IS OPEN TO EVERYBODY WHO REACHES %s: authentication is off", host)
 
 

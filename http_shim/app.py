@@ -13,9 +13,13 @@ from daemon.intake import Intake
 from daemon.job_queue import JobQueue
 from daemon.jobs import Job
 from daemon.metrics import Metrics
+from daemon.settings import DoorsSettings
 from http_shim import keys
 from http_shim.auth import Authenticator
 from http_shim.contract_routes import add_contract_routes
+from http_shim.doors.embedder import Embedder
+from http_shim.doors.immich import ImmichDoor
+from http_shim.doors.model_names import ModelNames
 from http_shim.errors import answer_errors
 from http_shim.health_routes import add_health_routes
 from http_shim.job_routes import add_job_routes
@@ -87,12 +91,44 @@ def create_app(
     return app
 
 
+def create_immich_app(
+    embedder: Embedder, settings: DoorsSettings, health: Health, *, max_picture_bytes: int
+) -> web.Application:
+    """Return the application of the door that stands in for immich-machine-learning.
+
+    Args:
+        embedder: answers what is asked.
+        settings: the names that what runs answers to.
+        health: while the daemon drains, nothing is answered.
+        max_picture_bytes: larger pictures are answered 413.
+    """
+    names = ModelNames(settings.running_by_asked)
+    door = ImmichDoor(embedder, names, health, max_picture_bytes=max_picture_bytes)
+    app = door.create_app()
+    app.on_response_prepare.append(_add_headers)
+    return app
+
+
 @asynccontextmanager
-async def serve(app: web.Application, host: str, port: int) -> AsyncIterator[int]:
+async def serve(
+    app: web.Application,
+    host: str,
+    port: int,
+    *,
+    name: str = "REST",
+    mend: str = "set INFERD_HTTP__HOST and INFERD_HTTP__PORT, or INFERD_HTTP__ENABLED=false",
+) -> AsyncIterator[int]:
     """Listen, and give the port that was taken (0 picks a free one); at exit, answer and close.
 
     A client that hangs up does not cancel its request: the job it asked for is queued or not,
     never half, and deleting vectors runs to its end.
+
+    Args:
+        app: what is served.
+        host: the address to listen on.
+        port: the port to listen on.
+        name: what it is called in the log and in an error.
+        mend: what to do where nobody can listen there.
 
     Raises:
         ConfigError: nobody can listen there.
@@ -114,11 +150,10 @@ async def serve(app: web.Application, host: str, port: int) -> AsyncIterator[int
         except OSError as error:
             reason = error.strerror or error
             raise ConfigError(
-                f"cannot listen on {host} port {port} for REST: {reason};"
-                " set INFERD_HTTP__HOST and INFERD_HTTP__PORT, or INFERD_HTTP__ENABLED=false"
+                f"cannot listen on {host} port {port} for {name}: {reason}; {mend}"
             ) from error
         taken: int = runner.addresses[0][1]
-        log.info("REST listens on %s port %d", host, taken)
+        log.info("%s listens on %s port %d", name, host, taken)
         yield taken
     finally:
         await runner.cleanup()

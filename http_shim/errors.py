@@ -51,6 +51,7 @@ class ErrorResponse(web.Response):
         text = json.dumps(body)
         super().__init__(text=text, status=status, headers=headers, content_type="application/json")
         self.code = body["code"]
+        self.detail = body["detail"]
 
 
 @web.middleware
