@@ -17,12 +17,12 @@
     mqtt         the only file that knows gmqtt         broker_tls, logs
     metrics      the only file that knows Prometheus    readings  what it reads of all parts
     migration    the schema's numbered steps            schema   which a file went through
-    identity     who a process is, and whether it lives
+    identity     who a process is, and whether it lives   room   how many more may be leased
 
     events, requests, retry     the wire's shapes, and an error's fate: pure
     wire/        all of the wire as models: documentation and oracle   asyncapi   MQTT's contract
-    jobs, topics, settings, stage, bell, clock_steps, errors, redaction   plain types, small tools
+    jobs, topics, settings, stage, bell, urgency, clock_steps, errors, redaction   small tools
 
-Imports go downward only, row by row; `handlers` may import jobs, errors, redaction, settings and
-stage; nothing imports `http_shim` but app. tests/unit/test_architecture.py holds the tree to this.
+Imports go downward only, row by row; `handlers` may import jobs, errors, redaction, settings,
+stage and urgency; nothing imports `http_shim` but app. tests/unit/test_architecture.py holds the tree to this.
 """

@@ -1,7 +1,6 @@
 """A wake-up that cannot be missed: rings are counted, so a ring before the wait is heard too."""
 
 import asyncio
-import contextlib
 
 
 class Bell:
@@ -15,18 +14,30 @@ class Bell:
         """Wake everyone who waits."""
         self.rings += 1
         for waiter in self._waiters:
-            if not waiter.done():
-                waiter.set_result(None)
+            _wake(waiter)
 
     async def wait(self, heard: int, *, timeout_seconds: float) -> None:
         """Return once the bell has rung more than `heard` times, or after the timeout."""
-        if self.rings > heard:
-            return
-        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiters.add(waiter)
-        try:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(timeout_seconds):
-                    await waiter
-        finally:
-            self._waiters.discard(waiter)
+        await wait_any({self: heard}, timeout_seconds=timeout_seconds)
+
+
+async def wait_any(heard: dict[Bell, int], *, timeout_seconds: float) -> None:
+    """Return once one of the bells has rung oftener than its number, or after the timeout."""
+    if any(bell.rings > rings for bell, rings in heard.items()):
+        return
+    loop = asyncio.get_running_loop()
+    waiter: asyncio.Future[None] = loop.create_future()
+    timer = loop.call_later(timeout_seconds, _wake, waiter)
+    for bell in heard:
+        bell._waiters.add(waiter)  # noqa: SLF001 - this module's own
+    try:
+        await waiter
+    finally:
+        timer.cancel()
+        for bell in heard:
+            bell._waiters.discard(waiter)  # noqa: SLF001 - this module's own
+
+
+def _wake(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)

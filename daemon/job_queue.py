@@ -232,6 +232,24 @@ class JobQueue(JobReader):
             self.message_ready.ring()
         return leases
 
+    async def next_rank(self, task_type: TaskType) -> int | None:
+        """Return the rank of the job that `lease` would take next; None where none waits.
+
+        Raises:
+            StorageError: it cannot be read.
+        """
+        rows = await self._database.read(sql.NEXT_RANK, (task_type.value,))
+        return rows[0][0] if rows else None
+
+    async def next_moment(self) -> int | None:
+        """Return when (epoch ms) a job's wait for its moment or a pause ends next, if any does.
+
+        Raises:
+            StorageError: it cannot be read.
+        """
+        moment: int | None = (await self._database.read(sql.NEXT_MOMENT, (self._clock(),)))[0][0]
+        return moment
+
     async def renew(self, leases: Iterable[Lease], *, seconds: float) -> set[str]:
         """Extend all leases in one statement; return the job_ids that are still held.
 

@@ -5,6 +5,7 @@ no daemon on the file begins another lease of that task type. What runs is not t
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from daemon import statements as sql
@@ -31,10 +32,10 @@ class Pauses:
         changed: rings when this daemon paused or resumed; what others did is found by looking.
     """
 
-    def __init__(self, database: Database, clock: Clock, *, job_ready: Bell) -> None:
+    def __init__(self, database: Database, clock: Clock, *, resumed: Callable[[], None]) -> None:
         self._database = database
         self._clock = clock
-        self._job_ready = job_ready
+        self._resumed = resumed
         self.changed = Bell()
 
     async def pause(
@@ -78,7 +79,7 @@ class Pauses:
             await connection.execute(sql.RESUME, (task_type.value, self._clock()))
 
         await self._database.write(work, durable=True)
-        self._job_ready.ring()
+        self._resumed()
         self.changed.ring()
 
     async def active(self) -> dict[TaskType, Pause]:

@@ -1,7 +1,9 @@
-"""Whose turn is first, wherever callers wait for one another: what a running job brings along."""
+"""Whose turn is first, wherever callers wait for one another: what a job brings as it runs."""
 
 from contextvars import ContextVar
 
-URGENCY: ContextVar[int] = ContextVar("urgency", default=0)
-"""The running job's rank, as the queue orders by it: less is sooner. 0, where no job runs, is
-sooner than any: somebody waits for the answer."""
+SOONEST = -(2**63)
+"""Before any job, whatever its rank: somebody waits for the answer."""
+
+URGENCY: ContextVar[int] = ContextVar("urgency", default=SOONEST)
+"""The running job's rank, as the queue orders by it: less is sooner."""

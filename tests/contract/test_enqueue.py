@@ -569,11 +569,11 @@ async def test_a_dead_letter_is_durably_announced(bench: Bench) -> None:
 
 
 async def test_a_ring_announces_every_accepted_job(bench: Bench) -> None:
-    jobs, messages = bench.queue.job_ready.rings, bench.queue.message_ready.rings
+    jobs, messages = bench.queue.ready[IMAGE].rings, bench.queue.message_ready.rings
 
     await bench.accept()
 
-    assert bench.queue.job_ready.rings > jobs
+    assert bench.queue.ready[IMAGE].rings > jobs
     assert bench.queue.message_ready.rings > messages
 
 

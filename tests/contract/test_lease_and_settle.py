@@ -337,14 +337,14 @@ async def test_every_exit_frees_the_lease(bench: Bench, settle: Settle) -> None:
 async def test_every_exit_rings_for_who_waits_for_it(bench: Bench, settle: Settle) -> None:
     await bench.accept()
     lease = await bench.lease_one()
-    jobs, messages = bench.queue.job_ready.rings, bench.queue.message_ready.rings
+    jobs, messages = bench.queue.ready[IMAGE].rings, bench.queue.message_ready.rings
 
     job = await settle(bench.queue, lease)
 
     bell, before = (
         (bench.queue.message_ready, messages)
         if job.status.is_terminal
-        else (bench.queue.job_ready, jobs)
+        else (bench.queue.ready[IMAGE], jobs)
     )
     assert bell.rings > before
 

@@ -106,11 +106,11 @@ async def test_a_job_that_waits_can_be_cancelled(bench: Bench) -> None:
 async def test_resuming_leases_again_and_wakes_the_worker(bench: Bench) -> None:
     await bench.queue.pauses.pause(IMAGE)
     await bench.accept()
-    rings = bench.queue.job_ready.rings
+    rings = bench.queue.ready[IMAGE].rings
 
     await bench.queue.pauses.resume(IMAGE)
 
-    assert bench.queue.job_ready.rings > rings
+    assert bench.queue.ready[IMAGE].rings > rings
     assert len(await bench.lease()) == 1
 
 

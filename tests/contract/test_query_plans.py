@@ -38,9 +38,9 @@ PLANS = {
         "SEARCH jobs USING INDEX jobs_ready (task_type=?)",
         PAUSE_BY_TASK,
     ],
-    # Walks its own small index in order: the first row that fits is the one.
     "NEXT_RANK": ["SEARCH jobs USING INDEX jobs_ready (task_type=?)"],
-    "NEXT_MOMENT": ["SEARCH jobs USING INDEX jobs_delayed (run_at>?)", "SCAN pauses"],
+    "NEXT_MOMENT": ["SEARCH jobs USING INDEX jobs_delayed (run_at>?)", "SEARCH pauses USING PRIMARY KEY"],
+    # Walks its own small index in order: the first row that fits is the one.
     "LEASE_SUSPECT": [
         BY_ROWID,
         "SCAN jobs USING INDEX jobs_suspect",

@@ -59,6 +59,7 @@ LAYERS = (
         "daemon.broker_tls",
         "daemon.migration",
         "daemon.identity",
+        "daemon.room",
     },
     {
         "daemon.jobs",
@@ -68,7 +69,7 @@ LAYERS = (
         "daemon.bell",
         "daemon.clock_steps",
     },
-    {"daemon.errors", "daemon.redaction"},
+    {"daemon.errors", "daemon.redaction", "daemon.urgency"},
 )
 """From the top down; a module imports from layers below its own only."""
 
@@ -78,6 +79,7 @@ SEEN_BY_HANDLERS = {
     "daemon.redaction",
     "daemon.settings",
     "daemon.stage",
+    "daemon.urgency",
 }
 
 CLIP = {
@@ -93,11 +95,11 @@ CLIP = {
 VENDORS = {
     "gmqtt": {"daemon.mqtt"},
     "aiosqlite": {"daemon.database"},
-    "torch": CLIP,
+    "torch": CLIP | {"bench.plain"},
     "torchvision": CLIP,
     "open_clip": CLIP,
     "insightface": {"handlers.onnx_vendors"},
-    "onnxruntime": {"handlers.onnx_vendors", "bench.end_to_end"},
+    "onnxruntime": {"handlers.onnx_vendors", "bench.immich_server"},
     "onnx": {"handlers.onnx_vendors", "bench.face_models"},
     "cv2": {"handlers.face_pixels"},
     "skimage": {"handlers.cascade"},
@@ -112,7 +114,13 @@ VENDORS = {
         "handlers.qdrant_server",
         "handlers.qdrant_models",
     },
-    "PIL": {"handlers.images", "demos.annotate", "bench.pictures"},
+    "PIL": {
+        "handlers.images",
+        "demos.annotate",
+        "bench.immich_server",
+        "bench.pictures",
+        "bench.plain",
+    },
     "pillow_heif": {"handlers.images"},
     "jwt": {"http_shim.auth", "demos.make_token"},
     "prometheus_client": {"daemon.metrics"},
