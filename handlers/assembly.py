@@ -182,9 +182,9 @@ class _Builder:
         return self.set
 
     async def _open_image_embedding(self) -> None:
-        inference = ImageEmbeddingInference(settings=self._settings)
+        inference = ImageEmbeddingInference(None, None, settings=self._settings)
         runner = await self._runner("clip", inference, max_batch=self._settings.worker.in_flight)
-        store = QdrantImageStore(engine=self._engine)
+        store = QdrantImageStore(engine=self._engine, dimension=inference.embedding_dim)
         self._store(TaskType.IMAGE_EMBEDDING, store)
         handler = ImageEmbeddingHandler(
             media_store=self._media_store,

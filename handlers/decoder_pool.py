@@ -111,11 +111,12 @@ class DecoderProcess:
         """Return the picture in a file.
 
         Args:
-            work: `square` for what CLIP takes, `upright` for every pixel.
+            work: `square` for what CLIP takes, `upright` for every pixel, `preview` for a small
+                picture to look at.
             data: the file.
             limits: what is refused, and the background.
             options: `content_type` in any case; of a square `side` and `decoding` as well, as
-                `handlers.clip_input.read` takes them.
+                `handlers.clip_input.read` takes them; of a preview `side`, the longest.
 
         Raises:
             PermanentError: it is no picture that we take; codes of `handlers.images.decode`.

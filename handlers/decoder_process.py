@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from daemon.errors import HandlerError, RetryableError
 from handlers.clip_input import read
-from handlers.images import Limits, Picture, decode
+from handlers.images import Limits, Picture, decode, fit
 from handlers.memory import trim
 
 SPARE_SECONDS = 5.0
@@ -144,7 +144,13 @@ def _upright(data: bytes, limits: Limits, asked: dict[str, Any]) -> Decoded:
     return picture.width, picture.height, picture
 
 
-WORK: dict[str, Work] = {"square": _square, "upright": _upright}
+def _preview(data: bytes, limits: Limits, asked: dict[str, Any]) -> Decoded:
+    side = asked["side"]
+    picture = decode(data, limits, content_type=asked["content_type"], min_side=side)
+    return picture.width, picture.height, fit(picture, side)
+
+
+WORK: dict[str, Work] = {"square": _square, "upright": _upright, "preview": _preview}
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

@@ -13,7 +13,7 @@ from daemon.settings import Decoding, ImageSettings
 from daemon.stage import Stage
 from handlers.clip_input import ClipInput
 from handlers.decoder_pool import CHILD, Decoded, DecoderProcess, memory_limit
-from handlers.images import Limits
+from handlers.images import Limits, to_jpeg
 from handlers.inference import Pixels
 
 P = ParamSpec("P")
@@ -92,6 +92,27 @@ class Decoders:
         """
         found = await self.run(self._decode, "upright", data, content_type=content_type)
         return found.pixels
+
+    async def read_preview(
+        self, data: bytes, *, side: int, content_type: str | None = None
+    ) -> tuple[bytes, int, int]:
+        """Return a picture file as a small JPEG, and the picture's own width and height.
+
+        Args:
+            data: the file.
+            side: the longest side of the JPEG in pixels; a small picture is not enlarged.
+            content_type: what the sender called it.
+
+        Raises:
+            PermanentError: it is no picture, or a larger one than is allowed.
+            RetryableError: code `out_of_memory`, `decoder_crashed` or `decode_timeout`.
+        """
+        return await self.run(self._preview, data, side, content_type)
+
+    def _preview(self, data: bytes, side: int, content_type: str | None) -> tuple[bytes, int, int]:
+        found = self._decode("preview", data, side=side, content_type=content_type)
+        # Made here of pixels: a decoder that was taken over can give a browser nothing but those.
+        return to_jpeg(found.pixels), found.width, found.height
 
     async def run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Return `work(*args)` as run on a decoder thread.

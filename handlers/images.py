@@ -229,6 +229,27 @@ def square_crop(picture: Picture, side: int = 224) -> NDArray[np.uint8]:
     return np.asarray(middle.resize((side, side), Image.Resampling.BICUBIC, box=box))
 
 
+def fit(picture: Picture, side: int) -> NDArray[np.uint8]:
+    """Return the whole picture with no side longer than `side`: uint8 [height, width, 3].
+
+    Never enlarged; a side is at least one pixel.
+    """
+    scale = min(1.0, side / max(picture.width, picture.height))
+    size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
+    if size == picture.image.size and picture.box is None:
+        return np.asarray(picture.image)
+    return np.asarray(
+        picture.image.resize(size, Image.Resampling.BICUBIC, picture.box, reducing_gap=3.0)
+    )
+
+
+def to_jpeg(pixels: NDArray[np.uint8], quality: int = 82) -> bytes:
+    """Return uint8 RGB [height, width, 3] as a JPEG file without metadata."""
+    file = BytesIO()
+    Image.fromarray(pixels).save(file, "JPEG", quality=quality)
+    return file.getvalue()
+
+
 def _span(
     extent: tuple[float, float], length: int, new_length: int, start: int, side: int
 ) -> tuple[tuple[int, int], tuple[float, float]]:

@@ -28,6 +28,7 @@ from daemon.jobs import JsonObject, dump_json
 from daemon.redaction import Redactor, secrets_of
 from daemon.settings import MediaStoreSettings
 from handlers.blame import Blame
+from handlers.upload_form import FIELDS, TAKEN, WRONG_FIELD, form, id_in
 
 _MAX_REDIRECTS = 3
 _REDIRECTS = frozenset((301, 302, 303, 307, 308))
@@ -45,6 +46,8 @@ _CHUNK_BYTES = 256 * 1024
 _EXCERPT_BYTES = 300
 _READ_BYTES = 8192
 """Of a refusal."""
+_ENTITY_BYTES = 65_536
+"""Of what is said of an uploaded picture."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +177,40 @@ class MediaStoreClient:
                 code="media_store_error",
             )
         return Media(data, kind)
+
+    async def upload(self, data: bytes, filename: str, content_type: str) -> int:
+        """Put a picture into the store; return its media_store_id there.
+
+        A store that has it already and says so with its id is as good as one that takes it.
+
+        Args:
+            data: the file.
+            filename: its name, which also becomes its label.
+            content_type: such as image/jpeg.
+
+        Raises:
+            PermanentError: code `media_store_refused` or `media_store_redirected`.
+            DependencyDownError: as `post_face_results`.
+            RetryableError: code `media_store_error` or `media_store_timeout`.
+        """
+        url = URL(self._settings.url + self._settings.upload_path)
+        for field in FIELDS:
+            body, kind = form(field, data, filename, content_type)
+            headers = {"Content-Type": kind}
+            async with self._slots, self._answer("POST", url, body, headers) as response:
+                if response.status in WRONG_FIELD and field != FIELDS[-1]:
+                    continue
+                if response.status not in TAKEN:
+                    await self._raise_for_status(response, "an upload")
+                media_store_id = id_in(await _read_head(response, _ENTITY_BYTES))
+            if media_store_id is None:
+                break
+            return media_store_id
+        raise PermanentError(
+            "the media store took an upload and named no usable id; check"
+            " INFERD_MEDIA_STORE__UPLOAD_PATH",
+            code="media_store_refused",
+        )
 
     async def post_face_results(
         self, media_store_id: int, job_id: str, results: JsonObject
@@ -328,11 +365,9 @@ class MediaStoreClient:
 
     async def _excerpt(self, response: aiohttp.ClientResponse) -> str:
         """Return what the store said of its refusal, printable and short; for a person."""
-        body = b""
         try:
             # More than is shown: half a secret at the end would not be known for one.
-            while len(body) < _READ_BYTES and (more := await response.content.read(_READ_BYTES)):
-                body += more
+            body = await _read_head(response, _READ_BYTES)
         except (aiohttp.ClientError, HttpProcessingError, TimeoutError):
             return ""
         text = self._redact(body.decode(errors="replace"))
@@ -377,6 +412,14 @@ class MediaStoreClient:
 
 class _AnswerError(RetryableError):
     """The store is there, and its answer is of no use."""
+
+
+async def _read_head(response: aiohttp.ClientResponse, max_bytes: int) -> bytes:
+    """Return the beginning of a body: this much, and at most as much again."""
+    body = b""
+    while len(body) < max_bytes and (more := await response.content.read(max_bytes)):
+        body += more
+    return body
 
 
 def _away(message: str, error: RetryableError) -> DependencyDownError:
