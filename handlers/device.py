@@ -1,36 +1,34 @@
-"""ModelRunner: a model on the device lane: batched, tested, and unloaded when nobody needs it."""
+"""ModelRunner: a model on the device lanes, a copy on each; the least loaded has the next batch."""
 
 import asyncio
+import functools
 import logging
-import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from contextvars import copy_context
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Generic, Self
 
 from numpy.typing import NDArray
 
-from daemon.errors import (
-    ConfigError,
-    DependencyDownError,
-    InferdError,
-    OutOfMemoryError,
-    RetryableError,
-)
-from daemon.stage import Stage
+from daemon.errors import ConfigError, InferdError, OutOfMemoryError
+from daemon.jobs import JsonObject
+from daemon.stage import RunBatch, Stage
 from handlers.degradation import Degradation
 from handlers.inference import Batch, MLInference, Provenance, Result
-from handlers.lane import DeviceLane, Work
-from handlers.memory_ladder import Item, MemoryLadder, Outcome
-from handlers.self_test import SelfTest
+from handlers.lane import DeviceLane, turn_on
+from handlers.memory_ladder import Item, Outcome
+from handlers.model_copy import Elsewhere, ModelCopy
 
 log = logging.getLogger(__name__)
 
 
 class ModelRunner(Generic[Result]):
-    """A model on the lane: loaded at first use, fed with batches, unloaded when nobody needs it.
+    """A model: loaded at first use, fed with batches, unloaded when nobody needs it.
 
-    A batch is whatever waits. What happens when memory runs out is MemoryLadder's business.
+    A batch is whatever waits when a lane has room for one. A copy that fails or has no memory
+    left on its device leaves the batches to the others, and is tried again later.
     """
 
     def __init__(
@@ -39,20 +37,24 @@ class ModelRunner(Generic[Result]):
         inference: MLInference[Result],
         lane: DeviceLane,
         *,
+        others: Sequence[tuple[MLInference[Result], DeviceLane]] = (),
         max_batch: int = 1,
         require_gpu: bool = False,
+        may_fall_back: bool = False,
         retry_seconds: float = 60,
         idle_seconds: float = 0,
         self_test_seconds: float = 0,
     ) -> None:
-        """Put a model on the lane.
+        """Put a model on its lanes.
 
         Args:
             name: of the model, for logs, health and metrics.
             inference: the model.
             lane: where it runs.
+            others: further copies of the same model, each with a lane of its own.
             max_batch: most buffers in one pass.
             require_gpu: it never moves to the CPU.
+            may_fall_back: where no copy can be loaded, the first one runs on the CPU for good.
             retry_seconds: how long after memory ran out the full batch and the device are tried
                 again.
             idle_seconds: after so long without use it is unloaded; 0 = never.
@@ -60,41 +62,46 @@ class ModelRunner(Generic[Result]):
                 loaded.
         """
         self.name = name
+        self.copies: list[ModelCopy[Result]] = [
+            ModelCopy(
+                name,
+                each,
+                on,
+                max_batch=max_batch,
+                require_gpu=require_gpu,
+                retry_seconds=retry_seconds,
+                idle_seconds=idle_seconds,
+                is_only=not others,
+                expected=lambda: self._fingerprint,
+            )
+            for each, on in ((inference, lane), *others)
+        ]
+        """One for each lane."""
+        self._first = self.copies[0]
         self._inference = inference
-        self._lane = lane
-        self._max_batch = max_batch
+        self._fingerprint: str | None = None
+        self._may_fall_back = may_fall_back
+        self._falling_back = asyncio.Lock()
         self._idle_seconds = idle_seconds
         self._self_test_seconds = self_test_seconds
-        self._used_at = time.monotonic()
         self._tasks: list[asyncio.Task[None]] = []
-        self._ladder = MemoryLadder(
-            name,
-            inference,
-            max_batch=max_batch,
-            require_gpu=require_gpu,
-            retry_seconds=retry_seconds,
-            unload_others=lambda device: lane.unload_others(inference, device),
-            begin=self._begin,
-        )
-        self._self_test = SelfTest(name, inference)
-        self.load_error: str | None = None
-        """Why the latest attempt to load it failed; None once one went well."""
-        self.idle_unloads = 0
-        """How often it was unloaded because nobody used it."""
         self._stage: Stage[Item, tuple[Result, Provenance]] = Stage(
-            f"infer-{name}", self._run_batch, max_batch=max_batch
+            f"infer-{name}",
+            None,
+            max_batch=max_batch,
+            workers=2 * len(self.copies),
+            turn=self._turn,
         )
-        lane.add(inference)
 
     async def __aenter__(self) -> Self:
         await self._stage.__aenter__()
-        for seconds, watch in (
-            (self._idle_seconds, self._unload_when_idle),
-            (self._self_test_seconds, self._test_again_and_again),
-        ):
-            if seconds:
-                name = f"{watch.__name__.strip('_')}-{self.name}"
-                self._tasks.append(asyncio.create_task(watch(), name=name))
+        if self._idle_seconds:
+            for number, copy in enumerate(self.copies):
+                task_name = f"unload_when_idle-{self.name}-{number}"
+                self._tasks.append(asyncio.create_task(copy.unload_when_idle(), name=task_name))
+        if self._self_test_seconds:
+            task_name = f"test_again_and_again-{self.name}"
+            self._tasks.append(asyncio.create_task(self._test_again_and_again(), name=task_name))
         return self
 
     async def __aexit__(
@@ -108,15 +115,20 @@ class ModelRunner(Generic[Result]):
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._stage.close()
 
+    # -- what is told --------------------------------------------------------------------------
+
     @property
     def is_loaded(self) -> bool:
-        """Whether the model is in memory."""
-        return self._inference.is_loaded
+        """Whether the model is in memory, of one device at least."""
+        return any(copy.inference.is_loaded for copy in self.copies)
 
     @property
     def provenance(self) -> Provenance:
         """What runs now, or ran last; only after the first result."""
-        return self._inference.provenance
+        ran = [copy.inference.provenance for copy in self.copies if copy.inference.is_loaded]
+        if not ran:
+            return self._inference.provenance
+        return replace(ran[0], device="+".join(dict.fromkeys(each.device for each in ran)))
 
     @property
     def fingerprint(self) -> str:
@@ -126,30 +138,51 @@ class ModelRunner(Generic[Result]):
     @property
     def batch(self) -> Batch | None:
         """How many buffers it runs at a time, and why; None where that is the daemon's choice."""
-        return self._inference.batch
+        found = [copy.inference.batch for copy in self.copies if copy.inference.is_loaded]
+        return found[0] if found else self._inference.batch
 
     @property
     def degradation(self) -> Degradation | None:
-        """What it makes do with since memory ran out; None where nothing is amiss."""
-        return self._ladder.state
+        """What a copy makes do with since memory ran out; None where nothing is amiss."""
+        return next((copy.degradation for copy in self.copies if copy.degradation), None)
 
     @property
     def memory_steps(self) -> dict[str, int]:
         """How often each step was taken because memory ran out."""
-        return dict(self._ladder.steps)
+        steps = dict.fromkeys(self._first.memory_steps, 0)
+        for copy in self.copies:
+            for step, count in copy.memory_steps.items():
+                steps[step] += count
+        return steps
+
+    @property
+    def load_error(self) -> str | None:
+        """Why no copy could be loaded at the latest attempt."""
+        found = [copy.load_error for copy in self.copies]
+        return found[0] if all(found) else None
 
     @property
     def error(self) -> str | None:
         """Why it cannot be used: it could not be loaded, or failed its self-test."""
-        if self.load_error is not None:
-            return self.load_error
-        found = self._self_test.error
-        return f"it failed its self-test: {found}" if found else None
+        found = [copy.error for copy in self.copies]
+        return found[0] if all(found) else None
 
     @property
     def self_tests(self) -> tuple[int, int]:
         """How often it was tested, and how often it failed."""
-        return self._self_test.runs, self._self_test.failures
+        found = [copy.self_tests for copy in self.copies]
+        return sum(runs for runs, _ in found), sum(failures for _, failures in found)
+
+    @property
+    def idle_unloads(self) -> int:
+        """How often it was unloaded because nobody used it."""
+        return sum(copy.idle_unloads for copy in self.copies)
+
+    def tell_copies(self) -> list[JsonObject]:
+        """Return what each copy does, where there are several."""
+        return [copy.to_wire() for copy in self.copies] if len(self.copies) > 1 else []
+
+    # -- what is done --------------------------------------------------------------------------
 
     async def resolve(self) -> None:
         """Find the weights, without loading them.
@@ -157,16 +190,25 @@ class ModelRunner(Generic[Result]):
         Raises:
             ConfigError: they are absent.
         """
-        await self._lane.run(self._inference.resolve)
+        await self._first.lane.run(self._inference.resolve)
+        if len(self.copies) > 1:
+            self._fingerprint = self._inference.fingerprint
 
     async def load(self) -> None:
-        """Load the model now instead of at first use.
+        """Load the model now instead of at first use: every copy that can be.
 
         Raises:
-            ConfigError: it cannot be loaded.
+            ConfigError: it cannot be loaded anywhere.
             OutOfMemoryError: there is no room for it for now.
         """
-        await self._lane.run(self._load)
+        loads = [copy.load() for copy in self.copies]
+        errors = await asyncio.gather(*loads, return_exceptions=True)
+        failed = [error for error in errors if error is not None]
+        for error in failed:
+            if not isinstance(error, InferdError):
+                raise error
+        if len(failed) == len(self.copies) and not await self._fall_back():
+            raise next((each for each in failed if isinstance(each, OutOfMemoryError)), failed[0])
 
     async def infer(self, buffer: NDArray[Any]) -> Result:
         """Return the model's result for one buffer, batched with others that wait.
@@ -185,7 +227,8 @@ class ModelRunner(Generic[Result]):
         Raises:
             HandlerError: as `infer`.
         """
-        self._used_at = time.monotonic()
+        # The first is the one that an idle system uses.
+        self._first.mark_use()
         return await self._stage.submit((buffer, copy_context()))
 
     async def test(self) -> None:
@@ -193,99 +236,72 @@ class ModelRunner(Generic[Result]):
 
         It counts as no use: a model that nobody needs is unloaded all the same.
         """
-        await self._lane.run(self._test_if_loaded)
+        tests = [copy.test() for copy in self.copies]
+        for error in await asyncio.gather(*tests, return_exceptions=True):
+            if error is not None:
+                raise error
 
-    async def _run_batch(self, items: Sequence[Item]) -> Sequence[Outcome[Result]]:
-        return await self._lane.run(self._infer_on_lane, items)
+    # -- turns ---------------------------------------------------------------------------------
 
-    # -- on the lane's thread ------------------------------------------------------------------
-
-    def _begin(self, work: Work, items: Sequence[Item]) -> None:
-        self._lane.begin(self.name, work, [context for _, context in items])
-
-    def _load(self) -> None:
-        self._used_at = time.monotonic()
-        if self._inference.is_loaded:
-            return
-        self._begin("load", ())
+    @asynccontextmanager
+    async def _turn(self) -> AsyncIterator[RunBatch[Item, tuple[Result, Provenance]]]:
+        turn = _Turn(await self._next_copy(self._candidates()))
+        self._stage.max_batch = turn.copy.most
         try:
-            self._ladder.load()
-        except OutOfMemoryError:
-            # Its state tells; the model itself is fine.
-            raise
-        except Exception as error:
-            self.load_error = str(error) or type(error).__name__
-            raise
-        self.load_error = None
-        self._fit_batches()
-        # Every load is tested: what was read again must be what was read before.
-        self._begin("self_test", ())
-        self._self_test.run()
-
-    def _test_if_loaded(self) -> None:
-        if self._inference.is_loaded:
-            self._begin("self_test", ())
-            self._self_test.run()
-            if self._self_test.error is not None:
-                self._reload()
-
-    def _reload(self) -> None:
-        """Read the weights again: a bit that flipped in memory is mended by that."""
-        log.warning("%s is loaded again", self.name)
-        self._begin("unload", ())
-        self._inference.unload()
-        self._load()
-
-    def _refuse_if_broken(self) -> None:
-        """Let no result out of a model that gives wrong ones: vectors are stored for good."""
-        if self._self_test.error is not None:
-            self._reload()
-        if self._self_test.error is not None:
-            reason = f"{self.name} failed its self-test: {self._self_test.error}"
-            raise DependencyDownError(reason, code="model_error")
-
-    def _infer_on_lane(self, items: Sequence[Item]) -> Sequence[Outcome[Result]]:
-        try:
-            self._load()
-            self._refuse_if_broken()
-            return self._ladder.run(items)
-        except (OutOfMemoryError, DependencyDownError) as error:
-            return [error] * len(items)
-        except ConfigError as error:
-            failure = RetryableError(error.message, code="model_error")
-            failure.__cause__ = error
-            return [failure] * len(items)
+            yield functools.partial(self._run_batch, turn)
         finally:
-            self._fit_batches()
-            self._used_at = time.monotonic()
+            turn.end()
 
-    def _fit_batches(self) -> None:
-        """Take no more together than the model runs together: what is done goes back at once."""
-        batch = self._inference.batch
-        self._stage.max_batch = min(self._max_batch, batch.size) if batch else self._max_batch
+    async def _run_batch(
+        self, turn: "_Turn[Result]", items: Sequence[Item]
+    ) -> Sequence[Outcome[Result]]:
+        """Run a batch on the copy whose turn it is, and on others what that one could not do."""
+        found = list(await turn.copy.run(items))
+        tried = {turn.copy}
+        while left := [number for number, each in enumerate(found) if isinstance(each, Elsewhere)]:
+            rest = [copy for copy in self.copies if copy not in tried and copy.is_fit]
+            if not rest and not await self._fall_back():
+                break
+            # Before another one is asked for: two copies that fail must not wait for each other.
+            turn.end()
+            turn.begin(await self._next_copy(rest or [self._first]))
+            tried.add(turn.copy)
+            again = await turn.copy.run([items[number] for number in left])
+            for number, outcome in zip(left, again, strict=True):
+                found[number] = outcome
+        return [each.error if isinstance(each, Elsewhere) else each for each in found]
 
-    def _unload_if_idle(self) -> None:
-        if self._inference.is_loaded and self._idle_left() <= 0:
-            self._begin("unload", ())
-            self._inference.unload()
-            self.idle_unloads += 1
-            log.info("unloaded %s: nobody used it for %g s", self.name, self._idle_seconds)
+    def _candidates(self) -> list[ModelCopy[Result]]:
+        """Return who may have the next batch, first whom it is to be tried with first."""
+        if len(self.copies) == 1:
+            return self.copies
+        due = [copy for copy in self.copies if copy.is_due]
+        fit = [copy for copy in self.copies if copy.is_fit]
+        # What few pictures come stays with few copies: the others may go idle, and be unloaded.
+        fit.sort(key=lambda copy: not copy.inference.is_loaded)
+        return [*due, *fit] if fit else self.copies
 
-    # ------------------------------------------------------------------------------------------
+    async def _next_copy(self, candidates: Sequence[ModelCopy[Result]]) -> ModelCopy[Result]:
+        lane = await turn_on({copy.lane: copy.room for copy in candidates})
+        return next(copy for copy in candidates if copy.lane is lane)
 
-    def _idle_left(self) -> float:
-        return self._used_at + self._idle_seconds - time.monotonic()
+    async def _fall_back(self) -> bool:
+        """Put the first copy on the CPU where none runs; return whether it runs there now."""
+        if not self._may_fall_back or self.load_error is None:
+            return False
+        async with self._falling_back:
+            # Whoever came first may have done it.
+            return self._first.load_error is None or await self._settle_on_cpu()
 
-    async def _unload_when_idle(self) -> None:
-        """Unload the model whenever it was idle for long; it loads again by itself."""
-        while True:
-            left = self._idle_left()
-            # Whatever is loaded meanwhile is used no earlier than now.
-            await asyncio.sleep(left if self.is_loaded and left > 0 else self._idle_seconds)
-            try:
-                await self._lane.run(self._unload_if_idle)
-            except Exception:
-                log.exception("%s could not be unloaded", self.name)
+    async def _settle_on_cpu(self) -> bool:
+        why = self._first.load_error
+        log.warning("%s runs on no GPU, so on the CPU, slower: %s", self.name, why)
+        try:
+            await self._first.settle_on_cpu()
+        except (ConfigError, OutOfMemoryError) as error:
+            log.warning("%s does not run on the CPU either: %s", self.name, error.message)
+            return False
+        return True
 
     async def _test_again_and_again(self) -> None:
         while True:
@@ -296,3 +312,21 @@ class ModelRunner(Generic[Result]):
                 log.error("%s cannot be loaded again: %s", self.name, error.message)  # noqa: TRY400 - the sentence has it all
             except Exception:
                 log.exception("%s could not be tested", self.name)
+
+
+class _Turn(Generic[Result]):
+    """A copy's turn on its lane, which ends once."""
+
+    def __init__(self, copy: ModelCopy[Result]) -> None:
+        self.copy = copy
+        self._is_over = False
+
+    def begin(self, copy: ModelCopy[Result]) -> None:
+        """Have the turn of another copy."""
+        self.copy, self._is_over = copy, False
+
+    def end(self) -> None:
+        """Let the next one have the lane."""
+        if not self._is_over:
+            self._is_over = True
+            self.copy.lane.leave()

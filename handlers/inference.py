@@ -15,6 +15,8 @@ Result = TypeVar("Result")
 Pixels: TypeAlias = NDArray[np.uint8]
 """Upright RGB picture, uint8 [height, width, 3]."""
 Vector: TypeAlias = NDArray[np.float32]
+Buffers: TypeAlias = Sequence[NDArray[Any]]
+"""What a batch is made of; see MLInference.prepare."""
 Numbers: TypeAlias = NDArray[np.float64] | NDArray[np.float32]
 
 
@@ -171,8 +173,21 @@ class MLInference(ABC, Generic[Result]):
         """How many buffers it runs at a time, where that is its own choice; after `load`."""
         return None
 
+    @property
+    def prepares(self) -> bool:
+        """Whether `prepare` does anything where the model runs now."""
+        return False
+
+    def prepare(self, buffers: Buffers) -> Buffers:
+        """Return the same for `infer_batch`, with all done that may be done while it runs.
+
+        The one method that is called from another thread, beside any other. What it returns may
+        be dropped, and stays good when the model is moved, freed or unloaded meanwhile.
+        """
+        return buffers
+
     @abstractmethod
-    def infer_batch(self, buffers: Sequence[NDArray[Any]]) -> list[Result]:
+    def infer_batch(self, buffers: Buffers) -> list[Result]:
         """Return one result for each buffer, in order, as `infer` would give it.
 
         Raises:

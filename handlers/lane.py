@@ -1,8 +1,9 @@
-"""The device lane: one thread that owns the device, and tells what it is busy with.
+"""The device lane: one thread that owns a device, and tells what it is busy with.
 
-All task types share the lane, so two models never fight for the device. A thread cannot be
-cancelled: a caller that goes away abandons its result, not the forward pass. A pass that never
-ends is left behind when the lane is closed: the thread is a daemon thread, which nobody joins.
+All task types share the lane, so two models never fight for the device; several devices have a
+lane each. A thread cannot be cancelled: a caller that goes away abandons its result, not the
+forward pass. A pass that never ends is left behind when the lane is closed: the thread is a daemon
+thread, which nobody joins.
 """
 
 import asyncio
@@ -10,7 +11,8 @@ import functools
 import logging
 import queue
 import threading
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextvars import Context
 from dataclasses import dataclass
@@ -42,26 +44,42 @@ class LaneCall:
     """Of the callers that wait for it."""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Asking:
+    """A batch that waits for its turn, on whichever lane has room first."""
+
+    turn: "asyncio.Future[DeviceLane]"
+    rooms: "Mapping[DeviceLane, int]"
+
+
 class DeviceLane:
     """One thread; whatever touches a model runs on it, one call after the other.
 
+    Batches take turns: `turn_on` waits until a lane has room, `leave` ends the turn. What is short
+    or rare (loads, tests, unloadings) goes by `run` alone.
+
     Attributes:
+        name: of the device as it was asked for, for logs, health and metrics.
         close_seconds: how long closing waits for the call that runs.
         call: what runs now, as far as `begin` told; may be read from any thread.
+        in_hand: turns that were taken and have not ended.
         is_abandoned: it was closed while a call ran on, which may never end: leave the process
             by os._exit, since the interpreter's own end could wait for it or crash under it.
     """
 
-    def __init__(self, *, close_seconds: float = CLOSE_SECONDS) -> None:
+    def __init__(self, name: str = "device", *, close_seconds: float = CLOSE_SECONDS) -> None:
+        self.name = name
         self.close_seconds = close_seconds
         self._waiting: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None]
         self._waiting = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._serve, name="device-lane", daemon=True)
+        self._thread = threading.Thread(target=self._serve, name=f"lane-{name}", daemon=True)
         self._ended: Future[None] = Future()
         self._ended.set_running_or_notify_cancel()
         self._is_closed = False
         self._models: list[MLInference[Any]] = []
         self._number = 0
+        self._asking: deque[Asking] = deque()
+        self.in_hand = 0
         self.call: LaneCall | None = None
         self.is_abandoned = False
 
@@ -97,6 +115,31 @@ class DeviceLane:
             model.unload()
         return bool(found)
 
+    # -- turns: in the event loop only ---------------------------------------------------------
+
+    def has_room(self, most: int) -> bool:
+        """Whether a turn is to be had at once, for whom `most` may be in hand."""
+        # Nobody goes before those who ask already: a model that needs the lane for itself would
+        # never get it beside one whose batches may wait on it.
+        return not self._asking and self.in_hand < most
+
+    def ask(self, asking: Asking) -> None:
+        """Give a turn as soon as all who asked before had theirs, and there is room."""
+        self._asking.append(asking)
+
+    def forget(self, asking: Asking) -> None:
+        """Ask no more."""
+        if asking in self._asking:
+            self._asking.remove(asking)
+            self._grant()
+
+    def leave(self) -> None:
+        """End a turn; who asked first is next."""
+        self.in_hand -= 1
+        self._grant()
+
+    # ------------------------------------------------------------------------------------------
+
     async def __aenter__(self) -> Self:
         self._thread.start()
         return self
@@ -123,6 +166,16 @@ class DeviceLane:
             what = f"{call.work} of {call.model}" if call else "a call"
             log.error("%s does not end: it is left behind", what)
 
+    def _grant(self) -> None:
+        while self._asking:
+            first = self._asking[0]
+            if not first.turn.done():
+                if self.in_hand >= first.rooms[self]:
+                    return
+                self.in_hand += 1
+                first.turn.set_result(self)
+            self._asking.popleft()
+
     def _serve(self) -> None:
         while (waiting := self._waiting.get()) is not None:
             future, work = waiting
@@ -139,3 +192,30 @@ class DeviceLane:
             # What a call was given is not kept alive until the next one comes.
             del waiting, future, work
         self._ended.set_result(None)
+
+
+async def turn_on(rooms: Mapping[DeviceLane, int]) -> DeviceLane:
+    """Return the least loaded lane that has room, once one has; its `leave` ends the turn.
+
+    Args:
+        rooms: lanes, each with how many turns may be in hand there, this one included; of lanes
+            that are equally loaded the first is taken.
+    """
+    free = [lane for lane, most in rooms.items() if lane.has_room(most)]
+    if free:
+        chosen = min(free, key=lambda lane: lane.in_hand)
+        chosen.in_hand += 1
+        return chosen
+    asking = Asking(asyncio.get_running_loop().create_future(), rooms)
+    for lane in rooms:
+        lane.ask(asking)
+    try:
+        return await asking.turn
+    except asyncio.CancelledError:
+        # The turn may have come in the very moment that its caller went away.
+        if asking.turn.done() and not asking.turn.cancelled():
+            asking.turn.result().leave()
+        raise
+    finally:
+        for lane in rooms:
+            lane.forget(asking)

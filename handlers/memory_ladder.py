@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from daemon.errors import ConfigError, OutOfMemoryError
 from handlers.degradation import Degradation, QuietTime, Step, epoch_ms
-from handlers.inference import MLInference, Provenance, Result
+from handlers.inference import Buffers, MLInference, Provenance, Result
 from handlers.lane import Work
 from handlers.memory import HOST, memory_watched
 
@@ -90,11 +90,19 @@ class MemoryLadder(Generic[Result]):
             if not self._step_down(error, batch=1):
                 raise error
 
-    def run(self, items: Sequence[Item]) -> list[Outcome[Result]]:
+    def is_due(self, now: float) -> bool:
+        """Whether it is time to climb, where there is anything to climb."""
+        return self.state is not None and self._quiet.is_over(now)
+
+    def run(self, items: Sequence[Item], prepared: Buffers | None = None) -> list[Outcome[Result]]:
         """Return an outcome for each item, in order.
 
         A batch that fails for another reason than memory is run again picture by picture, so
         that a picture the model cannot bear fails alone.
+
+        Args:
+            items: the batch.
+            prepared: what the model's `prepare` made of all of it; taken for the first try only.
 
         Raises:
             ConfigError: the model cannot be loaded.
@@ -106,7 +114,8 @@ class MemoryLadder(Generic[Result]):
             self.load()
             done = len(outcomes)
             chunk = items[done : done + self._limit]
-            found = self._try(chunk)
+            found = self._try(chunk, prepared if len(chunk) == len(items) else None)
+            prepared = None
             if isinstance(found, list):
                 self._note_success()
                 outcomes += found
@@ -132,9 +141,11 @@ class MemoryLadder(Generic[Result]):
             return _bare(error)
         return None
 
-    def _try(self, chunk: Sequence[Item]) -> list[Outcome[Result]] | Exception:
+    def _try(
+        self, chunk: Sequence[Item], prepared: Buffers | None
+    ) -> list[Outcome[Result]] | Exception:
         self._begin("infer", chunk)
-        buffers = [buffer for buffer, _ in chunk]
+        buffers = prepared if prepared is not None else [buffer for buffer, _ in chunk]
         run = self._inference.infer_batch
         try:
             with memory_watched(self._name, HOST):
