@@ -22,7 +22,7 @@ ROOT = Path(__file__).parent.parent
 LIMITS: dict[Size, float] = {"smallest": 300, "quick": 300, "normal": 600, "full": 7200}
 """Seconds after which a section is ended."""
 STOP_SECONDS = 60
-LAST_WORDS = 1000
+LAST_WORDS = 4000
 
 
 def main(argv: list[str]) -> int:

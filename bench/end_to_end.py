@@ -1,235 +1,218 @@
-"""`python -m bench.end_to_end`: the whole daemon against what its decode and its model cost alone.
+"""`python -m bench.end_to_end`: image embeddings from request to event, against all that is near.
 
-The ceiling is the machine's cores divided by the core-milliseconds that one picture's decode and
-model take by themselves. The daemon does the same pictures from a queue that is full, everything
-durable: request over MQTT, picture from the media store, vector stored, event published. Beside it
-a server shaped like Immich's: ONNX Runtime in fp32, one picture at a time, every pixel decoded by
-Pillow. All in one run on the same pictures and weights.
+On the same pictures and weights, in turns within one run: the whole daemon (request over MQTT,
+picture from the media store, vector stored, event published, everything durable); the machine's
+ceiling, which is its cores divided by the core-milliseconds that decode and model take alone; the
+bare model; the loop that a user of open_clip writes; a server of Immich's shape.
 """
 
 import argparse
-import json
 import os
-import resource
+import sys
 import tempfile
-import threading
-import time
-import urllib.request
-import uuid
-import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-
+from bench.alone import least_cosine
+from bench.clip import settings_of
+from bench.immich_client import CONCURRENCY, Asked, peer
+from bench.machine import cores
 from bench.pictures import generated
-from bench.table import show
-from daemon.settings import Settings
-from demos.client import upload
-from demos.client.link import Link
-from demos.stack import Stack
-from handlers import clip_input
-from handlers.clip import normalise
-from handlers.clip_catalog import architecture
-from handlers.image_embedding import ImageEmbeddingInference
-from handlers.images import Limits, decode, square_crop
+from bench.report import print_rows
+from bench.rig import AROUND, Took, running
+from bench.rows import Options, Row, Side
+from bench.turns import Told, Turns
 
-SIDE = 224
-BATCH = 1000
-WARM_UP = 32
+SECTION = "end_to_end"
 TASK = "image_embedding"
+LEAST_COSINE = 0.99
+"""Of what all of them make of a picture; below it they do not run the same weights."""
 
 
-def main() -> int:
-    """Measure and print; see the top of this file."""
-    parser = argparse.ArgumentParser(prog="python -m bench.end_to_end", description=__doc__)
-    parser.add_argument("--jobs", type=int, default=300)
-    parser.add_argument("--megapixels", type=int, default=2, choices=(2, 6, 12))
-    parser.add_argument("--peer", type=int, default=20, help="pictures for the peer; 0 leaves it")
-    arguments = parser.parse_args()
-    group = f"{arguments.megapixels} MP 4:2:0"
-    pictures = [sample.data for sample in generated() if sample.group == group]
-    environ = {"INFERD_CLIP__WEIGHTS": "untrained", **_ours()}
-    settings = Settings.from_env(environ)
-    cores = len(os.sched_getaffinity(0))
-    decode_ms, model_ms, precision = _alone(pictures, settings)
-    ceiling = cores * 1000 / (decode_ms + model_ms)
-    with tempfile.TemporaryDirectory(prefix="inferd-bench-") as folder:
-        work = {**environ, "INFERD_WORKER__TASK_TYPES": TASK}
-        with Stack(Path(folder), work) as stack:
-            stack.wait_for_models()
-            wall, core_ms = _daemon(stack, pictures, arguments.jobs)
-    rows = [
-        ["decode alone", "", f"{decode_ms:.1f}", ""],
-        [f"model alone ({precision}, batch {settings.clip.batch_size})", "", f"{model_ms:.1f}", ""],
-        [f"ceiling of {cores} cores", f"{ceiling:.1f}", f"{decode_ms + model_ms:.1f}", "1.00"],
-        ["inferd, all of it", f"{wall:.1f}", f"{core_ms:.1f}", f"{wall / ceiling:.2f}"],
-    ]
-    if arguments.peer:
-        peer, peer_ms = _peer(pictures, settings, arguments.peer)
-        rows.append(["as Immich does it", f"{peer:.1f}", f"{peer_ms:.1f}", f"{peer / ceiling:.2f}"])
-    show(
-        f"{arguments.jobs} jobs of {group}, CLIP untrained",
-        ["", "pictures/s", "core ms a picture", "of the ceiling"],
-        rows,
-    )
-    return 0
+@dataclass
+class Rounds:
+    """What each round gave."""
 
+    inferd: list[Took] = field(default_factory=list)
+    alone: list[Told] = field(default_factory=list)
+    plain: list[Told] = field(default_factory=list)
+    peer: list[Asked] = field(default_factory=list)
 
-def _ours() -> dict[str, str]:
-    return {name: text for name, text in os.environ.items() if name.startswith("INFERD_")}
-
-
-def _alone(pictures: list[bytes], settings: Settings) -> tuple[float, float, str]:
-    """Return core-milliseconds of one decode and of one picture in the model, and its precision."""
-    limits = Limits.from_settings(settings.images)
-    decoding = settings.images.decoding
-    crops = []
-    began = time.thread_time()
-    for number in range(4 * len(pictures)):
-        data = pictures[number % len(pictures)]
-        crops.append(clip_input.read(data, limits, side=SIDE, decoding=decoding).pixels)
-    decode_ms = (time.thread_time() - began) * 1000 / len(crops)
-    inference = ImageEmbeddingInference(settings=settings)
-    batch = [crops[number % len(crops)] for number in range(settings.clip.batch_size)]
-    inference.infer_batch(batch)
-    rounds = 10
-    began = time.process_time()
-    for _ in range(rounds):
-        inference.infer_batch(batch)
-    model_ms = (time.process_time() - began) * 1000 / (rounds * len(batch))
-    precision = inference.provenance.precision
-    inference.unload()
-    return decode_ms, model_ms, precision
-
-
-def _daemon(stack: Stack, pictures: list[bytes], jobs: int) -> tuple[float, float]:
-    """Return jobs a second from a full queue, and the daemon's core-milliseconds a job."""
-    ids = [
-        upload(stack.media_store_url, pictures[number % len(pictures)], f"{number}.jpg")
-        for number in range(jobs + WARM_UP)
-    ]
-    ended = _Ended()
-    link = Link(
-        f"mqtt://127.0.0.1:{stack.broker_port}",
-        on_message=ended.message,
-        on_heard=lambda _topics: ended.heard.set(),
-        on_refused=lambda _topic, _reason: None,
-        on_lost=lambda _reason: None,
-    )
-    link.open()
-    try:
-        link.listen("inference/job/+/completed")
-        if not ended.heard.wait(20):
-            raise SystemExit("the broker does not answer")
-        _ask(link, ids[:WARM_UP])
-        ended.wait_for(WARM_UP)
-        _post(f"{stack.inferd_url}/queue/{TASK}/pause")
-        _ask(link, ids[WARM_UP:])
-        while _get(f"{stack.inferd_url}/queue")["pending"] < jobs:
-            time.sleep(0.1)
-        before = _core_seconds(stack.pid("daemon"))
-        began = time.monotonic()
-        _post(f"{stack.inferd_url}/queue/{TASK}/resume")
-        ended.wait_for(WARM_UP + jobs)
-        seconds = time.monotonic() - began
-        core_ms = (_core_seconds(stack.pid("daemon")) - before) * 1000 / jobs
-    finally:
-        link.close()
-    if ended.failed:
-        raise SystemExit(f"{ended.failed} jobs failed")
-    return jobs / seconds, core_ms
-
-
-class _Ended:
-    """Counts the ends of jobs."""
-
-    def __init__(self) -> None:
-        self.heard = threading.Event()
-        self.failed = 0
-        self._seen: set[str] = set()
-        self._more = threading.Condition()
-
-    def message(self, _topic: str, payload: bytes) -> None:
-        event = json.loads(payload)
-        with self._more:
-            self._seen.add(event["job_id"])
-            self.failed += event["status"] != "completed"
-            self._more.notify_all()
-
-    def wait_for(self, count: int, *, seconds: float = 900) -> None:
-        with self._more:
-            if not self._more.wait_for(lambda: len(self._seen) >= count, seconds):
-                raise SystemExit(f"{len(self._seen)} of {count} jobs ended in {seconds:g} s")
-
-
-def _ask(link: Link, ids: list[int]) -> None:
-    for start in range(0, len(ids), BATCH):
-        requests = [
-            {"media_store_id": each, "job_id": str(uuid.uuid4())}
-            for each in ids[start : start + BATCH]
+    def of_one_core(self) -> list[float]:
+        """Return the ceilings by one core's core-milliseconds, in pictures a second."""
+        return [
+            cores() * 1000 / (told["decode_core_ms"] + told["model_core_ms"]) for told in self.alone
         ]
-        link.publish(
-            f"inference/request/{TASK}", json.dumps({"requests": requests}), about="a batch"
-        )
+
+    def of_all_cores(self) -> list[float]:
+        """Return the ceilings by what all cores do of each at once, in pictures a second."""
+        return [1 / (1 / told["decode_rate"] + 1 / told["model_rate"]) for told in self.alone]
+
+    def least_cosine(self) -> float:
+        """Return the least of what the others make of the pictures and what inferd does."""
+        ours = self.alone[0]["vectors"]
+        theirs = (self.plain[0]["vectors"], self.peer[0].vectors[: len(ours)])
+        return min(least_cosine(ours, each) for each in theirs)
 
 
-def _post(url: str) -> None:
-    with urllib.request.urlopen(urllib.request.Request(url, method="POST"), timeout=10):
-        pass
+def measure(options: Options, *, megapixels: int = 2) -> Sequence[Row]:
+    """Return the rows of section end_to_end."""
+    rounds = options.pick(smallest=1, quick=3, normal=5, full=9)
+    jobs = options.pick(smallest=4, quick=160, normal=300)
+    few = options.pick(smallest=3, quick=24, normal=40)
+    group = f"{megapixels} MP 4:2:0"
+    files = [sample.data for sample in generated() if sample.group == group]
+    found = _measure(files, rounds=rounds, jobs=jobs, few=few)
+    cosine = found.least_cosine()
+    if cosine < LEAST_COSINE:
+        raise RuntimeError(f"the same weights and pictures, and a cosine of {cosine:.4f}")
+    size = sum(map(len, files)) / len(files) / 1e6
+    told = f"{jobs} JPEGs of {group}, {size:.2f} MB each, a round"
+    # Rounded down: "above" is to be true.
+    return _rows(found, f"{told}; cosines of the vectors above {int(cosine * 1e5) / 1e5:.5f}")
 
 
-def _get(url: str) -> Mapping[str, Any]:
-    with urllib.request.urlopen(url, timeout=10) as answer:
-        found: Mapping[str, Any] = json.load(answer)
+def _measure(files: Sequence[bytes], *, rounds: int, jobs: int, few: int) -> Rounds:
+    found = Rounds()
+    environ = {
+        # Weights as in the environment, or none; all of this is about the processor.
+        "INFERD_CLIP__WEIGHTS": settings_of(os.environ).clip.weights,
+        "INFERD_WORKER__TASK_TYPES": TASK,
+        "INFERD_DEVICE": "cpu",
+    }
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="inferd-bench-")))
+        paths = []
+        for number, data in enumerate(files):
+            paths.append(folder / f"{number}.jpg")
+            paths[-1].write_bytes(data)
+        given: Told = {"files": [str(path) for path in paths], "onnx": str(folder / "clip.onnx")}
+        whole = {**os.environ, **environ}
+        plain = stack.enter_context(Turns("bench.plain", given, environ=whole))
+        alone = stack.enter_context(Turns("bench.alone", given, environ=whole))
+        rig = stack.enter_context(running(folder / "stack", environ))
+        store = rig.stack.media_store_url, rig.stack.pid("media store")
+        server = stack.enter_context(peer(folder / "clip.onnx", *store))
+        # All uploads before anything is timed; each peer's turn begins with the first picture.
+        ours, theirs = ([rig.put(files, count) for _ in range(rounds + 1)] for count in (jobs, few))
+
+        def turn() -> tuple[Took, Told, Told, Asked]:
+            return (
+                rig.run([(TASK, each) for each in ours.pop()]),
+                alone.take({"pictures": few}),
+                plain.take({"pictures": few}),
+                server.ask(theirs.pop()),
+            )
+
+        # Once for nobody: what a first time makes is made.
+        turn()
+        for _ in range(rounds):
+            took, told, loop, asked = turn()
+            found.inferd.append(took)
+            found.alone.append(told)
+            found.plain.append(loop)
+            found.peer.append(asked)
     return found
 
 
-def _core_seconds(pid: int) -> float:
-    """Return what a process and its children, the decoders, have used of the cores."""
-    ticks = os.sysconf("SC_CLK_TCK")
-    total = 0
-    children = Path(f"/proc/{pid}/task").glob("*/children")
-    family = [pid, *(int(word) for path in children for word in path.read_text().split())]
-    for each in family:
-        fields = Path(f"/proc/{each}/stat").read_text().rpartition(")")[2].split()
-        total += int(fields[11]) + int(fields[12])
-    return total / ticks
+def _rows(found: Rounds, note: str) -> list[Row]:
+    inferd = Side.of("inferd, request on MQTT to completed event", [t.rate for t in found.inferd])
+    first = found.alone[0]
+    best = f"one core, batches of {first['single_batch']}, {first['precision']}"
 
-
-def _peer(pictures: list[bytes], settings: Settings, count: int) -> tuple[float, float]:
-    """Return pictures a second, and core-milliseconds, of ONNX Runtime and full decodes."""
-    import onnxruntime  # noqa: PLC0415 - heavy, and only for the peer
-
-    from handlers.clip_vendors import load_vendors  # noqa: PLC0415 - as above
-
-    vendors = load_vendors()
-    tower = vendors.open_clip.CLIP(**architecture(settings.clip.model)).visual.eval()
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        path = Path(folder) / "visual.onnx"
-        vendors.torch.onnx.export(
-            tower, (vendors.torch.zeros(1, 3, SIDE, SIDE),), str(path), dynamo=False
+    def against(name: str, what: str, figures: Sequence[float], more: str = "") -> Row:
+        return Row(
+            section=SECTION,
+            name=name,
+            unit="pictures/s",
+            better="more",
+            ours=inferd,
+            theirs=Side.of(what, figures),
+            note="; ".join(filter(None, (more, note))),
         )
-        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
-    limits = Limits.from_settings(settings.images)
-    vectors = []
-    began, used = time.monotonic(), _own_core_seconds()
-    for number in range(count):
-        picture = decode(pictures[number % len(pictures)], limits)
-        pixels = normalise(square_crop(picture, SIDE)[None])
-        (found,) = session.run(None, {name: pixels})
-        vectors.append(found[0] / np.linalg.norm(found[0]))
-    seconds = time.monotonic() - began
-    return count / seconds, (_own_core_seconds() - used) * 1000 / count
+
+    def costs(name: str, ours: Callable[[Took], float], theirs: Side, more: str = "") -> Row:
+        return Row(
+            section=SECTION,
+            name=name,
+            unit="core-ms a picture",
+            better="less",
+            ours=Side.of("inferd", [ours(took) for took in found.inferd]),
+            theirs=theirs,
+            note="; ".join(filter(None, (more, note))),
+        )
+
+    alone = [told["decode_core_ms"] + told["model_core_ms"] for told in found.alone]
+    decode = sum(told["decode_core_ms"] for told in found.alone) / len(found.alone)
+    shape = f"a server of Immich's shape, {CONCURRENCY} requests at a time"
+    return [
+        against(
+            "inferd / ceiling",
+            f"{cores()} cores / (decode + model alone: {best})",
+            found.of_one_core(),
+            f"decode alone {decode:.1f} core-ms",
+        ),
+        against(
+            "inferd / ceiling, all cores busy",
+            f"the same by what {cores()} cores do of each at once",
+            found.of_all_cores(),
+        ),
+        against(
+            "inferd / bare model",
+            f"inferd's model, batches of {first['batch']}, {first['precision']}, no decoding",
+            [told["model_rate"] for told in found.alone],
+        ),
+        against(
+            "inferd / plain loop",
+            "open_clip in fp32, its preprocessing, Pillow, one picture at a time",
+            [told["rate"] for told in found.plain],
+        ),
+        against(
+            "inferd / Immich's shape",
+            f"{shape}, ONNX Runtime in fp32",
+            [asked.rate for asked in found.peer],
+        ),
+        costs(
+            "daemon / decode + model alone",
+            lambda took: took.core_ms("daemon"),
+            Side.of(best, alone),
+            "the daemon with its decoders: fetching, queue, vectors and events are in it",
+        ),
+        costs(
+            "daemon / plain loop",
+            lambda took: took.core_ms("daemon"),
+            Side.of("open_clip's loop", [told["core_ms"] for told in found.plain]),
+        ),
+        costs(
+            "daemon / Immich's shape",
+            lambda took: took.core_ms("daemon"),
+            Side.of("its server", [asked.core_ms for asked in found.peer]),
+        ),
+        costs(
+            "what stands around",
+            lambda took: took.core_ms(*AROUND, "bench"),
+            Side.of("its media store and client", [asked.around_core_ms for asked in found.peer]),
+            "broker, media store and client",
+        ),
+    ]
 
 
-def _own_core_seconds() -> float:
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    return used.ru_utime + used.ru_stime
+def main(argv: list[str]) -> int:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.end_to_end",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--megapixels", type=int, default=2, choices=(2, 6, 12))
+    parser.add_argument("--size", default="normal", choices=("smallest", "quick", "normal", "full"))
+    arguments = parser.parse_args(argv)
+    options = Options(size=arguments.size)
+    print_rows(measure(options, megapixels=arguments.megapixels))
+    return 0
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -36,11 +36,13 @@ def print_rows(rows: Sequence[Row]) -> None:
                 for row in group
             ],
         )
-        print()
-        for row in group:
+        notes = [row.note.split("; ") for row in group]
+        common = [part for part in notes[0] if len(group) > 1 and all(part in n for n in notes)]
+        print(f"\n  {'; '.join(common)}" if any(common) else "")
+        for row, parts in zip(group, notes, strict=True):
             sides = [side.what for side in (row.ours, row.theirs) if side is not None]
-            against = " against ".join(sides)
-            print(f"  {row.name}: {'; '.join(filter(None, (against, row.note)))}")
+            own = [part for part in parts if part and part not in common]
+            print(f"  {row.name}: {'; '.join([' against '.join(sides), *own]).removeprefix('; ')}")
 
 
 def as_json(rows: Sequence[Row], runs: Mapping[str, Run], size: str) -> str:

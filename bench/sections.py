@@ -10,7 +10,9 @@ from typing import cast
 
 from bench.rows import Measure
 
-SECTIONS: Mapping[str, str] = {}
+SECTIONS: Mapping[str, str] = {
+    "end_to_end": "bench.end_to_end",
+}
 """Add yours here: "queue": "bench.queue"."""
 
 
