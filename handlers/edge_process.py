@@ -1,6 +1,6 @@
 """The optimising process: builds the index of a copied shard, on what nobody else needs of the CPU.
 
-Runs as `python -m handlers.edge_process FOLDER PARENT_PID`, started by handlers/edge_upkeep.py: the
+Runs as `python -m handlers.edge_process FOLDER PARENT_PID NICENESS`, started by edge_upkeep: the
 engine's `optimize()` keeps the GIL from its first to its last moment, so no thread could do it. It
 exits with 0 once the copy is optimised and on the disk, with 3 if there was nothing to do.
 """
@@ -27,7 +27,7 @@ def main(argv: list[str]) -> int:
     folder = Path(argv[0])
     if not _end_with(parent=int(argv[1])):
         return 1
-    _give_way()
+    _give_way(int(argv[2]))
     shard = edge.EdgeShard.load(str(folder))
     has_changed = shard.optimize()
     shard.flush()
@@ -46,12 +46,10 @@ def _end_with(parent: int) -> bool:
     return os.getppid() == parent
 
 
-def _give_way() -> None:
-    """Take only processor time that is left over, and die first where memory runs out."""
+def _give_way(niceness: int) -> None:
+    """Take what processor time is left over, and die first where memory runs out."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    os.nice(19)
-    with suppress(AttributeError, OSError):
-        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    os.nice(niceness)
     with suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
 

@@ -37,6 +37,9 @@ COPY_SECONDS = 30.0
 """Writes wait no longer than that for a copy."""
 PROCESS_SECONDS = 12 * 3600.0
 """On a machine that is never idle it may not come to an end."""
+NICENESS = 19
+"""Beside work that fills all cores it gets some 1 % of them; the idle class would get nothing, and
+the copy would lie there for ever."""
 SLICES = 4000
 """A million points: where even more change during the catching up, writes wait for the rest."""
 LAST_WORDS = 300
@@ -213,7 +216,8 @@ async def _optimise_apart(copy: Path) -> bool:
         RetryableError: the process failed or was killed.
     """
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "handlers.edge_process", str(copy), str(os.getpid())),
+        *(sys.executable, "-m", "handlers.edge_process"),
+        *(str(copy), str(os.getpid()), str(NICENESS)),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.DEVNULL,
         stderr=asyncio.subprocess.PIPE,

@@ -31,7 +31,7 @@ from handlers.vector_engine import CollectionSpec, Filter, Match, Page, Point, P
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-SEARCH_WIDTH = 256
+SEARCH_WIDTH = 512
 """Candidates that a search of the index looks at."""
 
 

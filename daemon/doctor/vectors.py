@@ -9,8 +9,9 @@ import fcntl
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias
 
 from daemon.doctor import qdrant
 from daemon.doctor.facts import Facts
@@ -22,7 +23,6 @@ from handlers.face_embedding import FaceEmbeddingInference
 from handlers.face_store import QdrantFaceStore
 from handlers.image_embedding import ImageEmbeddingInference
 from handlers.image_store import QdrantImageStore
-from handlers.inference import MLInference
 from handlers.qdrant_store import MODELS, QdrantStore
 from handlers.vector_engine import CollectionSpec
 from handlers.vector_points import model_point_id
@@ -30,8 +30,11 @@ from handlers.vector_points import model_point_id
 PART = qdrant.PART
 COPY_BYTES = 512 << 20
 """More is not copied for a look."""
-_STORES: dict[TaskType, tuple[type[QdrantStore], Callable[..., MLInference[Any]]]] = {
-    TaskType.IMAGE_EMBEDDING: (QdrantImageStore, ImageEmbeddingInference),
+_Embedding: TypeAlias = ImageEmbeddingInference | FaceEmbeddingInference
+MANY_CHANGED = 100_000
+"""Some 10 to 20 ms a search, in which the daemon does nothing else."""
+_STORES: dict[TaskType, tuple[type[QdrantStore], Callable[..., _Embedding]]] = {
+    TaskType.IMAGE_EMBEDDING: (QdrantImageStore, partial(ImageEmbeddingInference, None, None)),
     TaskType.FACE_EMBEDDING: (QdrantFaceStore, FaceEmbeddingInference),
 }
 
@@ -42,33 +45,50 @@ def look(facts: Facts) -> Iterator[Finding]:
     if not tasks:
         yield ok(PART, "no configured task stores any")
         return
-    wanted = {_STORES[task][0].collection: _fingerprint(task, facts) for task in tasks}
+    wanted = {_STORES[task][0].collection: _wanted(task, facts) for task in tasks}
     said = facts.health_check("vectors")
     if said.get("ok"):
         counts = {name: count for name, count in said.items() if name in wanted}
         text = ", ".join(f"{count} in {name}" for name, count in counts.items())
         yield ok(PART, f"the running daemon has them: {text}")
+        yield from _indexes(said.get("indexes"))
     if facts.settings.qdrant.url:
         yield from qdrant.look(facts.settings.qdrant, wanted)
     elif not said.get("ok"):
         yield from _embedded(facts.settings.data_dir / "vectors", wanted, facts)
 
 
-def _fingerprint(task: TaskType, facts: Facts) -> str | None:
-    """Return what the configured model's vectors are told apart by; None where it is absent."""
+def _indexes(said: object) -> Iterator[Finding]:
+    for name, state in said.items() if isinstance(said, dict) else ():
+        changed = state.get("changed") if isinstance(state, dict) else None
+        if isinstance(changed, int) and changed >= MANY_CHANGED:
+            found = f"{name}: {changed} vectors changed since its search index was built; each"
+            mend = "INFERD_QDRANT__OPTIMIZE=HH:MM-HH:MM, hours in which it is built"
+            yield warn(
+                PART,
+                "vectors_not_indexed",
+                f"{found} search looks at them one by one",
+                f"{mend} (auto waits for a quiet minute)",
+            )
+
+
+def _wanted(task: TaskType, facts: Facts) -> qdrant.Wanted:
+    store, make = _STORES[task]
     settings = facts.settings.model_copy(update={"offline": True})
     archive = settings.models_path / f"{settings.faces.pack}.zip"
     if task is TaskType.FACE_EMBEDDING and archive.is_file():
-        return None  # resolving would unpack it
+        return qdrant.Wanted(None, store.dimension)  # resolving would unpack it
+    dimension = store.dimension
     try:
-        inference = _STORES[task][1](settings=settings)
+        inference = make(settings=settings)
+        dimension = inference.embedding_dim
         inference.resolve()
     except InferdError:
-        return None  # the models' check says so
-    return inference.fingerprint
+        return qdrant.Wanted(None, dimension)  # the models' check says so
+    return qdrant.Wanted(inference.fingerprint, dimension)
 
 
-def _embedded(folder: Path, wanted: dict[str, str | None], facts: Facts) -> Iterator[Finding]:
+def _embedded(folder: Path, wanted: dict[str, qdrant.Wanted], facts: Facts) -> Iterator[Finding]:
     kept = [name for name in ("edge", "local") if (folder / name).is_dir()]
     if not kept:
         yield ok(PART, f"{folder} is empty: none are stored yet")
@@ -93,7 +113,7 @@ def _embedded(folder: Path, wanted: dict[str, str | None], facts: Facts) -> Iter
         copy = Path(name) / "vectors"
         shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("inferd.lock"))
         try:
-            found = asyncio.run(_read(copy, facts, list(wanted)))
+            found = asyncio.run(_read(copy, facts, wanted))
         except InferdError as error:
             message = error.message.replace(str(copy), str(folder))
             mend = f"move {folder} away (new vectors then start empty), or bring a copy back"
@@ -119,15 +139,15 @@ def _holder(folder: Path) -> str | None:
 
 
 async def _read(
-    folder: Path, facts: Facts, collections: list[str]
+    folder: Path, facts: Facts, wanted: dict[str, qdrant.Wanted]
 ) -> dict[str, tuple[int, qdrant.Claim | None]]:
     shared = embedded_engine(folder, facts.settings.qdrant.engine)
     engine = await shared.open()
     try:
         await engine.ensure_collection(MODELS)
         found = {}
-        for name in collections:
-            await engine.ensure_collection(CollectionSpec(name, QdrantImageStore.dimension))
+        for name, each in wanted.items():
+            await engine.ensure_collection(CollectionSpec(name, each.dimension))
             points = await engine.retrieve(MODELS.name, [model_point_id(name)])
             claim = qdrant.claim_of(points[0].payload) if points else None
             found[name] = await engine.count(name), claim
