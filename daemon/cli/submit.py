@@ -8,15 +8,19 @@ import os
 import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import IO
 
+from daemon.cli.submit_options import parser as make_parser
 from daemon.jobs import TaskType
 from daemon.settings import Settings
 from demos.client import ClientError, InferdClient, UnreachableError, configured
-from demos.client import arguments as checked
 from demos.client import sources as found
+from demos.client.bulk import Asked, Bulk, Settled
 from demos.client.exit_codes import COMPLETED, INTERRUPTED, JOB_FAILED
+from demos.client.journal import Journal, JournalError
+from demos.client.link import split_address
 from demos.client.parallel import in_parallel
 from demos.client.reports import Report, Wish, report
 from demos.client.sources import Subject
@@ -25,26 +29,11 @@ from demos.client.uploads import Uploads
 
 TOLD_FAILURES = 10
 """So many failures are told on stderr; stdout has all of them."""
-
-_EPILOG = """\
-One line of JSON for each request goes to stdout, as soon as it is known what became of it:
-job_id, media_store_id, task_type, status, error, and where there are any file and existing_job_id.
-status: accepted, or with --wait completed, error, sync_failed; exists (asked for before); rejected;
-no_answer (in time); unreachable; unusable (no id, or a file that cannot be read or uploaded).
-
-exit codes:
-  0  all is well; what exists already is
-  1  a job failed, a file could not be used, or several things went wrong
-  2  usage
-  3  the broker and the REST door, or the media store, cannot be reached; the rest was not asked for
-  4  some requests got no answer in time; asking again does no harm
-  5  some requests were rejected
-  78  wrong configuration
-  130  interrupted; what was accepted goes on
-
-example:
-  python -m daemon submit --folder photos --task all --wait
-"""
+BULK_IN_FLIGHT = 2000
+FEW_IN_FLIGHT = 64
+"""Where each one waits for its job, or is an HTTP request."""
+READERS = 8
+"""Files that are read and uploaded at a time."""
 
 
 def main(argv: Sequence[str], *, prog: str) -> int:
@@ -54,7 +43,7 @@ def main(argv: Sequence[str], *, prog: str) -> int:
         ConfigError: the configuration is wrong.
     """
     settings = Settings.from_env(os.environ)
-    parser = _parser(prog, settings)
+    parser = make_parser(prog, settings)
     options = parser.parse_intermixed_args(argv)
     if not options.media_store_ids and options.ids is None and options.folder is None:
         parser.error("nothing to ask for: give media_store_ids, --ids FILE or --folder DIR")
@@ -62,6 +51,8 @@ def main(argv: Sequence[str], *, prog: str) -> int:
         parser.error(f"there is no folder {found.shown(options.folder)}")
     tasks = [task.value for task in TaskType] if "all" in options.task else options.task
     options.task = list(dict.fromkeys(tasks or [TaskType.IMAGE_EMBEDDING.value]))
+    if options.in_flight is None:
+        options.in_flight = FEW_IN_FLIGHT if options.wait or options.rest else BULK_IN_FLIGHT
     try:
         lines = found.open_ids(options.ids) if options.ids is not None else None
     except OSError as error:
@@ -74,30 +65,43 @@ def main(argv: Sequence[str], *, prog: str) -> int:
             rest=options.rest,
             token=options.token or configured.token(settings),
         )
-    except ValueError as error:
+        journal = _open_journal(settings, options)
+    except (ValueError, JournalError) as error:
         parser.error(str(error))
     try:
-        with Meter("requests") as meter, client:
+        with ExitStack() as stack:
+            if journal is not None:
+                stack.callback(journal.close)
+            meter = stack.enter_context(Meter("requests"))
             threading.Thread(target=_count, args=(options, meter), daemon=True).start()
-            wishes = _wishes(_subjects(settings, options, lines), options.task)
-            return _Run(client, options, meter).run(wishes)
+            subjects = _subjects(settings, options, lines, journal)
+            return _Run(settings, client, options, meter, journal).run(subjects)
     except KeyboardInterrupt:  # once more, while it said goodbye
         return INTERRUPTED
 
 
 class _Run:
-    """One run: wishes in, lines out."""
+    """One run: subjects in, lines out."""
 
-    def __init__(self, client: InferdClient, options: argparse.Namespace, meter: Meter) -> None:
-        self._client, self._options, self._meter = client, options, meter
+    def __init__(
+        self,
+        settings: Settings,
+        client: InferdClient,
+        options: argparse.Namespace,
+        meter: Meter,
+        journal: Journal | None,
+    ) -> None:
+        self._settings, self._client, self._options = settings, client, options
+        self._meter, self._journal = meter, journal
         self._counts: Counter[str] = Counter()
         self._codes: set[int] = set()
-        self._failures = 0
+        self._failures = self._left_out = 0
 
-    def run(self, wishes: Iterable[Wish]) -> int:
+    def run(self, subjects: Iterable[Subject]) -> int:
         """Ask for all; return the exit code."""
         try:
-            for done in in_parallel(self._do, wishes, self._options.in_flight):
+            for wish, media_store_id, settled in self._settle(self._wishes(subjects)):
+                done = report(wish, media_store_id, settled.outcome)
                 self._tell(done)
                 if isinstance(done.error, UnreachableError):
                     # Whatever comes after it would wait as long, and fail in the same way.
@@ -106,36 +110,92 @@ class _Run:
         except KeyboardInterrupt:
             self._meter.say(
                 f"interrupted; {self._summary()}; up to {self._options.in_flight} more may have"
-                " been asked for; what was accepted goes on"
+                " been asked for; what was accepted goes on, and the same command too"
             )
             return INTERRUPTED
+        except JournalError as error:
+            self._meter.say(f"stopped: {error}; {self._summary()}")
+            return JOB_FAILED
         self._meter.say(self._summary())
         if not self._codes:
             return COMPLETED
         return self._codes.pop() if len(self._codes) == 1 else JOB_FAILED
 
-    def _do(self, wish: Wish) -> Report:
-        """Ask for one; called in threads."""
+    def _wishes(self, subjects: Iterable[Subject]) -> Iterator[Asked[Wish]]:
+        wishes = itertools.starmap(
+            Wish, ((each, task) for each in subjects for task in self._options.task)
+        )
+        # Only files take time: they are read and uploaded in threads.
+        has_files = self._options.folder is not None
+        asked = in_parallel(self._ask, wishes, READERS) if has_files else map(self._ask, wishes)
+        for each in asked:
+            if each is None:
+                self._left_out += 1
+                self._meter.skip()
+            else:
+                yield each
+
+    def _ask(self, wish: Wish) -> Asked[Wish] | None:
+        """Return the request for a wish, or nothing where an earlier run did it."""
         try:
             media_store_id = wish.subject.media_store_id()
         except ClientError as error:
-            return report(wish, None, error)
-        request = {
-            "task_type": wish.task_type,
-            "media_store_id": media_store_id,
-            "priority": self._options.priority,
-            "force": self._options.force,
-        }
-        outcome = self._client.submit_one(
-            request, wait=self._options.wait, timeout=self._options.timeout
+            return Asked(wish, error)
+        if self._journal is not None and self._journal.is_done(media_store_id, wish.task_type):
+            return None
+        return Asked(
+            wish,
+            {
+                "task_type": wish.task_type,
+                "media_store_id": media_store_id,
+                "priority": self._options.priority,
+                "force": self._options.force,
+            },
         )
-        return report(wish, media_store_id, outcome)
+
+    def _settle(
+        self, wanted: Iterable[Asked[Wish]]
+    ) -> Iterator[tuple[Wish, int | None, Settled[Wish]]]:
+        for settled in self._one_by_one(wanted) if self._options.rest else self._in_bulk(wanted):
+            media_store_id = None
+            if not isinstance(settled.outcome, ClientError):
+                media_store_id = settled.outcome.request["media_store_id"]
+            yield settled.tag, media_store_id, settled
+
+    def _one_by_one(self, wanted: Iterable[Asked[Wish]]) -> Iterator[Settled[Wish]]:
+        def one(asked: Asked[Wish]) -> Settled[Wish]:
+            if isinstance(asked.request, ClientError):
+                return Settled(asked.tag, asked.request)
+            options = self._options
+            return Settled(
+                asked.tag,
+                self._client.submit_one(asked.request, wait=options.wait, timeout=options.timeout),
+            )
+
+        with self._client:
+            yield from in_parallel(one, wanted, self._options.in_flight)
+
+    def _in_bulk(self, wanted: Iterable[Asked[Wish]]) -> Iterator[Settled[Wish]]:
+        options = self._options
+        bulk: Bulk[Wish] = Bulk(
+            configured.connect(self._settings, options.broker),
+            lambda: self._client,
+            has_rest=options.inference is not None,
+            in_flight=options.in_flight,
+            wait=options.wait,
+            timeout=options.timeout,
+            max_bytes=self._settings.mqtt.max_request_bytes,
+            on_hold=self._meter.say,
+        )
+        return bulk.run(wanted)
 
     def _tell(self, done: Report) -> None:
         self._counts[done.status] += 1
         self._meter.count(is_failed=not done.is_good)
         self._meter.result(json.dumps(done.line))
         if done.is_good:
+            if self._journal is not None:
+                self._journal.done(done.line["media_store_id"], done.line["task_type"])
             return
         self._codes.add(done.exit_code)
         self._failures += 1
@@ -145,13 +205,28 @@ class _Run:
             self._meter.say("further failures are told on stdout only")
 
     def _summary(self) -> str:
-        parts = ", ".join(f"{number:,} {status}" for status, number in self._counts.most_common())
+        parts = [f"{number:,} {status}" for status, number in self._counts.most_common()]
+        if self._left_out:
+            parts.append(f"{self._left_out:,} done in earlier runs")
         done = f"{self._counts.total():,} requests in {self._meter.seconds:.1f} s"
-        return f"{done}: {parts}" if parts else done
+        return f"{done}: {', '.join(parts)}" if parts else done
+
+
+def _open_journal(settings: Settings, options: argparse.Namespace) -> Journal | None:
+    if options.resume is None:
+        return None
+    broker = split_address(options.broker or settings.mqtt.url.get_secret_value())
+    places = {"broker": f"{broker.hostname}:{broker.port or broker.scheme}"}
+    if options.folder is not None:
+        places["media store"] = options.media_store
+    return Journal(Path(options.resume), **places)
 
 
 def _subjects(
-    settings: Settings, options: argparse.Namespace, lines: IO[str] | None
+    settings: Settings,
+    options: argparse.Namespace,
+    lines: IO[str] | None,
+    journal: Journal | None,
 ) -> Iterator[Subject]:
     yield from map(found.Known, options.media_store_ids)
     if lines is not None:
@@ -159,11 +234,8 @@ def _subjects(
     if options.folder is not None:
         token = options.token or configured.media_store_token(settings)
         uploads = Uploads(options.media_store, token)
-        yield from found.pictures(options.folder, uploads, settings.media_store.max_bytes)
-
-
-def _wishes(subjects: Iterable[Subject], tasks: Sequence[str]) -> Iterator[Wish]:
-    return itertools.starmap(Wish, ((each, task) for each in subjects for task in tasks))
+        max_bytes = settings.media_store.max_bytes
+        yield from found.pictures(options.folder, uploads, max_bytes, journal)
 
 
 def _count(options: argparse.Namespace, meter: Meter) -> None:
@@ -178,71 +250,3 @@ def _count(options: argparse.Namespace, meter: Meter) -> None:
         if options.folder is not None:
             total += found.count_pictures(options.folder)
     meter.expect(total * len(options.task))
-
-
-def _parser(prog: str, settings: Settings) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=prog,
-        description="Ask the running daemon for jobs. Addresses, certificates and tokens are\n"
-        "those of the daemon's own settings where no option says otherwise.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    what = parser.add_argument_group("what to ask for")
-    what.add_argument(
-        "media_store_ids", nargs="*", type=checked.media_store_id, metavar="media_store_id"
-    )
-    what.add_argument("--ids", metavar="FILE", help="ids, one a line, # comments; - is stdin")
-    what.add_argument(
-        "--folder", metavar="DIR", help="upload the pictures in DIR and below, then ask for them"
-    )
-    what.add_argument(
-        "--task",
-        action="append",
-        default=[],
-        choices=[*(task.value for task in TaskType), "all"],
-        help="may be repeated (image_embedding)",
-    )
-    how = parser.add_argument_group("how")
-    how.add_argument(
-        "--priority", default=5, type=checked.priority, help="0 (last) to 10 (first) (5)"
-    )
-    how.add_argument("--force", action="store_true", help="again, where it was done already")
-    how.add_argument("--wait", action="store_true", help="until the jobs end, not only accepted")
-    how.add_argument(
-        "--timeout",
-        default=300.0,
-        type=checked.seconds,
-        metavar="SECONDS",
-        help="for each request (300)",
-    )
-    how.add_argument(
-        "--in-flight",
-        default=64,
-        type=checked.between(1, 1000),
-        metavar="N",
-        help="requests under way at a time (64)",
-    )
-    how.add_argument("--rest", action="store_true", help="ask over REST instead of MQTT")
-    where = parser.add_argument_group("where, other than configured")
-    where.add_argument("--broker", type=checked.broker, metavar="URL", help="MQTT broker")
-    where.add_argument(
-        "--inference",
-        default=configured.rest_url(settings),
-        type=checked.address,
-        metavar="URL",
-        help="REST door, used where the broker is away or silent (%(default)s)",
-    )
-    where.add_argument(
-        "--media-store",
-        default=settings.media_store.url,
-        type=checked.address,
-        metavar="URL",
-        help="where the pictures of --folder go (%(default)s)",
-    )
-    where.add_argument(
-        "--token",
-        help="bearer token for REST and the media store; others can see it in the list"
-        " of processes, unlike INFERD_CLIENT__TOKEN and INFERD_CLIENT__TOKEN_FILE",
-    )
-    return parser

@@ -23,13 +23,14 @@ Its files:
     following  does what is due for each job, in time    watch      what is known of one job: pure
     link       the line to the broker, paho's home       http       REST and uploads
     parallel   work in threads, handed out as it comes   errors
+    bulk       many, in batch messages                   ledger     what of them is due: pure
 
 and what command lines share:
 
     configured the daemon's settings for its clients     arguments  words, checked
     sources    ids, lists and folders, as streams        uploads    many, and again after outages
     reports    what is told of one request among many    terminal   bars and lines, tqdm's home
-    exit_codes
+    journal    what went well, in a file: resumable      exit_codes
 """
 
 from demos.client.client import BROKER, InferdClient

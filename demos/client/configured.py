@@ -1,9 +1,12 @@
 """What the daemon's settings mean to its clients, so that who configured it needs no options."""
 
+from collections.abc import Callable
+from functools import partial
 from ipaddress import ip_address
 
 from daemon.settings import Settings
 from demos.client.client import InferdClient
+from demos.client.link import Link, Secured
 
 
 def rest_url(settings: Settings) -> str | None:
@@ -32,6 +35,21 @@ def media_store_token(settings: Settings) -> str | None:
     """Return the token for the media store: the daemon's own, else the one for the REST door."""
     found = settings.media_store.token
     return found.get_secret_value() if found else token(settings)
+
+
+def connect(settings: Settings, broker: str | None = None) -> Callable[..., Link]:
+    """Return what makes a line to the configured broker, or to another one, given its callbacks.
+
+    Raises, when it is called:
+        ValueError: the address is none, or a certificate cannot be used.
+    """
+    mqtt = settings.mqtt
+    return partial(
+        Link,
+        broker or mqtt.url.get_secret_value(),
+        secured=Secured(mqtt.ca_file, mqtt.cert_file, mqtt.key_file),
+        version=mqtt.version,
+    )
 
 
 def client(

@@ -20,6 +20,16 @@ Upload = Callable[[bytes, str], int]
 """Puts a picture's bytes under a name into the media store; returns the id, or raises."""
 
 
+class UploadMemory(Protocol):
+    """Knows which files were uploaded before, and as what."""
+
+    def uploaded(self, path: str) -> int | None:
+        """Return the id of a file that is as it was when it was uploaded."""
+
+    def upload(self, path: str, size: int, mtime_ns: int, media_store_id: int) -> None:
+        """Note the id of a file."""
+
+
 class SourceError(ClientError):
     """A line that is no id, or a file or folder that cannot be read."""
 
@@ -67,9 +77,11 @@ class Unusable:
 class PictureFile:
     """A picture on disk, uploaded once by whoever asks first; others wait for the same answer."""
 
-    def __init__(self, path: str, upload: Upload, max_bytes: int) -> None:
+    def __init__(
+        self, path: str, upload: Upload, max_bytes: int, memory: UploadMemory | None = None
+    ) -> None:
         self.name = path
-        self._upload, self._max_bytes = upload, max_bytes
+        self._upload, self._max_bytes, self._memory = upload, max_bytes, memory
         self._lock = threading.Lock()
         self._found: int | ClientError | None = None
 
@@ -78,16 +90,29 @@ class PictureFile:
         with self._lock:
             if self._found is None:
                 try:
-                    self._found = self._upload(self._read(), Path(self.name).name)
+                    known = self._recall()
+                    self._found = self._send() if known is None else known
                 except ClientError as error:
                     self._found = error
             if isinstance(self._found, ClientError):
                 raise self._found
             return self._found
 
-    def _read(self) -> bytes:
+    def _recall(self) -> int | None:
+        return None if self._memory is None else self._memory.uploaded(self.name)
+
+    def _send(self) -> int:
+        picture, state = self._read()
+        media_store_id = self._upload(picture, Path(self.name).name)
+        if self._memory is not None:
+            self._memory.upload(self.name, state.st_size, state.st_mtime_ns, media_store_id)
+        return media_store_id
+
+    def _read(self) -> tuple[bytes, os.stat_result]:
         try:
             with Path(self.name).open("rb") as file:
+                # Before the bytes: a file that changes meanwhile is another one the next time.
+                state = os.fstat(file.fileno())
                 picture = file.read(self._max_bytes + 1)
         except OSError as error:
             raise SourceError(f"cannot read {shown(self.name)}: {error.strerror}") from None
@@ -96,7 +121,7 @@ class PictureFile:
                 f"{shown(self.name)} has more than {self._max_bytes} bytes, which no job would"
                 " fetch (INFERD_MEDIA_STORE__MAX_BYTES)"
             )
-        return picture
+        return picture, state
 
 
 def open_ids(path: str) -> IO[str]:
@@ -128,7 +153,9 @@ def count_ids(path: str) -> int:
     return sum(1 for _ in ids(open_ids(path), path))
 
 
-def pictures(folder: str, upload: Upload, max_bytes: int) -> Iterator[Subject]:
+def pictures(
+    folder: str, upload: Upload, max_bytes: int, memory: UploadMemory | None = None
+) -> Iterator[Subject]:
     """Yield the pictures in a folder and below, by name or else by content.
 
     Links are followed, each folder is entered once; hidden files and folders are left out.
@@ -137,12 +164,13 @@ def pictures(folder: str, upload: Upload, max_bytes: int) -> Iterator[Subject]:
         folder: where to look.
         upload: puts one into the media store.
         max_bytes: larger files are not sent.
+        memory: knows what was uploaded before, and is not uploaded again.
     """
     for path, problem in _wanted(folder):
         if problem is not None:
             yield Unusable(problem, path)
         else:
-            yield PictureFile(path, upload, max_bytes)
+            yield PictureFile(path, upload, max_bytes, memory)
 
 
 def count_pictures(folder: str) -> int:

@@ -20,7 +20,9 @@ MINUTE, HOUR = 60, 3600
 def print_out(text: str) -> None:
     """Write a line to stdout; who reads may have gone, such as `head`."""
     try:
-        print(text, flush=True)
+        # At once, so that Ctrl-C leaves no half a line.
+        sys.stdout.write(f"{text}\n")
+        sys.stdout.flush()
     except BrokenPipeError:
         # What is said from now on is for nobody, and Python must not stumble over it at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -39,7 +41,8 @@ class Meter:
         self._unit = unit
         self._began = time.monotonic()
         self._done = self._failed = 0
-        self._total: int | None = None
+        self._expected: int | None = None
+        self._skipped = 0
         self._lock = threading.Lock()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._tick, name="inferd-meter", daemon=True)
@@ -75,9 +78,14 @@ class Meter:
     def expect(self, total: int) -> None:
         """Tell how many there will be, once that is known."""
         with self._lock:
-            self._total = total
-            if self._bar is not None:
-                self._bar.total = total
+            self._expected = total
+            self._show_total()
+
+    def skip(self) -> None:
+        """Leave one out that was expected: it says nothing of the rate."""
+        with self._lock:
+            self._skipped += 1
+            self._show_total()
 
     def count(self, *, is_failed: bool) -> None:
         """Count one that is done."""
@@ -99,6 +107,14 @@ class Meter:
         # The bar is in the way only where both go to the screen.
         with self._around() if sys.stdout.isatty() else contextlib.nullcontext():
             print_out(text)
+
+    @property
+    def _total(self) -> int | None:
+        return None if self._expected is None else max(0, self._expected - self._skipped)
+
+    def _show_total(self) -> None:
+        if self._bar is not None:
+            self._bar.total = self._total
 
     def _around(self) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext() if self._bar is None else tqdm.external_write_mode()

@@ -358,7 +358,7 @@ def test_the_token_comes_from_the_environment_or_a_file(
         (["--folder", "no/where"], "there is no folder no/where"),
         (["--ids", "no/where.txt"], "cannot read no/where.txt: No such file"),
         (["1", "--task", "dream"], "invalid choice: 'dream'"),
-        (["1", "--in-flight", "0"], "'0' is not 1 to 1000"),
+        (["1", "--in-flight", "0"], "'0' is not 1 to 10000"),
         (["1", "--broker", "http://x"], "mqtt[s]://"),
         (["1", "--rest"], "needs inference_url"),
     ],
