@@ -21,12 +21,14 @@ from handlers.face_detection import FaceDetectionHandler, FaceDetectionInference
 from handlers.face_embedding import FaceEmbeddingHandler, FaceEmbeddingInference
 from handlers.face_store import QdrantFaceStore
 from handlers.faces import Face
+from handlers.gpus import lane_devices
 from handlers.image_embedding import ImageEmbeddingInference
 from handlers.image_embedding_handler import ImageEmbeddingHandler
 from handlers.image_store import QdrantImageStore
-from handlers.inference import MLInference
+from handlers.inference import MLInference, Provenance
 from handlers.lane import DeviceLane
 from handlers.media_store import MediaStoreClient
+from handlers.pictures import Pictures
 from handlers.previews import Previews
 from handlers.query_vectors import FaceParts, ImageParts
 from handlers.search import Search
@@ -35,6 +37,9 @@ from handlers.text_embedding import TextEmbeddingInference
 from handlers.vector_store import VectorStore
 
 log = logging.getLogger(__name__)
+
+SPARE_PICTURES = 2
+"""Pictures with every pixel beside those that are being decoded: in the model, and next."""
 
 Handler: TypeAlias = ImageEmbeddingHandler | FaceDetectionHandler | FaceEmbeddingHandler
 Check: TypeAlias = Callable[[], Awaitable[JsonObject]]
@@ -49,8 +54,8 @@ class HandlerSet:
 
     handlers: list[Handler] = field(default_factory=list)
     runners: list[ModelRunner[Any]] = field(default_factory=list)
-    lane: DeviceLane = field(default_factory=DeviceLane)
-    """Where the models run."""
+    lanes: list[DeviceLane] = field(default_factory=list)
+    """Where the models run: one for each GPU, or one."""
     on_demand: set[str] = field(default_factory=set)
     """Names of models that no job needs: loaded at the first search that does."""
     search: Search = field(default_factory=Search)
@@ -87,13 +92,37 @@ class HandlerSet:
         if store is not None:
             await store.remove_by_media_store_id(job.media_store_id)
 
-    def running(self) -> dict[str, dict[str, str]]:
-        """Return model, weights, device and precision by name, empty while it is not loaded."""
-        words = ("model", "weights", "device", "precision")
+    async def forget_media(self, media_store_id: int) -> dict[str, int]:
+        """Remove all vectors of a picture; return how many there were, by collection.
+
+        Raises:
+            HandlerError: the vector database did not do it.
+        """
         found = {}
+        for store in self.stores.values():
+            found[store.collection] = await store.count_of_media(media_store_id)
+            await store.remove_by_media_store_id(media_store_id)
+        return found
+
+    def running(self) -> list[dict[str, str]]:
+        """Return name, model, weights, device and precision of each copy that is loaded.
+
+        All but the name is empty for a model that is loaded nowhere.
+        """
+        found: list[dict[str, str]] = []
         for runner in self.runners:
-            ran = runner.provenance if runner.is_loaded else None
-            found[runner.name] = {word: str(getattr(ran, word, "")) for word in words}
+            ran = [copy.inference.provenance for copy in runner.copies if copy.inference.is_loaded]
+            for each in ran or [Provenance(model="", weights="", device="", precision="")]:
+                told = {
+                    "name": runner.name,
+                    "model": each.model,
+                    "weights": each.weights,
+                    "device": each.device,
+                    "precision": each.precision,
+                }
+                # Two copies may have moved to the same CPU.
+                if told not in found:
+                    found.append(told)
         return found
 
     async def check_models(self) -> JsonObject:
@@ -134,6 +163,8 @@ def _told(runner: ModelRunner[Any], *, is_on_demand: bool) -> JsonObject:
         told["on_demand"] = True
     if (short := runner.degradation) is not None:
         told["degraded"] = short.to_wire()
+    if copies := runner.tell_copies():
+        told["copies"] = copies
     return told
 
 
@@ -148,8 +179,6 @@ class _Builder:
         self._detector: ModelRunner[list[Face]] | None = None
         self._images: ImageParts | None = None
         self._faces: FaceParts | None = None
-        # Decoded pictures are large: only as many as are decoded, inferred and aligned at once.
-        self._pictures = asyncio.Semaphore(settings.images.decoder_count + 2)
         # Of searches and of the doors: somebody waits, and must not stand behind jobs' pictures.
         self._asked = asyncio.Semaphore(URGENT_PICTURES)
         # Where a batch gains nothing the models themselves take less.
@@ -157,12 +186,21 @@ class _Builder:
         self.set = HandlerSet(indexes=indexes)
 
     async def open(self, task_types: list[TaskType]) -> HandlerSet:
-        self._lane = await self._stack.enter_async_context(self.set.lane)
+        for device in await asyncio.to_thread(lane_devices, self._settings.device):
+            lane = DeviceLane(device)
+            self.set.lanes.append(await self._stack.enter_async_context(lane))
         self._decoders = await self._stack.enter_async_context(Decoders(self._settings.images))
         self._media_store = await self._stack.enter_async_context(
             MediaStoreClient(self._settings.media_store)
         )
         self.set.previews = Previews(self._media_store, self._decoders)
+        decoding = self._settings.images.decoder_count
+        self._pictures = Pictures(
+            self._media_store,
+            self._decoders,
+            files=self._settings.media_store.concurrency + decoding,
+            decoded=decoding + SPARE_PICTURES,
+        )
         for task_type in task_types:
             match task_type:
                 case TaskType.IMAGE_EMBEDDING:
@@ -182,12 +220,16 @@ class _Builder:
         return self.set
 
     async def _open_image_embedding(self) -> None:
-        inference = ImageEmbeddingInference(None, None, settings=self._settings)
-        runner = await self._runner("clip", inference, max_batch=self._settings.worker.in_flight)
+        inference, *others = [
+            ImageEmbeddingInference(None, None, settings=settings) for settings in self._by_lane()
+        ]
+        runner = await self._runner(
+            "clip", inference, *others, max_batch=self._settings.worker.in_flight
+        )
         store = QdrantImageStore(engine=self._engine, dimension=inference.embedding_dim)
         self._store(TaskType.IMAGE_EMBEDDING, store)
         handler = ImageEmbeddingHandler(
-            media_store=self._media_store,
+            pictures=self._pictures,
             decoders=self._decoders,
             runner=runner,
             store=store,
@@ -196,7 +238,8 @@ class _Builder:
         )
         await self._bind(handler.claim)
         self.set.handlers.append(await self._stack.enter_async_context(handler))
-        texts = TextEmbeddingInference(inference.embedding_dim, settings=self._settings)
+        # Searches are few: one copy is enough.
+        texts = TextEmbeddingInference(inference.embedding_dim, settings=self._by_lane()[0])
         text = await self._open_runner("clip_text", texts)
         self.set.on_demand.add(text.name)
         self._images = ImageParts(
@@ -207,27 +250,25 @@ class _Builder:
         self.set.handlers.append(
             FaceDetectionHandler(
                 media_store=self._media_store,
-                decoders=self._decoders,
-                runner=await self._shared_detector(),
                 pictures=self._pictures,
+                runner=await self._shared_detector(),
             )
         )
 
     async def _open_face_embedding(self) -> None:
         recogniser = await self._runner(
             "face_recogniser",
-            FaceEmbeddingInference(settings=self._settings),
+            *(FaceEmbeddingInference(settings=settings) for settings in self._by_lane()),
             max_batch=self._face_batch,
         )
         store = QdrantFaceStore(engine=self._engine)
         self._store(TaskType.FACE_EMBEDDING, store)
         handler = FaceEmbeddingHandler(
-            media_store=self._media_store,
+            pictures=self._pictures,
             decoders=self._decoders,
             detector=await self._shared_detector(),
             recogniser=recogniser,
             store=store,
-            pictures=self._pictures,
         )
         await self._bind(handler.claim)
         self.set.handlers.append(handler)
@@ -239,27 +280,36 @@ class _Builder:
         if self._detector is None:
             self._detector = await self._runner(
                 "face_detector",
-                FaceDetectionInference(settings=self._settings),
+                *(FaceDetectionInference(settings=settings) for settings in self._by_lane()),
                 max_batch=self._face_batch,
             )
         return self._detector
 
+    def _by_lane(self) -> list[Settings]:
+        """Return the settings of each lane's models."""
+        return [self._settings.model_copy(update={"device": lane.name}) for lane in self.set.lanes]
+
     async def _runner(
-        self, name: str, inference: MLInference[Any], *, max_batch: int = 1
+        self, name: str, *copies: MLInference[Any], max_batch: int = 1
     ) -> ModelRunner[Any]:
-        runner = await self._open_runner(name, inference, max_batch=max_batch)
+        runner = await self._open_runner(name, *copies, max_batch=max_batch)
         await runner.resolve()
         return runner
 
     async def _open_runner(
-        self, name: str, inference: MLInference[Any], *, max_batch: int = 1
+        self, name: str, *copies: MLInference[Any], max_batch: int = 1
     ) -> ModelRunner[Any]:
+        (inference, lane), *others = zip(copies, self.set.lanes, strict=False)
+        # Of several lanes each is told its GPU by name, which would not go to the CPU by itself.
+        may_fall_back = lane.name != self._settings.device == "auto"
         runner: ModelRunner[Any] = ModelRunner(
             name,
             inference,
-            self._lane,
+            lane,
+            others=others,
             max_batch=max_batch,
             require_gpu=self._settings.require_gpu,
+            may_fall_back=may_fall_back and not self._settings.require_gpu,
             retry_seconds=self._settings.device_retry_seconds,
             idle_seconds=self._settings.models_idle_seconds,
             self_test_seconds=self._settings.models_self_test_seconds,

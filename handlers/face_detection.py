@@ -1,8 +1,8 @@
 """The face_detection task: fetch a picture, find its faces, tell the media store."""
 
-import asyncio
 import os
 from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
 from typing import Any
 
 import numpy as np
@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 from daemon.errors import PermanentError
 from daemon.jobs import Job, JsonObject, TaskType
 from daemon.settings import Settings
-from handlers.decoders import Decoders
 from handlers.detectors import make_detector
 from handlers.device import ModelRunner
 from handlers.faces import Face
 from handlers.images import Limits, decode
 from handlers.inference import Batch, ModelInference, Numbers, Pixels
 from handlers.media_store import MediaStoreClient
+from handlers.pictures import Pictures
 from handlers.timings import Timings
 
 DELIVERED = ("faces", "face_count", "image", "inference")
@@ -75,8 +75,7 @@ class FaceDetectionInference(ModelInference[list[Face]]):
 class FaceDetectionHandler:
     """Turns a job into boxes and landmarks, and gives them to the media store.
 
-    The collaborators are opened and closed by whoever made them; `pictures` bounds how many
-    decoded pictures are in memory, here and wherever else it is shared.
+    The collaborators are opened and closed by whoever made them.
     """
 
     task_type = TaskType.FACE_DETECTION
@@ -86,14 +85,19 @@ class FaceDetectionHandler:
         self,
         *,
         media_store: MediaStoreClient,
-        decoders: Decoders,
+        pictures: Pictures,
         runner: ModelRunner[list[Face]],
-        pictures: asyncio.Semaphore,
     ) -> None:
+        """Take the parts that it works with.
+
+        Args:
+            media_store: takes the results.
+            pictures: where pictures come from.
+            runner: the detector.
+        """
         self._media_store = media_store
-        self._decoders = decoders
-        self._runner = runner
         self._pictures = pictures
+        self._runner = runner
 
     async def handle(self, job: Job, report: Callable[[str], None]) -> JsonObject:
         """Return the job's result.
@@ -103,18 +107,14 @@ class FaceDetectionHandler:
             RetryableError: it may work later.
         """
         timings = Timings(report)
-        with timings.stage("fetch"):
-            media = await self._media_store.fetch(job.media_store_id)
-        async with self._pictures:
+        async with AsyncExitStack() as stack:
+            with timings.stage("fetch"):
+                held = self._pictures.upright(job.media_store_id)
+                picture = await stack.enter_async_context(held)
             with timings.stage("decode"):
-                pixels = await self._decoders.read_upright(
-                    media.data, content_type=media.content_type
-                )
-            del media
+                height, width = (await picture.pixels()).shape[:2]
             with timings.stage("infer"):
-                faces, ran = await self._runner.infer_and_tell(pixels)
-            height, width = pixels.shape[:2]
-            del pixels
+                faces, ran = await picture.faces(self._runner)
         return {
             "faces": [face.to_wire(index) for index, face in enumerate(faces)],
             "face_count": len(faces),

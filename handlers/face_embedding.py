@@ -4,6 +4,7 @@ import asyncio
 import os
 import sys
 from collections.abc import Callable, Coroutine, Sequence
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -38,7 +39,7 @@ from handlers.inference import (
     check_pixels,
     combined,
 )
-from handlers.media_store import MediaStoreClient
+from handlers.pictures import Pictures
 from handlers.self_test import synthetic_picture
 from handlers.timings import Timings
 from handlers.vector_engine import Point
@@ -134,8 +135,7 @@ class FaceEmbeddingHandler:
     """Turns a job into the points of its faces in `face_embeddings`.
 
     A picture's points are replaced as a whole, so a rerun that finds fewer faces leaves none
-    behind. The collaborators are opened and closed by whoever made them; `pictures` bounds how
-    many decoded pictures are in memory, here and wherever else it is shared.
+    behind. The collaborators are opened and closed by whoever made them.
     """
 
     task_type = TaskType.FACE_EMBEDDING
@@ -144,19 +144,26 @@ class FaceEmbeddingHandler:
     def __init__(
         self,
         *,
-        media_store: MediaStoreClient,
+        pictures: Pictures,
         decoders: Decoders,
         detector: ModelRunner[list[Face]],
         recogniser: ModelRunner[Vector],
         store: QdrantFaceStore,
-        pictures: asyncio.Semaphore,
     ) -> None:
-        self._media_store = media_store
+        """Take the parts that it works with.
+
+        Args:
+            pictures: where those of jobs come from.
+            decoders: what decodes those of searches, and aligns faces.
+            detector: finds the faces.
+            recogniser: makes their vectors.
+            store: takes the vectors.
+        """
+        self._pictures = pictures
         self._decoders = decoders
         self._detector = detector
         self._recogniser = recogniser
         self._store = store
-        self._pictures = pictures
         self.claim = StoreClaim(store, recogniser)
 
     async def handle(self, job: Job, report: Callable[[str], None]) -> JsonObject:
@@ -168,16 +175,14 @@ class FaceEmbeddingHandler:
         """
         timings = Timings(report)
         media_id = job.media_store_id
-        with timings.stage("fetch"):
-            media = await self._media_store.fetch(media_id)
-        async with self._pictures:
+        async with AsyncExitStack() as stack:
+            with timings.stage("fetch"):
+                picture = await stack.enter_async_context(self._pictures.upright(media_id))
             with timings.stage("decode"):
-                pixels = await self.read(media.data, media.content_type)
-            del media
+                height, width = (await picture.pixels()).shape[:2]
             with timings.stage("detect"):
-                faces, crops, detector = await self.find_faces(pixels)
-            height, width = pixels.shape[:2]
-            del pixels
+                faces, detector = await picture.faces(self._detector)
+                crops = await self._align(await picture.pixels(), faces)
         with timings.stage("infer"):
             vectors, ran = await self._embed(crops)
         with timings.stage("store"):
@@ -221,7 +226,10 @@ class FaceEmbeddingHandler:
             RetryableError: the detector could not be loaded or failed.
         """
         faces, ran = await self._detector.infer_and_tell(pixels)
-        return faces, await self._decoders.run(_align_all, pixels, faces), ran
+        return faces, await self._align(pixels, faces), ran
+
+    async def _align(self, pixels: Pixels, faces: Sequence[Face]) -> list[Pixels]:
+        return await self._decoders.run(_align_all, pixels, faces)
 
     async def deliver(self, job: Job, result: JsonObject) -> None:
         """Do nothing: face vectors do not go to the media store."""

@@ -1,6 +1,7 @@
 """The image_embedding task: fetch a picture, decode it, embed it, store its vector."""
 
 from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Self
 
@@ -13,7 +14,7 @@ from handlers.clip_input import ClipInput
 from handlers.decoders import Decoders
 from handlers.device import ModelRunner
 from handlers.inference import Vector
-from handlers.media_store import MediaStoreClient
+from handlers.pictures import Pictures
 from handlers.timings import Timings
 from handlers.vector_engine import Point
 from handlers.vector_store import VectorStore
@@ -34,7 +35,7 @@ class ImageEmbeddingHandler:
     def __init__(
         self,
         *,
-        media_store: MediaStoreClient,
+        pictures: Pictures,
         decoders: Decoders,
         runner: ModelRunner[Vector],
         store: VectorStore,
@@ -44,14 +45,14 @@ class ImageEmbeddingHandler:
         """Take the parts that it works with.
 
         Args:
-            media_store: where pictures come from.
-            decoders: what decodes them.
+            pictures: where those of jobs come from.
+            decoders: what decodes them, and those of searches.
             runner: the model.
             store: takes the vectors.
             side: pixels of the square that the model takes.
             decoding: how large JPEGs are decoded.
         """
-        self._media_store = media_store
+        self._pictures = pictures
         self._decoders = decoders
         self._runner = runner
         self._store = store
@@ -83,11 +84,12 @@ class ImageEmbeddingHandler:
         """
         timings = Timings(report)
         media_id = job.media_store_id
-        with timings.stage("fetch"):
-            media = await self._media_store.fetch(media_id)
-        with timings.stage("decode"):
-            picture = await self.read(media.data, media.content_type)
-        del media
+        async with AsyncExitStack() as stack:
+            with timings.stage("fetch"):
+                media = await stack.enter_async_context(self._pictures.file(media_id))
+            with timings.stage("decode"):
+                picture = await self.read(media.data, media.content_type)
+            del media
         with timings.stage("infer"):
             vector, ran = await self._runner.infer_and_tell(picture.pixels)
         payload = {"job_id": job.job_id, "media_store_id": media_id, "model": ran.model}
