@@ -141,7 +141,7 @@ async def run(settings: Settings, *, started: Callable[[int | None], None] | Non
         )
         # Before the first connect, which tells it.
         await watch.look()
-        watchdog.start(lambda: handlers.lane.call)
+        watchdog.start(*(lane.busy_with for lane in handlers.lanes))
         async with asyncio.TaskGroup() as group:
             linking = group.create_task(link.run(), name="mqtt-link")
             relaying = group.create_task(outbox.run(), name="outbox-relay")
@@ -164,7 +164,7 @@ async def run(settings: Settings, *, started: Callable[[int | None], None] | Non
             relaying.cancel()
             linking.cancel()
     log.info("stopped")
-    if watchdog.is_over.is_set() or handlers.lane.is_abandoned:
+    if watchdog.is_over.is_set() or any(lane.is_abandoned for lane in handlers.lanes):
         leave(EXIT_STALLED if watchdog.is_over.is_set() else 0)
 
 
@@ -179,7 +179,8 @@ def _grace(settings: WorkerSettings, watchdog: Watchdog, handlers: HandlerSet) -
     if watchdog.is_over.is_set():
         # Whoever waits for the model waits in vain.
         grace = min(grace, STALLED_GRACE_SECONDS)
-        handlers.lane.close_seconds = 0
+        for lane in handlers.lanes:
+            lane.close_seconds = 0
     watchdog.expect_end(grace + LEAVE_SECONDS)
     return grace
 

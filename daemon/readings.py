@@ -33,6 +33,7 @@ class Readings:
             "working": self.working,
             "models": self.models,
             "hanging": self.hanging,
+            "lanes": self.lanes,
             "memory": self.memory,
             "indexes": self.indexes,
             "build": self.build,
@@ -100,14 +101,15 @@ class Readings:
                 "inferd_model_loaded",
                 "1 once a model is in memory; where it runs and of which weights it is.",
                 float(bool(ran["model"])),
-                {"name": name, **ran},
+                ran,
             )
-            for name, ran in self.handlers.running().items()
+            for ran in self.handlers.running()
         ]
 
     async def hanging(self) -> Iterable[Reading]:
         """Return how long the device has been busy, which model hangs, and the self-tests."""
-        seconds = self.watchdog.call_seconds if self.handlers.lane.call else 0.0
+        is_busy = any(lane.call for lane in self.handlers.lanes)
+        seconds = self.watchdog.call_seconds if is_busy else 0.0
         found = [
             Reading(
                 "inferd_model_call_seconds",
@@ -141,6 +143,45 @@ class Readings:
                     is_total=True,
                 ),
             ]
+        return found
+
+    async def lanes(self) -> Iterable[Reading]:
+        """Return what each lane does: one for each GPU, or one."""
+        found = [
+            Reading(
+                "inferd_lane_batches_in_hand",
+                "Batches that a lane runs, or that are made ready for it.",
+                lane.in_hand,
+                {"lane": lane.name},
+            )
+            for lane in self.handlers.lanes
+        ]
+        for runner in self.handlers.runners:
+            for copy in runner.copies:
+                labels = {"lane": copy.lane.name, "model": runner.name}
+                found += [
+                    Reading(
+                        "inferd_lane_batches",
+                        "Batches that a model's copy on a lane was given.",
+                        copy.batches,
+                        labels,
+                        is_total=True,
+                    ),
+                    Reading(
+                        "inferd_lane_inputs",
+                        "Pictures, faces or texts in these batches.",
+                        copy.inputs,
+                        labels,
+                        is_total=True,
+                    ),
+                    Reading(
+                        "inferd_lane_fit",
+                        "0 while a model's copy on a lane fails, or left its GPU for want of"
+                        " memory: the others take its batches.",
+                        float(copy.is_fit),
+                        labels,
+                    ),
+                ]
         return found
 
     async def memory(self) -> Iterable[Reading]:

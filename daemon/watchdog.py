@@ -74,7 +74,8 @@ class Watchdog:
     """Watches from a thread of its own; a context manager inside the loop that it watches.
 
     Attributes:
-        stall: the call that hangs, from when it is told until it comes back after all.
+        stall: the call that hangs, from when it is told until it comes back after all; of
+            several lanes that hang, the first one's.
         is_over: set in the loop when the daemon must end because of it.
     """
 
@@ -92,7 +93,7 @@ class Watchdog:
             end: ends the process at once.
             clock: seconds that only rise.
         """
-        self._call: Callable[[], Call | None] = lambda: None
+        self._lanes: list[_Lane] = []
         self._stall_seconds = stall_seconds
         self._end = end
         self._clock = clock
@@ -100,18 +101,19 @@ class Watchdog:
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         self._beats = 0
-        self._loop_age, self._call_age = _Age(), _Age()
+        self._loop_age = _Age()
         self._told_of_loop = False
         self._beating: asyncio.TimerHandle | None = None
         self._left: float | None = None
         self._why_end = ""
+        self._stalled: _Lane | None = None
         self.stall: Stall | None = None
         self.is_over = asyncio.Event()
 
     @property
     def call_seconds(self) -> float:
-        """How long the lane's call has been running."""
-        return self._call_age.seconds
+        """How long the oldest call of a lane has been running."""
+        return max((lane.age.seconds for lane in self._lanes), default=0.0)
 
     def __enter__(self) -> Self:
         return self
@@ -129,14 +131,14 @@ class Watchdog:
             self._thread.join(POLL_SECONDS + SAY_SECONDS)
             faulthandler.cancel_dump_traceback_later()
 
-    def start(self, call: Callable[[], Call | None]) -> None:
-        """Watch from now on: the running loop, and what the device lane is busy with.
+    def start(self, *calls: Callable[[], Call | None]) -> None:
+        """Watch from now on: the running loop, and what the device lanes are busy with.
 
         Args:
-            call: asked from the watchdog's thread.
+            calls: one for each lane, asked from the watchdog's thread.
         """
         if self._stall_seconds:
-            self._call = call
+            self._lanes = [_Lane(call, _Age()) for call in calls]
             self._loop = asyncio.get_running_loop()
             self._loop_thread = threading.get_ident()
             self._beat()
@@ -163,7 +165,8 @@ class Watchdog:
             looked_at = now
             self._arm_last_resort()
             self._look_at_loop(awake)
-            self._look_at_call(awake)
+            for lane in self._lanes:
+                self._look_at_lane(lane, awake)
             self._look_at_end(awake)
 
     def _arm_last_resort(self) -> None:
@@ -185,16 +188,18 @@ class Watchdog:
         if seconds >= ENDS_AFTER * self._stall_seconds:
             self._leave("the event loop hangs")
 
-    def _look_at_call(self, awake: float) -> None:
-        call = self._call()
-        seconds = self._call_age.note(call.number if call else None, awake)
+    def _look_at_lane(self, lane: "_Lane", awake: float) -> None:
+        call = lane.call()
+        seconds = lane.age.note(call.number if call else None, awake)
         limit = self._stall_seconds * (LOADS_LONGER if call and call.work == "load" else 1)
         if call is None or seconds < limit:
-            if self.stall is not None:
-                self._say(logging.WARNING, f"{self.stall.model} goes on after all")
-            self.stall = None
+            if lane is self._stalled:
+                if self.stall is not None:
+                    self._say(logging.WARNING, f"{self.stall.model} goes on after all")
+                self.stall = self._stalled = None
             return
-        if self.stall is None:
+        if self._stalled is None:
+            self._stalled = lane
             message = f"{call.model} has been busy with one call ({call.work}) for {seconds:.0f} s"
             job_ids = frozenset(
                 job_id for each in call.contexts if (job_id := said_about(each).get("job_id"))
@@ -234,6 +239,14 @@ def leave(code: int) -> NoReturn:
     """End the process at once, after all that was logged: a thread that hangs is not waited for."""
     logging.shutdown()
     os._exit(code)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Lane:
+    """A lane, and for how long its call has been the same."""
+
+    call: Callable[[], Call | None]
+    age: "_Age"
 
 
 class _Age:

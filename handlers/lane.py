@@ -91,6 +91,10 @@ class DeviceLane:
         self._waiting.put((future, functools.partial(work, *args, **kwargs)))
         return await asyncio.wrap_future(future)
 
+    def busy_with(self) -> LaneCall | None:
+        """Return `call`; from any thread."""
+        return self.call
+
     def begin(self, model: str, work: Work, contexts: Sequence[Context] = ()) -> None:
         """Tell what the lane is busy with from now on; on the lane's thread only."""
         self._number += 1

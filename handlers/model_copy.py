@@ -41,7 +41,7 @@ class ModelCopy(Generic[Result]):
         load_error: why the latest attempt to load it failed; None once one went well.
         idle_unloads: how often it was unloaded because nobody used it.
         batches: how many it was given.
-        pictures: how many were in them.
+        inputs: how many pictures, faces or texts were in them.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class ModelCopy(Generic[Result]):
         self.load_error: str | None = None
         self.idle_unloads = 0
         self.batches = 0
-        self.pictures = 0
+        self.inputs = 0
         lane.add(inference)
 
     # -- what is told: from any thread ---------------------------------------------------------
@@ -183,7 +183,7 @@ class ModelCopy(Generic[Result]):
         """Return an outcome for each item, in order; with a turn on the lane only."""
         self.mark_use()
         self.batches += 1
-        self.pictures += len(items)
+        self.inputs += len(items)
         prepared = None
         if self.lane.in_hand > 1 and self.inference.prepares:
             # Another batch has the lane: what of this one needs no device is done meanwhile.

@@ -66,12 +66,28 @@ class Shortage(WireModel):
     retry_at: Milliseconds = Field(description="When more is tried again, at the earliest.")
 
 
+class ModelCopy(WireModel):
+    """One of several copies of a model, each on a GPU of its own."""
+
+    lane: str = Field(description="The device that it is meant for.", examples=["cuda:1"])
+    loaded: bool = Field(description="Whether it is in memory.")
+    device: str | SkipJsonSchema[None] = Field(None, description="Where it really runs.")
+    precision: str | SkipJsonSchema[None] = Field(None, description="In which it runs there.")
+    degraded: Shortage | SkipJsonSchema[None] = Field(None, description="Absent where all is well.")
+    error: Literal["model_error"] | SkipJsonSchema[None] = Field(
+        None, description="It fails: the other copies do its work. Absent where all is well."
+    )
+
+
 class LoadedModel(Provenance):
     """A model that is in memory."""
 
     loaded: Literal[True]
     degraded: Shortage | SkipJsonSchema[None] = Field(None, description="Absent where all is well.")
     on_demand: bool = Field(False, description="No job needs it: it is loaded at the first search.")
+    copies: list[ModelCopy] | SkipJsonSchema[None] = Field(
+        None, description="One for each GPU; absent where there is one copy only."
+    )
 
 
 class UnloadedModel(WireModel):
@@ -80,6 +96,9 @@ class UnloadedModel(WireModel):
     loaded: Literal[False]
     degraded: Shortage | SkipJsonSchema[None] = Field(None, description="Absent where all is well.")
     on_demand: bool = Field(False, description="No job needs it: it is loaded at the first search.")
+    copies: list[ModelCopy] | SkipJsonSchema[None] = Field(
+        None, description="One for each GPU; absent where there is one copy only."
+    )
 
 
 class ModelsUnknown(WireModel):
