@@ -1,4 +1,4 @@
-"""ImageEmbeddingInference: one picture of 224x224 in, one CLIP vector of length 1 out."""
+"""ImageEmbeddingInference: one square picture in, one CLIP vector of length 1 out."""
 
 import os
 import sys
@@ -21,14 +21,15 @@ from handlers.self_test import synthetic_picture
 class ImageEmbeddingInference(ModelInference[Vector]):
     """CLIP's image tower behind the documented interface.
 
-    A buffer is either uint8 RGB [224, 224, 3], which is normalised here, or float32 of the same
-    shape that is normalised already: (x / 255 - mean) / std. A batch may hold both.
+    A buffer is either uint8 RGB [height, width, 3] of `input_size`, which is normalised here, or
+    float32 of the same shape that is normalised already: (x / 255 - mean) / std. A batch may hold
+    both.
     """
 
     def __init__(
         self,
-        embedding_dim: int = 512,
-        input_size: tuple[int, int] = (224, 224),
+        embedding_dim: int | None = 512,
+        input_size: tuple[int, int] | None = (224, 224),
         *,
         weights: str | None = None,
         settings: Settings | None = None,
@@ -36,18 +37,16 @@ class ImageEmbeddingInference(ModelInference[Vector]):
         """Take the model from `settings`, or from the environment where none are given.
 
         Args:
-            embedding_dim: length of the vectors that is expected.
-            input_size: height and width of the pictures that is expected.
+            embedding_dim: length of the vectors that is expected; None takes the model's.
+            input_size: height and width of the pictures that is expected; None takes the model's.
             weights: openai, a path, or untrained, instead of what the settings say.
             settings: which model, where its file is and on what device it runs.
 
         Raises:
             ConfigError: the configuration is wrong, or its model has another vector length or
-                picture size than was asked for.
+                picture size than was asked for, or takes pictures that are not square.
         """
         settings = settings or Settings.from_env(os.environ)
-        self.embedding_dim = embedding_dim
-        self.input_size = input_size
         self._model = ClipModel(
             model=settings.clip.model,
             weights=weights or settings.clip.weights,
@@ -62,12 +61,20 @@ class ImageEmbeddingInference(ModelInference[Vector]):
             most_passes=settings.worker.in_flight // (2 * settings.clip.batch_size),
         )
         super().__init__(self._model)
-        actual = (self._model.embedding_dim, self._model.input_size)
-        if actual != (embedding_dim, tuple(input_size)):
+        self.embedding_dim = self._model.embedding_dim
+        self.input_size = self._model.input_size
+        actual = self.embedding_dim, self.input_size
+        asked = (
+            self.embedding_dim if embedding_dim is None else embedding_dim,
+            self.input_size if input_size is None else tuple(input_size),
+        )
+        if actual != asked:
             raise ConfigError(
                 f"{self._model.model} makes {actual[0]} numbers of {actual[1]} pixels; "
-                f"asked for {embedding_dim} of {tuple(input_size)}"
+                f"asked for {asked[0]} of {asked[1]}"
             )
+        if len(set(self.input_size)) != 1:
+            raise ConfigError(f"{self._model.model} takes pictures that are not square")
 
     @property
     def batch(self) -> Batch | None:
@@ -75,10 +82,10 @@ class ImageEmbeddingInference(ModelInference[Vector]):
         return self._model.batch
 
     def infer(self, buffer: NDArray[Any], label: str = "") -> Vector:
-        """Return float32 [512] of length 1.
+        """Return float32 [embedding_dim] of length 1.
 
         Args:
-            buffer: uint8 RGB or normalised float32, [224, 224, 3].
+            buffer: uint8 RGB or normalised float32, [height, width, 3].
             label: names the picture in errors.
 
         Raises:
@@ -89,7 +96,7 @@ class ImageEmbeddingInference(ModelInference[Vector]):
         return super().infer(buffer, label)
 
     def infer_batch(self, buffers: Sequence[NDArray[Any]]) -> list[Vector]:
-        """Return one float32 [512] of length 1 for each buffer, in order.
+        """Return one float32 [embedding_dim] of length 1 for each buffer, in order.
 
         Raises:
             PermanentError: code bad_buffer; a buffer is neither kind.
@@ -119,7 +126,7 @@ class ImageEmbeddingInference(ModelInference[Vector]):
 def demo(arguments: Sequence[str]) -> int:
     """Embed the picture named on the command line, or a grey one, and say what ran."""
     try:
-        inference = ImageEmbeddingInference()
+        inference = ImageEmbeddingInference(None, None)
         buffer = np.full((*inference.input_size, 3), 128, np.uint8)
         label = arguments[0] if arguments else "an even grey"
         if arguments:

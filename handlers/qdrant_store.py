@@ -55,6 +55,7 @@ class QdrantStore(VectorStore):
         api_key: of that server.
         path: a folder to keep the vectors in instead, without a server.
         engine: an engine that several stores share instead.
+        dimension: numbers in a vector, where the model gives another number than 512.
     """
 
     indexes: ClassVar[dict[str, Literal["integer", "keyword"]]] = {
@@ -69,8 +70,11 @@ class QdrantStore(VectorStore):
         *,
         path: str | Path | None = None,
         engine: SharedEngine | None = None,
+        dimension: int | None = None,
     ) -> None:
         super().__init__()
+        if dimension is not None:
+            self.dimension = dimension
         if sum(given is not None for given in (url, path, engine)) > 1:
             raise ValueError("give one of url, path and engine")
         if engine is not None:
@@ -188,6 +192,11 @@ class QdrantStore(VectorStore):
         """Delete all that one job stored."""
         await self._engine.delete_where(self.collection, Filter.where(Equals("job_id", job_id)))
 
+    async def count_of_media(self, media_store_id: int | str) -> int:
+        """Return how many points are stored of one picture."""
+        where = Filter.where(Equals("media_store_id", media_store_id))
+        return await self._engine.count(self.collection, where)
+
     async def count(self) -> int:
         """Return how many points there are."""
         return await self._engine.count(self.collection)
@@ -210,6 +219,15 @@ class QdrantStore(VectorStore):
             await engine.ensure_collection(
                 CollectionSpec(self.collection, self.dimension, self.indexes)
             )
+        except ConfigError as error:
+            await self._shared.close()
+            if error.code != "collection_mismatch":
+                raise
+            raise ConfigError(
+                f"{error.message}; if it is another model's, configure that one again, or keep the"
+                " new vectors elsewhere (INFERD_DATA_DIR or INFERD_QDRANT__URL)",
+                code=error.code,
+            ) from error
         except BaseException:
             await self._shared.close()
             raise

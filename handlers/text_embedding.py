@@ -22,7 +22,7 @@ class TextEmbeddingInference(ModelInference[Vector]):
 
     def __init__(
         self,
-        embedding_dim: int = 512,
+        embedding_dim: int | None = 512,
         *,
         weights: str | None = None,
         settings: Settings | None = None,
@@ -30,7 +30,7 @@ class TextEmbeddingInference(ModelInference[Vector]):
         """Take the model from `settings`, or from the environment where none are given.
 
         Args:
-            embedding_dim: length of the vectors that is expected.
+            embedding_dim: length of the vectors that is expected; None takes the model's.
             weights: openai, a path, or untrained, instead of what the settings say.
             settings: which model, where its file is and on what device it runs.
 
@@ -38,7 +38,6 @@ class TextEmbeddingInference(ModelInference[Vector]):
             ConfigError: the configuration is wrong, or its model has another vector length.
         """
         settings = settings or Settings.from_env(os.environ)
-        self.embedding_dim = embedding_dim
         self._model = ClipTextModel(
             model=settings.clip.model,
             weights=weights or settings.clip.weights,
@@ -49,10 +48,10 @@ class TextEmbeddingInference(ModelInference[Vector]):
             precision=settings.clip.precision,
         )
         super().__init__(self._model)
-        if self._model.embedding_dim != embedding_dim:
+        self.embedding_dim = self._model.embedding_dim
+        if embedding_dim not in {None, self.embedding_dim}:
             raise ConfigError(
-                f"{self._model.model} makes {self._model.embedding_dim} numbers;"
-                f" asked for {embedding_dim}"
+                f"{self._model.model} makes {self.embedding_dim} numbers; asked for {embedding_dim}"
             )
 
     @property
@@ -70,7 +69,7 @@ class TextEmbeddingInference(ModelInference[Vector]):
         return self._model.tokeniser(text)
 
     def infer(self, buffer: NDArray[Any], label: str = "") -> Vector:
-        """Return float32 [512] of length 1.
+        """Return float32 [embedding_dim] of length 1.
 
         Args:
             buffer: int64 [context_length], from `tokenise`.
@@ -84,7 +83,7 @@ class TextEmbeddingInference(ModelInference[Vector]):
         return super().infer(buffer, label)
 
     def infer_batch(self, buffers: Sequence[NDArray[Any]]) -> list[Vector]:
-        """Return one float32 [512] of length 1 for each buffer, in order.
+        """Return one float32 [embedding_dim] of length 1 for each buffer, in order.
 
         Raises:
             PermanentError: code bad_buffer; a buffer holds no token ids.
@@ -123,7 +122,7 @@ def demo(arguments: Sequence[str]) -> int:
     """Embed the texts named on the command line, and say what ran and how alike they are."""
     texts = list(arguments) or ["a dog", "a photo of a dog", "a red bicycle"]
     try:
-        inference = TextEmbeddingInference()
+        inference = TextEmbeddingInference(None)
         tokens = [inference.tokenise(text) for text in texts]
         vectors = inference.infer_batch([each.ids for each in tokens])
     except InferdError as error:

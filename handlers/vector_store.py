@@ -33,7 +33,8 @@ class VectorStore(ABC):
 
     collection: ClassVar[str]
     """Where the vectors are."""
-    dimension: ClassVar[int] = 512
+    dimension: int = 512
+    """Numbers in a vector."""
 
     def __init__(self) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -155,6 +156,10 @@ class VectorStore(ABC):
     @abstractmethod
     async def remove_by_media_store_id(self, media_store_id: int | str) -> None:
         """Delete all that is stored of one picture."""
+
+    @abstractmethod
+    async def count_of_media(self, media_store_id: int | str) -> int:
+        """Return how many points are stored of one picture."""
 
     @abstractmethod
     async def count(self) -> int:

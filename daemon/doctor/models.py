@@ -5,6 +5,7 @@ loaded a second time: the device may have room for one only.
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 from daemon.doctor import mends
@@ -21,7 +22,7 @@ from handlers.model_inventory import CLIP, used_models
 
 PART = "models"
 _RUN: dict[Role, tuple[str, Callable[..., MLInference[Any]]]] = {
-    Role.CLIP: ("clip", ImageEmbeddingInference),
+    Role.CLIP: ("clip", partial(ImageEmbeddingInference, None, None)),
     Role.DETECTOR: ("face_detector", FaceDetectionInference),
     Role.RECOGNISER: ("face_recogniser", FaceEmbeddingInference),
 }

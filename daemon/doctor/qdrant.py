@@ -13,7 +13,6 @@ from daemon.jobs import JsonObject
 from daemon.settings import QdrantSettings
 from handlers.qdrant_store import MODELS
 from handlers.vector_points import model_point_id
-from handlers.vector_store import VectorStore
 
 PART = "vectors"
 OK = 200
@@ -29,19 +28,28 @@ class Claim:
     model: str
 
 
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What the configured model needs of its collection."""
+
+    fingerprint: str | None
+    """None where the model's file is absent."""
+    dimension: int
+
+
 def claim_of(payload: JsonObject) -> Claim:
     """Return the claim that a point of the collection of claims holds."""
     return Claim(str(payload.get("fingerprint")), str(payload.get("model")))
 
 
-def claimed(collection: str, count: int, claim: Claim | None, wanted: str | None) -> Finding:
+def claimed(collection: str, count: int, claim: Claim | None, wanted: Wanted) -> Finding:
     """Judge a collection's claim against the configured model.
 
     Args:
         collection: its name.
         count: how many vectors it holds.
         claim: whose they are; None where nobody said.
-        wanted: the configured model's fingerprint; None where its file is absent.
+        wanted: what the configured model needs.
     """
     said = f"{collection}: {count} vectors"
     if not count:
@@ -52,17 +60,18 @@ def claimed(collection: str, count: int, claim: Claim | None, wanted: str | None
             f" adopt=True), handlers/qdrant_store.py); else delete the collection {collection}"
         )
         return fail(PART, "model_unknown", f"{said}, and nobody said of which model", mend)
-    if wanted is not None and claim.fingerprint != wanted:
+    ours = wanted.fingerprint
+    if ours is not None and claim.fingerprint != ours:
         mend = (
             f"configure {claim.model} again, delete the collection {collection}, or keep the new"
             " vectors elsewhere (INFERD_DATA_DIR or INFERD_QDRANT__URL)"
         )
-        found = f"{said} of {claim.model}, while {wanted} is configured: they cannot be compared"
+        found = f"{said} of {claim.model}, while {ours} is configured: they cannot be compared"
         return fail(PART, "model_mismatch", found, mend)
     return ok(PART, f"{said} of {claim.model}")
 
 
-def look(settings: QdrantSettings, wanted: Mapping[str, str | None]) -> Iterator[Finding]:
+def look(settings: QdrantSettings, wanted: Mapping[str, Wanted]) -> Iterator[Finding]:
     """Look at a server; nothing is created there."""
     where = without_user(settings.url)
     server = _Server(settings)
@@ -105,7 +114,7 @@ class _Server:
         )
 
 
-def _collection(server: _Server, where: str, name: str, wanted: str | None) -> Finding:
+def _collection(server: _Server, where: str, name: str, wanted: Wanted) -> Finding:
     answer = server.get(f"collections/{name}")
     if answer.status in (401, 403):
         return _unauthorized(where, answer.status)
@@ -117,10 +126,10 @@ def _collection(server: _Server, where: str, name: str, wanted: str | None) -> F
         return fail(PART, "vector_store_error", found, "see the Qdrant server's log")
     dimension = _at(info, "config", "params", "vectors", "size")
     distance = _at(info, "config", "params", "vectors", "distance")
-    if (dimension, distance) != (VectorStore.dimension, "Cosine"):
+    if (dimension, distance) != (wanted.dimension, "Cosine"):
         found = (
             f"{name} holds vectors of {dimension} numbers compared by {distance}, should be"
-            f" {VectorStore.dimension} by Cosine"
+            f" {wanted.dimension} by Cosine"
         )
         return fail(PART, "collection_mismatch", found, f"rename or delete the collection {name}")
     status = info.get("status")

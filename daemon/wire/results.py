@@ -76,7 +76,9 @@ class ImageEmbeddingResult(WireModel):
         }
     )
 
-    embedding_dimension: Literal[512] = Field(description="Length of the vector.")
+    embedding_dimension: Annotated[int, Field(ge=1)] = Field(
+        description="Length of the vector: 512, unless another CLIP is configured."
+    )
     stored_in_vector_db: Literal[True]
     collection: Literal["image_embeddings"]
     point_id: MediaStoreId = Field(description="The media_store_id.")

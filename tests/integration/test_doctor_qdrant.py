@@ -92,8 +92,10 @@ def server() -> Iterator[Server]:
     server.stop()
 
 
-def look(settings: QdrantSettings, wanted: str | None = "model-a") -> list[Finding]:
-    return list(qdrant.look(settings, {COLLECTION: wanted}))
+def look(
+    settings: QdrantSettings, wanted: str | None = "model-a", dimension: int = 512
+) -> list[Finding]:
+    return list(qdrant.look(settings, {COLLECTION: qdrant.Wanted(wanted, dimension)}))
 
 
 def test_a_server_with_the_configured_models_vectors_is_well(server: Server) -> None:
@@ -138,6 +140,14 @@ def test_a_collection_of_another_shape_is_told(server: Server, vectors: Any, sai
 
     assert found.code == "collection_mismatch"
     assert said in found.found
+
+
+def test_the_configured_models_length_is_what_is_held_to(server: Server) -> None:
+    long = collection(config={"params": {"vectors": {"size": 768, "distance": "Cosine"}}})
+    server.answers[f"GET /collections/{COLLECTION}"] = (200, long)
+
+    assert look(server.settings(), dimension=768)[-1].code == "ok"
+    assert look(server.settings(), dimension=640)[-1].found.endswith("should be 640 by Cosine")
 
 
 def test_a_collection_that_is_broken_is_told(server: Server) -> None:

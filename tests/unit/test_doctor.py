@@ -413,7 +413,7 @@ def test_vectors_belong_to_the_configured_model(
 ) -> None:
     held = qdrant.Claim(claim, claim) if claim else None
 
-    assert qdrant.claimed("faces", count, held, wanted).code == expected
+    assert qdrant.claimed("faces", count, held, qdrant.Wanted(wanted, 512)).code == expected
 
 
 # -- the report --------------------------------------------------------------------------------
