@@ -10,7 +10,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from bench.pictures import generated
+from bench.rows import Options, Row, Side
 from bench.table import show
 from bench.timing import rounds_in_turns
 from daemon.errors import InferdError
@@ -69,7 +70,50 @@ def load(kind: type[ClipModel], settings: Settings, precision: str) -> ClipModel
     return model
 
 
-def measure(settings: Settings, rounds: int) -> None:
+def measure(options: Options) -> Sequence[Row]:
+    """Return the rows of section clip: ours in the fast precision, against fp32 and open_clip."""
+    rounds = options.pick(smallest=1, quick=5, normal=9, full=21)
+    settings = settings_of({**os.environ, "INFERD_DEVICE": "cpu"})
+    kinds = ((StockClip, "fp32"), (ClipModel, "fp32"), (ClipModel, "bf16"))
+    models = [load(kind, settings, precision) for kind, precision in kinds]
+    crops = crops_of(settings, models[0].input_size[0], max(BATCH_SIZES))
+    has_bf16 = reduced_precision("cpu") is not None
+    note = "" if has_bf16 else "this processor has no bf16: inferd would choose fp32"
+    rows = []
+    for size in BATCH_SIZES[-1:] if options.size == "smallest" else BATCH_SIZES:
+        works = [partial(model.encode_crops, crops[:size]) for model in models]
+        (one, stock), (exact, ours), (fewer, fast) = rounds_in_turns(
+            works, rounds, time.process_time
+        )
+        sides = [
+            Side.of(what, 1000 * seconds / size)
+            for what, seconds in (
+                ("open_clip's layers, fp32", stock),
+                ("inferd's layers, fp32", ours),
+                ("inferd's layers, bf16", fast),
+            )
+        ]
+        for name, place, other, cosine in (
+            ("fast precision / fp32", 2, 1, least_cosine(exact, fewer)),
+            ("fast precision / open_clip", 2, 0, least_cosine(one, fewer)),
+            ("fp32 / open_clip", 1, 0, least_cosine(one, exact)),
+        ):
+            told = f"cosine {cosine:.6f} at least"
+            rows.append(
+                Row(
+                    section="clip",
+                    name=f"{name}, batch {size}",
+                    unit="core-ms a picture",
+                    better="less",
+                    ours=sides[place],
+                    theirs=sides[other],
+                    note="; ".join(filter(None, (told, note))),
+                )
+            )
+    return rows
+
+
+def compare(settings: Settings, rounds: int) -> None:
     """Load all, and print the table.
 
     Raises:
@@ -149,7 +193,7 @@ def main(argv: list[str]) -> int:
     # The calibration's figures.
     logging.getLogger("handlers.clip_arithmetic").setLevel(logging.INFO)
     try:
-        measure(settings_of(os.environ), max(1, arguments.rounds))
+        compare(settings_of(os.environ), max(1, arguments.rounds))
     except InferdError as error:
         print(error, file=sys.stderr)
         return 1

@@ -160,8 +160,8 @@ async def compare(settings: Settings, *, count: int, rounds: int) -> bool:
                     )
                 )
     show(
-        f"CPU milliseconds a picture, and pictures a second: {settings.images.decoder_count} decoders,"
-        f" {IN_FLIGHT} in flight",
+        f"CPU milliseconds a picture, and pictures a second:"
+        f" {settings.images.decoder_count} decoders, {IN_FLIGHT} in flight",
         ("what is made of pictures", "threads", "processes", "threads/s", "processes/s", "cost"),
         rows,
     )

@@ -70,7 +70,7 @@ class Embeddings:
         row = self._rows.setdefault(sample.group or size_class(one.width, one.height), Row())
         row.exact_ms.append(exact_ms)
         row.fast_ms.append(fast_ms)
-        row.pixels.append(_cosine(one.pixels, other.pixels))
+        row.pixels.append(cosine_of(one.pixels, other.pixels))
         row.vectors.append(float(first @ second))
 
     def show(self, *, by_name: bool) -> None:
@@ -94,7 +94,8 @@ class Embeddings:
         )
 
 
-def _cosine(one: Pixels, other: Pixels) -> float:
+def cosine_of(one: Pixels, other: Pixels) -> float:
+    """Return the cosine of two pictures of one size, round mid-grey."""
     a, b = one.astype(float).ravel() - 127.5, other.astype(float).ravel() - 127.5
     length = np.sqrt((a @ a) * (b @ b))
     return float(a @ b / length) if length else 1.0

@@ -1,6 +1,7 @@
 """ONNX networks of the published face models' shapes and costs with random weights, made in memory.
 
-Their speed is that of the real ones; what they find means nothing.
+Their speed is that of the real ones; what they find means nothing: no face, or a number of them at
+fixed places of any picture.
 """
 
 from collections.abc import Sequence
@@ -13,6 +14,11 @@ from onnx import TensorProto, helper, numpy_helper
 
 OPSET, IR_VERSION = 17, 8
 STRIDES = (8, 16, 32)
+SIDE = 640
+EYES_NOSE_MOUTH = (-0.5, -0.5, 0.5, -0.5, 0, 0, -0.4, 0.6, 0.4, 0.6)
+"""Landmarks round the middle of a face, in strides."""
+LIKELY = 11.0
+"""What is added to the score of a face, before it goes through a sigmoid."""
 
 
 class _Net:
@@ -48,11 +54,15 @@ class _Net:
     def prelu(self, x: str, channels: int) -> str:
         return self.op("PRelu", [x, self.constant(np.full((channels, 1, 1), 0.25, np.float32))])
 
-    def unsure(self, x: str) -> str:
-        """Add scores near 0, so that what is done with thousands of faces is not measured."""
+    def near(self, x: str, value: NDArray[np.float32]) -> str:
+        """Add outputs that are nearly `value`, whatever the picture."""
         small = self.op("Mul", [x, self.constant(np.array(1e-3, np.float32))])
-        low = self.op("Sub", [small, self.constant(np.array(8, np.float32))])
-        return self.op("Sigmoid", [low])
+        return self.op("Add", [small, self.constant(value)])
+
+    def unsure(self, x: str, likely: NDArray[np.float32] | None = None) -> str:
+        """Add scores near 0, so that what is done with thousands of faces is not measured."""
+        low = np.array(-8, np.float32)
+        return self.op("Sigmoid", [self.near(x, low if likely is None else likely + low)])
 
     def linear(self, x: str, takes: int, gives: int) -> str:
         weight = self._random.standard_normal((takes, gives)) / np.sqrt(takes)
@@ -96,8 +106,27 @@ def save_recogniser(path: Path) -> Path:
     return net.save(path, 112, [(x, 512)])
 
 
-def save_detector(path: Path) -> Path:
-    """Write what costs as an SCRFD-10G at 640x640, as det_10g of buffalo_l, and takes batches."""
+def _faces(count: int) -> NDArray[np.float32]:
+    """Return [1, anchors of the coarsest stride, 1]: `LIKELY` where the faces are, far apart."""
+    columns = SIDE // STRIDES[-1]
+    scores = np.zeros((1, 2 * columns * columns, 1), np.float32)
+    cells = np.arange(columns * columns).reshape(columns, columns)[2:-2:4, 2:-2:4].ravel()
+    if count > len(cells):
+        raise ValueError(f"at most {len(cells)} faces fit")
+    scores[0, 2 * cells[:count]] = LIKELY
+    return scores
+
+
+def save_detector(path: Path, *, faces: int = 0) -> Path:
+    """Write what costs as an SCRFD-10G at 640x640, as det_10g of buffalo_l, and takes batches.
+
+    Args:
+        path: where to.
+        faces: how many it finds in every picture.
+
+    Raises:
+        ValueError: so many do not fit.
+    """
     net = _Net()
     x = "input"
     for takes, gives, stride in ((3, 28, 2), (28, 28, 1), (28, 56, 1)):
@@ -110,12 +139,16 @@ def save_detector(path: Path) -> Path:
             takes = gives
         levels.append((x, takes))
     groups: list[list[tuple[str, int]]] = [[], [], []]
-    for level, channels in levels[1:]:
+    for (level, channels), stride in zip(levels[1:], STRIDES, strict=True):
         y = net.conv(net.conv(level, channels, 56, 1), 56, 56)
         for channels_in in (56, 80, 80):
             y = net.op("Relu", [net.conv(y, channels_in, 80)])
         for group, width in zip(groups, (1, 4, 10), strict=True):
             z = net.op("Transpose", [net.conv(y, 80, 2 * width)], perm=[0, 2, 3, 1])
             z = net.op("Reshape", [z, net.constant(np.array([0, -1, width]))])
-            group.append((net.unsure(z) if width == 1 else z, width))
-    return net.save(path, 640, [output for group in groups for output in group])
+            if width == 1:
+                z = net.unsure(z, _faces(faces) if faces and stride == STRIDES[-1] else None)
+            elif faces:
+                z = net.near(z, np.array(EYES_NOSE_MOUTH if width > 4 else [1] * 4, np.float32))  # noqa: PLR2004 - a box
+            group.append((z, width))
+    return net.save(path, SIDE, [output for group in groups for output in group])

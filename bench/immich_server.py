@@ -49,8 +49,7 @@ class Model:
 
     def embed(self, image: Image.Image) -> str:
         """Return the embedding as a JSON text; blocks."""
-        square = _square(image, self._side)
-        pixels = (np.asarray(square, np.float32) / np.float32(255) - MEAN) / STD
+        pixels = (np.asarray(square(image, self._side), np.float32) / np.float32(255) - MEAN) / STD
         planes: NDArray[np.float32] = np.ascontiguousarray(pixels.transpose(2, 0, 1)[np.newaxis])
         (found,) = self._session.run(None, {self._input.name: planes})
         return json.dumps(found[0].tolist())
@@ -63,8 +62,8 @@ def read(data: bytes) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _square(image: Image.Image, side: int) -> Image.Image:
-    """Return the centre at a short side of `side`."""
+def square(image: Image.Image, side: int) -> Image.Image:
+    """Return the centre at a short side of `side`; blocks."""
     scale = side / min(image.size)
     width, height = (max(side, int(length * scale)) for length in image.size)
     resized = image.resize((width, height), Image.Resampling.BICUBIC)

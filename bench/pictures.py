@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pillow_heif
 from PIL import Image
 
 PHOTOS = ("astronaut.png", "coffee.png", "chelsea.png")
+QUALITY = 90
 NOISE = 6.0
 """Standard deviation of the grain that enlarging takes away, and that costs a decoder its time."""
 BASELINE: dict[str, Any] = {"subsampling": 2}
@@ -51,8 +53,17 @@ def generated() -> Iterator[Sample]:
             with Image.open(folder / name) as image:
                 photo = image.convert("RGB")
             file = BytesIO()
-            _enlarged(photo, megapixels * 1e6).save(file, "JPEG", quality=90, **options)
+            _enlarged(photo, megapixels * 1e6).save(file, "JPEG", quality=QUALITY, **options)
             yield Sample(f"{megapixels} MP {kind}", name, file.getvalue())
+
+
+def of_format(data: bytes, name: str) -> bytes:
+    """Return a picture file in another format: PNG, WEBP or HEIF, as Pillow calls them."""
+    pillow_heif.register_heif_opener()
+    file = BytesIO()
+    with Image.open(BytesIO(data)) as image:
+        image.save(file, name, **({} if name == "PNG" else {"quality": QUALITY}))
+    return file.getvalue()
 
 
 def mixed(count: int) -> Iterator[bytes]:

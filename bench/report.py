@@ -42,7 +42,8 @@ def print_rows(rows: Sequence[Row]) -> None:
         for row, parts in zip(group, notes, strict=True):
             sides = [side.what for side in (row.ours, row.theirs) if side is not None]
             own = [part for part in parts if part and part not in common]
-            print(f"  {row.name}: {'; '.join([' against '.join(sides), *own]).removeprefix('; ')}")
+            if said := "; ".join(filter(None, [" against ".join(sides), *own])):
+                print(f"  {row.name}: {said}")
 
 
 def as_json(rows: Sequence[Row], runs: Mapping[str, Run], size: str) -> str:

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 Size = Literal["smallest", "quick", "normal", "full"]
 """smallest: as little as shows that it runs (tests); quick: half a minute or less a section;
@@ -51,7 +52,7 @@ class Side:
     figures: tuple[float, ...]
 
     @classmethod
-    def of(cls, what: str, figures: Sequence[float]) -> "Side":
+    def of(cls, what: str, figures: Sequence[float] | NDArray[np.float64]) -> "Side":
         """Return a side of any sequence of numbers.
 
         Raises:

@@ -12,6 +12,11 @@ from bench.rows import Measure
 
 SECTIONS: Mapping[str, str] = {
     "end_to_end": "bench.end_to_end",
+    "faces": "bench.face_peers",
+    "clip": "bench.clip",
+    "formats": "bench.formats",
+    "task_types": "bench.task_types",
+    "gpu": "bench.gpu",
 }
 """Add yours here: "queue": "bench.queue"."""
 
