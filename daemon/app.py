@@ -214,6 +214,8 @@ async def _open_doors(
         max_body_bytes=settings.http.max_body_bytes,
         metrics=metrics,
         search=handlers.search,
+        embedder=handlers.direct,
+        aliases=settings.doors.running_by_asked,
         max_picture_bytes=settings.media_store.max_bytes,
     )
     _warn_if_open(settings)

@@ -1,7 +1,7 @@
 """The REST door put together: routes, limits and headers; `serve` listens until it is left."""
 
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 
 from aiohttp import web
@@ -20,6 +20,7 @@ from http_shim.contract_routes import add_contract_routes
 from http_shim.doors.embedder import Embedder
 from http_shim.doors.immich import ImmichDoor
 from http_shim.doors.model_names import ModelNames
+from http_shim.doors.openai import OpenAIDoor
 from http_shim.errors import answer_errors
 from http_shim.health_routes import add_health_routes
 from http_shim.job_routes import add_job_routes
@@ -57,6 +58,8 @@ def create_app(
     metrics: Metrics | None = None,
     search: Searcher | None = None,
     max_picture_bytes: int = MAX_PICTURE_BYTES,
+    embedder: Embedder | None = None,
+    aliases: Mapping[str, Sequence[str]] | None = None,
 ) -> web.Application:
     """Return the application; it owns nothing of what it is given.
 
@@ -70,6 +73,8 @@ def create_app(
         metrics: what is counted, and shown at /metrics.
         search: answers searches; None where nothing can be searched.
         max_picture_bytes: larger pictures to search with are answered 413.
+        embedder: answers OpenAI's clients; None where nothing can be embedded.
+        aliases: the names that what runs answers to there.
     """
     app = web.Application(
         middlewares=[count_refusals, answer_errors], client_max_size=max_body_bytes
@@ -88,6 +93,10 @@ def create_app(
     add_health_routes(app)
     add_metrics_routes(app)
     add_contract_routes(app)
+    names = ModelNames(aliases or {})
+    OpenAIDoor(
+        embedder, names, health, authenticate, max_body_bytes=max_picture_bytes
+    ).add_routes(app)
     return app
 
 

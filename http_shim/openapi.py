@@ -15,9 +15,12 @@ from http_shim.contract.answers import ErrorBody
 from http_shim.contract.codes import ERRORS
 from http_shim.contract.health_operations import HEALTH_OPERATIONS
 from http_shim.contract.job_operations import JOB_OPERATIONS
+from http_shim.contract.openai_answers import OpenAIErrorBody
+from http_shim.contract.openai_operations import OPENAI_OPERATIONS
 from http_shim.contract.operations import Answer, Operation
 from http_shim.contract.queue_operations import QUEUE_OPERATIONS
 from http_shim.contract.search_operations import SEARCH_OPERATIONS
+from http_shim.doors.openai_requests import EmbeddingRequest
 from http_shim.queue_routes import PauseRequest
 
 OPERATIONS: tuple[Operation, ...] = (
@@ -25,6 +28,7 @@ OPERATIONS: tuple[Operation, ...] = (
     *SEARCH_OPERATIONS,
     *QUEUE_OPERATIONS,
     *HEALTH_OPERATIONS,
+    *OPENAI_OPERATIONS,
 )
 
 _INTRODUCTION = """\
@@ -33,17 +37,19 @@ Pictures into vectors and faces, asked over HTTP; the same queue as over MQTT.
 Errors are `{"detail", "code"}`; `code` is a stable word. Any path may answer 404 `not_found` where
 there is no such route and 405 `method_not_allowed` with `Allow`. GET routes answer HEAD as well.
 What is no HTTP at all is answered 400 in plain text. Bodies are sent without Content-Encoding. Be
-ready for further fields and codes."""
+ready for further fields and codes. Errors of /v1 have the shape of OpenAI's."""
 _HOW_TO_SHOW_WHO_ASKS = f"""\
 A JWT signed with ES256, with `exp` and `sub`. Writing needs the claim `is_admin: true`, or
 `permissions` with `{WRITE_PERMISSION}`. No token is needed where the daemon runs with
 AUTH_DISABLED=true or TEST_MODE=true."""
+_SECONDS: JsonObject = {
+    "description": "Seconds to wait.",
+    "schema": {"type": "integer", "minimum": 1},
+}
 _HEADERS: dict[int, tuple[str, JsonObject]] = {
     401: ("WWW-Authenticate", {"description": "How to come back.", "schema": {"const": "Bearer"}}),
-    503: (
-        "Retry-After",
-        {"description": "Seconds to wait.", "schema": {"type": "integer", "minimum": 1}},
-    ),
+    429: ("Retry-After", _SECONDS),
+    503: ("Retry-After", _SECONDS),
 }
 
 
@@ -67,6 +73,7 @@ def document() -> JsonObject:
             {"name": "search", "description": "The stored vectors that are nearest."},
             {"name": "queue", "description": "What waits, and pausing it."},
             {"name": "health", "description": "How the daemon is."},
+            {"name": "openai", "description": "The embeddings of OpenAI's API, for its clients."},
         ],
         "paths": paths,
         "components": {
@@ -90,7 +97,8 @@ def _models() -> list[type[BaseModel]]:
         for answer in operation.answers.values()
         if answer.model is not None
     ]
-    return [JobRequest, PauseRequest, ErrorBody, *answered]
+    asked = [JobRequest, PauseRequest, EmbeddingRequest]
+    return [*asked, ErrorBody, OpenAIErrorBody, *answered]
 
 
 def _described(operation: Operation) -> JsonObject:
@@ -116,7 +124,8 @@ def _described(operation: Operation) -> JsonObject:
     for status, codes in operation.all_errors().items():
         if status in responses:
             raise ValueError(f"{operation.name} answers {status} in two ways")
-        responses[status] = _error(status, codes)
+        is_openai = operation.error_shape == "openai"
+        responses[status] = _error(status, codes, is_openai=is_openai)
     described["responses"] = {str(status): responses[status] for status in sorted(responses)}
     return described
 
@@ -139,16 +148,20 @@ def _answer(answer: Answer) -> JsonObject:
     return described
 
 
-def _error(status: int, codes: list[str]) -> JsonObject:
+def _error(status: int, codes: list[str], *, is_openai: bool) -> JsonObject:
     lines = "\n".join(f"* `{code}`: {ERRORS[code]}" for code in codes)
+    narrowed: JsonObject = {"properties": {"code": {"enum": codes}}}
+    example: JsonObject = {"detail": ERRORS[codes[0]], "code": codes[0]}
+    model: type[BaseModel] = ErrorBody
+    if is_openai:
+        narrowed, model = {"properties": {"error": narrowed}}, OpenAIErrorBody
+        kind = "server_error" if status >= 500 else "invalid_request_error"  # noqa: PLR2004 - HTTP
+        said = {"message": ERRORS[codes[0]], "type": kind, "param": None, "code": codes[0]}
+        example = {"error": said}
+    schema: JsonObject = {"allOf": [ref(model), narrowed]}
     described: JsonObject = {
         "description": lines,
-        "content": {
-            "application/json": {
-                "schema": {"allOf": [ref(ErrorBody), {"properties": {"code": {"enum": codes}}}]},
-                "example": {"detail": ERRORS[codes[0]], "code": codes[0]},
-            }
-        },
+        "content": {"application/json": {"schema": schema, "example": example}},
     }
     if status in _HEADERS:
         name, header = _HEADERS[status]

@@ -8,6 +8,7 @@ _OWN = {
     "forbidden": "The token does not grant this.",
     "not_found": "There is no such thing at this path.",
     "not_configured": "This daemon does not run the task type whose vectors these are.",
+    "model_not_found": "Another model than the one that runs was asked for.",
     "vector_not_found": "No vector is stored for this.",
     "no_face": "No face was found in the picture, or none at this place.",
     "bad_text": "The text cannot be read.",

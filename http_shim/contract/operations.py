@@ -68,6 +68,7 @@ class Operation:
     body: JsonObject | None = None
     answers: Mapping[int, Answer]
     errors: Sequence[Errors] = ()
+    error_shape: Literal["inferd", "openai"] = "inferd"
 
     def all_errors(self) -> dict[int, list[str]]:
         """Return the codes by status, those of every route included."""

@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from daemon.settings import AuthSettings
+from tests.doors.stand_in import StandIn
 from tests.integration.rest_rig import Rig, rest
 from tests.integration.test_search_routes import Scripted
 
@@ -66,7 +67,10 @@ class Server:
 
     async def _serve(self) -> None:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
-        async with rest(self._path, auth=self._auth, search=Scripted()) as self._rig:
+        scripted = Scripted()
+        async with rest(
+            self._path, auth=self._auth, search=scripted, embedder=StandIn()
+        ) as self._rig:
             self._started.set()
             await self._stop.wait()
 

@@ -45,6 +45,7 @@ KNOWN = {
     "POST /search/{collection}": {"collection": "face_embeddings"},
     "POST /queue/{task_type}/pause": {"task_type": "face_detection"},
     "POST /queue/{task_type}/resume": {"task_type": "face_detection"},
+    "GET /v1/models/{model}": {"model": "ViT-B-32-quickgelu__openai"},
 }
 """Paths that lead somewhere, since made up ones seldom do."""
 

@@ -16,9 +16,10 @@ from daemon.intake import Intake
 from daemon.job_queue import JobQueue
 from daemon.jobs import Job, JsonObject, Lease, TaskType
 from daemon.metrics import Metrics
-from daemon.settings import AuthSettings, QueueSettings
+from daemon.settings import AuthSettings, DoorsSettings, QueueSettings
 from http_shim.app import create_app, serve
 from http_shim.auth import Authenticator
+from http_shim.doors.embedder import Embedder
 from http_shim.search_door import Searcher
 from tests.documents import Rest
 
@@ -146,6 +147,7 @@ async def rest(
     max_pending: int = 0,
     search: Searcher | None = None,
     max_picture_bytes: int = MAX_BODY,
+    embedder: Embedder | None = None,
 ) -> AsyncIterator[Rig]:
     """Serve REST over a queue at `path`; authentication is off unless told otherwise."""
     clock, vectors, metrics = Clock(), Vectors(), Metrics()
@@ -171,6 +173,8 @@ async def rest(
             metrics=metrics,
             search=search,
             max_picture_bytes=max_picture_bytes,
+            embedder=embedder,
+            aliases=DoorsSettings().running_by_asked,
         )
         async with (
             aiohttp.ClientSession() as session,

@@ -17,7 +17,9 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from daemon.errors import NotFoundError, PermanentError, RetryableError
 from daemon.settings import AuthSettings
 from http_shim import bodies
+from http_shim.doors import openai
 from tests.documents import Rest, openapi
+from tests.doors.stand_in import CLIP, StandIn
 from tests.integration import rest_rig
 from tests.integration.rest_rig import DEADLINE, MAX_BODY, NOW, RESULT, Rig, rest
 from tests.integration.test_search_routes import Scripted
@@ -25,7 +27,7 @@ from tests.integration.test_search_routes import Scripted
 UNKNOWN = f"/job/{uuid.UUID(int=0)}"
 IMAGES = "/search/image_embeddings"
 JPEG = {"Content-Type": "image/jpeg"}
-BODY_ROUTES = ("/job/image_embedding", "/queue/image_embedding/pause", IMAGES)
+BODY_ROUTES = ("/job/image_embedding", "/queue/image_embedding/pause", IMAGES, "/v1/embeddings")
 
 
 @pytest.fixture
@@ -131,6 +133,32 @@ async def health(rig: Rig) -> None:
     assert (await rig.ask("PUT", "/job")).headers["Allow"] == "GET,HEAD"
 
 
+async def openai_clients(rig: Rig, behind: StandIn) -> None:
+    """Embed, look at the models, and have each fail."""
+    body = {"model": CLIP, "input": "a dog"}
+    wrong = ({**body, "input": []}, {**body, "model": "other"}, {**body, "dimensions": 3})
+    for asked in (body, *wrong):
+        await rig.ask("POST", "/v1/embeddings", json=asked)
+    for path in ("/v1/models", f"/v1/models/{CLIP}", "/v1/models/other"):
+        await rig.ask("GET", path)
+    behind.error = RetryableError("no", code="model_error")
+    await rig.ask("POST", "/v1/embeddings", json=body)
+    behind.error = None
+    behind.go.clear()
+    most = openai.PLACES + openai.MOST_WAITING
+    waiting = [
+        asyncio.create_task(rig.ask("POST", "/v1/embeddings", json=body)) for _ in range(most + 1)
+    ]
+    busy, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+    behind.go.set()
+    assert [(await each).status for each in busy] == [429]
+    assert {(await each).status for each in waiting} == {200, 429}
+    rig.health.is_draining = True
+    for path in ("/v1/models", f"/v1/models/{CLIP}"):
+        await rig.ask("GET", path)
+    rig.health.is_draining = False
+
+
 async def strange_bodies(rig: Rig, contract: Rest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Send bodies that are too large, packed, and late."""
     monkeypatch.setattr(bodies, "BODY_SECONDS", 0.05)
@@ -144,7 +172,7 @@ async def every_writer(rig: Rig, headers: dict[str, str]) -> None:
     """Ask whatever needs a token."""
     for operation_path, operations in openapi()["paths"].items():
         path = operation_path.replace("{collection}", "image_embeddings")
-        for name in ("{target}", "{job_id}", "{task_type}"):
+        for name in ("{target}", "{job_id}", "{task_type}", "{model}"):
             path = path.replace(name, "image_embedding")
         for method, operation in operations.items():
             if operation["security"]:
@@ -154,12 +182,13 @@ async def every_writer(rig: Rig, headers: dict[str, str]) -> None:
 async def test_every_described_status_is_answered_as_described(
     tmp_path: Path, contract: Rest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    searcher = Scripted()
-    async with rest(tmp_path / "all.db", search=searcher) as rig:
+    searcher, behind = Scripted(), StandIn()
+    async with rest(tmp_path / "all.db", search=searcher, embedder=behind) as rig:
         await jobs(rig)
         await searches(rig, searcher)
         await queue(rig)
         await health(rig)
+        await openai_clients(rig, behind)
         rig.health.is_draining = True
         await rig.ask("GET", "/health/ready")
         for path in ("/job/image_embedding", f"{UNKNOWN}/retry"):
@@ -180,6 +209,7 @@ async def test_every_described_status_is_answered_as_described(
         await rig.post(1)
         await rig.ask("POST", "/job/image_embedding", json={"media_store_id": 2})
         await rig.ask("GET", f"{IMAGES}?text=dog")
+        await rig.ask("GET", "/v1/models")
     key = ec.generate_private_key(ec.SECP256R1())
     pem = tmp_path / "issuer.pem"
     pem.write_bytes(key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
@@ -198,6 +228,7 @@ async def test_every_described_status_is_answered_as_described(
     # parser answers what is not framed as HTTP demands itself, as far as its versions notice it.
     unseen = {each for each in promised - contract.seen if each[1] != 500}
     assert unseen == {("showMetrics", 200), ("searchPicture", 400)}
+    assert behind.under_way == 0
 
 
 async def test_a_fault_of_ours_is_answered_as_described(
