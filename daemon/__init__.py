@@ -24,5 +24,6 @@
     jobs, topics, settings, stage, bell, urgency, clock_steps, errors, redaction   small tools
 
 Imports go downward only, row by row; `handlers` may import jobs, errors, redaction, settings,
-stage and urgency; nothing imports `http_shim` but app. tests/unit/test_architecture.py holds the tree to this.
+stage and urgency; nothing imports `http_shim` but app.
+tests/unit/test_architecture.py holds the tree to this.
 """

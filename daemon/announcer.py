@@ -7,7 +7,7 @@ from typing import TypeAlias
 from daemon import statements as sql
 from daemon.database import Connection, Database
 from daemon.events import Event, Message, job_messages, terminal_messages
-from daemon.jobs import Clock, Job, dump_json
+from daemon.jobs import Clock, Job
 
 Listener: TypeAlias = Callable[[Sequence[Message]], None]
 """Hears at once what is committed; must neither raise nor wait."""
@@ -42,7 +42,9 @@ class Announcer:
     async def write(self, connection: Connection, messages: Sequence[Message]) -> None:
         """Put the messages into the outbox; they are published once the transaction committed."""
         if messages:
-            rows = [[each.topic, each.payload, each.correlation_data] for each in messages]
-            await connection.execute(sql.ANNOUNCE, (self._owner, self._clock(), dump_json(rows)))
+            about = self._owner, self._clock()
+            rows = [(*about, each.topic, each.payload, each.correlation_data) for each in messages]
+            # Cheaper than one statement over their JSON: payloads would be escaped and parsed.
+            await connection.executemany(sql.ANNOUNCE, rows)
             if self._listener is not None:
                 self._database.after_commit(partial(self._listener, messages))

@@ -18,6 +18,7 @@ from daemon.bell import Bell
 from daemon.database import Connection, Database
 from daemon.errors import ConflictError, JobNotFoundError, LeaseLostError, StorageError
 from daemon.events import Event, Message
+from daemon.job_batches import JobBatches
 from daemon.job_reader import JobReader
 from daemon.job_rows import job_from_row, jobs_from_rows, pair
 from daemon.jobs import Clock, Job, JobState, JsonObject, Lease, TaskType, dump_json, dump_result
@@ -50,6 +51,7 @@ class JobQueue(JobReader):
         suspect_ready: rings when a job may be leased by `lease_suspect`.
         message_ready: rings when the outbox has something new.
         pauses: which task types are not leased for now.
+        batches: the verbs over many jobs.
     """
 
     def __init__(
@@ -75,6 +77,13 @@ class JobQueue(JobReader):
         self.suspect_ready = Bell()
         self.message_ready = Bell()
         self.pauses = Pauses(database, clock, resumed=self._wake)
+        self.batches = JobBatches(
+            database,
+            self._announcer,
+            clock=clock,
+            have_waiting=self._have_moved,
+            message_ready=self.message_ready,
+        )
         self._intake: Stage[Submission | Message, Outcome | None] = Stage(
             "enqueue", self._enqueue_batch, max_batch=ENQUEUE_BATCH
         )
@@ -265,8 +274,13 @@ class JobQueue(JobReader):
 
         return await self._database.write(work)
 
-    async def complete(self, lease: Lease, result: JsonObject) -> Job:
+    async def complete(self, lease: Lease, result: JsonObject, text: str | None = None) -> Job:
         """End a job well, with its event, in one commit.
+
+        Args:
+            lease: of the job.
+            result: what the handler made.
+            text: what `dump_result` made of it, where that was done before.
 
         Raises:
             LeaseLostError: somebody else owns it by now; nothing changed.
@@ -274,7 +288,12 @@ class JobQueue(JobReader):
             ValueError, TypeError: the result cannot be stored; nothing changed.
         """
         return await self._settle_lease(
-            Settlement(lease=lease, status=JobState.COMPLETED, result=dump_result(result))
+            Settlement(
+                lease=lease,
+                status=JobState.COMPLETED,
+                result=result,
+                result_text=text or dump_result(result),
+            )
         )
 
     async def retry(
@@ -313,7 +332,8 @@ class JobQueue(JobReader):
                 given_back=1,
                 error_code=code,
                 error_message=message,
-                result=dump_result(result),
+                result=result,
+                result_text=dump_result(result),
                 sync_attempt=1,
             )
         )
@@ -333,7 +353,8 @@ class JobQueue(JobReader):
                 run_at=run_at,
                 error_code=code,
                 error_message=message,
-                result=dump_result(result),
+                result=result,
+                result_text=dump_result(result),
                 sync_attempt=1,
             )
         )

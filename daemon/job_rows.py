@@ -3,23 +3,28 @@
 from collections.abc import Iterable
 
 from daemon.database import Row
-from daemon.jobs import Job, JobState, TaskType, load_json
+from daemon.jobs import Job, JobState, JsonObject, TaskType, load_json
+
+_TASK_TYPES = {each.value: each for each in TaskType}
+_STATES = {each.value: each for each in JobState}
 
 
-def job_from_row(row: Row) -> Job:
-    """Return the job in a row."""
+def job_from_row(row: Row, result: JsonObject | None = None) -> Job:
+    """Return the job in a row; `result` is what its result is known to hold, where it is known."""
+    if result is None and row["result"] is not None:
+        result = load_json(row["result"])
     return Job(
         job_id=row["job_id"],
-        task_type=TaskType(row["task_type"]),
+        task_type=_TASK_TYPES[row["task_type"]],
         media_store_id=row["media_store_id"],
         priority=row["priority"],
-        status=JobState(row["status"]),
+        status=_STATES[row["status"]],
         created_at=row["created_at"],
         started_at=row["started_at"],
         completed_at=row["completed_at"],
         error_code=row["error_code"],
         error_message=row["error_message"],
-        result=None if row["result"] is None else load_json(row["result"]),
+        result=result,
         request_id=row["request_id"],
         expires_at=row["expires_at"],
         attempt=row["attempt"],

@@ -11,7 +11,7 @@ import re
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
@@ -39,6 +39,8 @@ _JOB_BUCKETS = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 900, 360
 Door: TypeAlias = Literal["mqtt", "rest"]
 Fate: TypeAlias = Literal["published", "refused", "unconfirmed"]
 Report: TypeAlias = Callable[[str], None]
+
+_Series = TypeVar("_Series", Counter, Histogram)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +82,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
+        self._series: dict[tuple[Counter | Histogram, tuple[str, ...]], Any] = {}
         self._codes: set[str] = set()
         self._sources: dict[str, Source] = {}
         self._readings = _Readings()
@@ -172,13 +175,13 @@ class Metrics:
 
     def job_ended(self, job: Job) -> None:
         """Count a job that reached a terminal state, once for each state that it reaches."""
-        self._jobs.labels(job.task_type.value, job.status.value).inc()
+        self._of(self._jobs, job.task_type.value, job.status.value).inc()
         if job.status is not JobState.COMPLETED:
             code = self._code(job.error_code)
-            self._job_errors.labels(job.task_type.value, code).inc()
+            self._of(self._job_errors, job.task_type.value, code).inc()
         if job.completed_at is not None:
             seconds = max(0, job.completed_at - job.created_at) / 1000
-            self._durations.labels(job.task_type.value, job.status.value).observe(seconds)
+            self._of(self._durations, job.task_type.value, job.status.value).observe(seconds)
 
     def ended(self) -> dict[str, dict[str, int]]:
         """Return how many jobs ended since the start: by task type, by status."""
@@ -193,16 +196,16 @@ class Metrics:
 
     def attempt_began(self, job: Job) -> None:
         """Count a lease."""
-        self._attempts.labels(job.task_type.value).inc()
+        self._of(self._attempts, job.task_type.value).inc()
 
     def put_back(self, job: Job, code: str, *, costs_attempt: bool) -> None:
         """Count a job that goes back into the queue because of an error."""
         counter = self._retries if costs_attempt else self._waits
-        counter.labels(job.task_type.value, self._code(code)).inc()
+        self._of(counter, job.task_type.value, self._code(code)).inc()
 
     def lease_reclaimed(self, job: Job) -> None:
         """Count a lease that was taken back."""
-        self._reclaimed.labels(job.task_type.value).inc()
+        self._of(self._reclaimed, job.task_type.value).inc()
 
     def request_accepted(self, task_type: TaskType, *, is_duplicate: bool) -> None:
         """Count a request that has a job."""
@@ -210,21 +213,21 @@ class Metrics:
 
     def request_rejected(self, door: Door, code: str) -> None:
         """Count a request that was refused."""
-        self._rejected.labels(door, self._code(code)).inc()
+        self._of(self._rejected, door, self._code(code)).inc()
 
     def events_sent(self, fate: Fate, number: int) -> None:
         """Count events by what became of them."""
-        self._events.labels(fate).inc(number)
+        self._of(self._events, fate).inc(number)
 
     def search_ended(self, kind: str, outcome: str) -> None:
         """Count a search; `outcome` is ok, or the code of its error."""
         name = kind if kind in SEARCH_KINDS else OTHER
-        self._searches.labels(name, self._code(outcome)).inc()
+        self._of(self._searches, name, self._code(outcome)).inc()
 
     def stage_took(self, task_type: TaskType, stage: str, seconds: float) -> None:
         """Note how long one stage of a job took."""
         name = stage if stage in STAGES else OTHER
-        self._stages.labels(task_type.value, name).observe(max(0.0, seconds))
+        self._of(self._stages, task_type.value, name).observe(max(0.0, seconds))
 
     # -- what is -------------------------------------------------------------------------------
 
@@ -243,6 +246,13 @@ class Metrics:
             self._source_errors.labels(name).inc()
             log.debug("%s is left out of a scrape: %s", name, type(error).__name__)
             return []
+
+    def _of(self, metric: _Series, *labels: str) -> _Series:
+        """Return `metric.labels(...)` from memory: the library checks them anew each time."""
+        series: _Series | None = self._series.get((metric, labels))
+        if series is None:
+            series = self._series[metric, labels] = metric.labels(*labels)
+        return series
 
     def _value(self, counter: Counter, **labels: str) -> float:
         metrics = counter.labels(**labels).collect()

@@ -18,7 +18,7 @@ import struct
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal, NoReturn, TypeAlias
 from urllib.parse import unquote, urlsplit
 
 import gmqtt
@@ -27,6 +27,7 @@ from gmqtt.mqtt.constants import MQTTv50, MQTTv311
 from daemon import topics
 from daemon.broker_tls import broker_tls
 from daemon.errors import PublishError, StorageError
+from daemon.events import Message
 from daemon.jobs import JsonObject, dump_json
 from daemon.requests import MqttRequest
 from daemon.settings import MqttSettings
@@ -55,6 +56,8 @@ TAKEN_OVER = b"\x8e"
 """Reason of a DISCONNECT: somebody else connected with our client_id."""
 
 
+_Outgoing: TypeAlias = tuple[str, bytes, str | None]
+"""Topic, payload and correlation data in base64."""
 OnRequest = Callable[[MqttRequest], Awaitable[None]]
 """Returns once a request is durable or durably refused; raises only if it could not be stored."""
 
@@ -152,33 +155,63 @@ class MqttLink:
             TooLargeError: the broker does not take it.
             PublishError: not connected, not confirmed in time, or refused (with reason_code).
         """
+        (outcome,) = await self._publish([(topic, payload, correlation_data)], retain=retain)
+        if isinstance(outcome, PublishError):
+            raise outcome
+        return outcome
+
+    async def publish_all(self, messages: Sequence[Message]) -> list[int | PublishError]:
+        """Send with QoS 1, in order; return for each what `publish` returns or raises."""
+        return await self._publish(
+            [(each.topic, each.payload.encode(), each.correlation_data) for each in messages]
+        )
+
+    async def _publish(
+        self, messages: Sequence[_Outgoing], *, retain: bool = False
+    ) -> list[int | PublishError]:
         client, window = self._client, self._window
         if client is None:
-            raise PublishError("not connected to the broker")
-        properties = self._properties(correlation_data)
-        self._check_size(topic, payload, properties)
+            return [PublishError("not connected to the broker") for _ in messages]
         pubacks = self._pubacks
+        sent: list[asyncio.Future[int] | PublishError] = []
+        # One for all: they are sent at about the same time.
+        deadline = asyncio.timeout(self._settings.publish_timeout_seconds)
         try:
-            async with asyncio.timeout(self._settings.publish_timeout_seconds):
-                # Given back by the PUBACK or by the end of the connection, and not by whoever
-                # stops waiting: until then gmqtt's packet id is taken.
-                await window.acquire()
-                if self._client is not client:
-                    window.release()
-                    raise PublishError("the connection was lost")
-                client.publish(topic, payload, qos=1, retain=retain, **properties)
-                # Nothing awaits between sending and this: the PUBACK cannot be missed.
-                confirmed = asyncio.get_running_loop().create_future()
-                self._unconfirmed[self._sent.latest] = confirmed
-                code: int = await confirmed
-        except TimeoutError as error:
-            if self._client is client and self._pubacks == pubacks:
-                log.warning("the broker confirms nothing, dropping the connection")
-                _abort(client)
-            raise PublishError("the broker did not confirm in time") from error
-        if code >= REFUSED:
-            raise PublishError(f"the broker refused {topic}: 0x{code:02x}", reason_code=code)
-        return code
+            async with deadline:
+                for topic, payload, correlation_data in messages:
+                    properties = self._properties(correlation_data)
+                    if error := self._too_large(topic, payload, properties):
+                        sent.append(error)
+                        continue
+                    # Given back by the PUBACK or by the end of the connection, and not by whoever
+                    # stops waiting: until then gmqtt's packet id is taken.
+                    await window.acquire()
+                    if self._client is not client:
+                        window.release()
+                        sent.append(PublishError("the connection was lost"))
+                        continue
+                    client.publish(topic, payload, qos=1, retain=retain, **properties)
+                    # Nothing awaits between sending and this: the PUBACK cannot be missed.
+                    confirmed = asyncio.get_running_loop().create_future()
+                    self._unconfirmed[self._sent.latest] = confirmed
+                    sent.append(confirmed)
+                for each in sent:
+                    if isinstance(each, asyncio.Future) and not each.done():
+                        await asyncio.wait((each,))
+        except TimeoutError:
+            pass
+        except BaseException:
+            for each in sent:
+                if isinstance(each, asyncio.Future):
+                    # Nobody is left to hear that the connection was lost.
+                    each.cancel()
+            raise
+        if deadline.expired() and self._client is client and self._pubacks == pubacks:
+            log.warning("the broker confirms nothing, dropping the connection")
+            _abort(client)
+        late = [PublishError("the broker did not confirm in time")] * (len(messages) - len(sent))
+        topics_of_all = (topic for topic, _, _ in messages)
+        return [_outcome(*each) for each in zip(topics_of_all, [*sent, *late], strict=True)]
 
     def send(
         self,
@@ -201,9 +234,7 @@ class MqttLink:
             # The broker reads too slowly: what must arrive comes first.
             return False
         properties = self._properties(correlation_data)
-        try:
-            self._check_size(topic, payload, properties)
-        except TooLargeError:
+        if self._too_large(topic, payload, properties):
             return False
         client.publish(topic, payload, qos=0, retain=retain, **properties)
         return True
@@ -213,11 +244,14 @@ class MqttLink:
             return {}
         return {"correlation_data": base64.b64decode(correlation_data)}
 
-    def _check_size(self, topic: str, payload: bytes, properties: dict[str, bytes]) -> None:
+    def _too_large(
+        self, topic: str, payload: bytes, properties: dict[str, bytes]
+    ) -> TooLargeError | None:
         size = len(payload) + len(topic.encode()) + sum(map(len, properties.values()))
-        if size + HEADER_BYTES > self._most_bytes:
-            # gmqtt would send it, be disconnected for it, and send it again for ever.
-            raise TooLargeError(f"{size} bytes are more than the broker takes")
+        if size + HEADER_BYTES <= self._most_bytes:
+            return None
+        # gmqtt would send it, be disconnected for it, and send it again for ever.
+        return TooLargeError(f"{size} bytes are more than the broker takes")
 
     async def _connect_once(self) -> None:
         """Connect, then return or raise when that connection is over."""
@@ -282,6 +316,7 @@ class MqttLink:
             keepalive=self._settings.keepalive_seconds,
             version=MQTTv50 if is_five else MQTTv311,
         )
+        _gather_writes(client)
         # Retained requests are refused: we want to see the flag, and not again at every
         # subscribe. A 3.1.1 broker must hang up on options that it does not know.
         options = {"retain_handling_options": 2, "retain_as_published": True} if is_five else {}
@@ -473,6 +508,61 @@ def _request(topic: str | bytes, payload: bytes, properties: dict[str, Any]) -> 
         if correlation is None
         else base64.b64encode(bytes(correlation)).decode(),
     )
+
+
+def _outcome(topic: str, sent: asyncio.Future[int] | PublishError) -> int | PublishError:
+    if isinstance(sent, PublishError):
+        return sent
+    if not sent.done():
+        # Nobody waits any more for the PUBACK, which gives the window's slot back.
+        sent.cancel()
+        return PublishError("the broker did not confirm in time")
+    error = sent.exception()
+    if error is not None:
+        return error if isinstance(error, PublishError) else PublishError(str(error))
+    if (code := sent.result()) >= REFUSED:
+        return PublishError(f"the broker refused {topic}: 0x{code:02x}", reason_code=code)
+    return code
+
+
+class _GatheringTransport:
+    """Gives what is written in one turn of the loop to the transport at once.
+
+    gmqtt writes packet by packet: a system call each, and one more for the broker to read it.
+    """
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._parts: list[bytes] = []
+        self._size = 0
+
+    def write(self, data: bytes) -> None:
+        if not self._parts:
+            asyncio.get_running_loop().call_soon(self._flush)
+        self._parts.append(data)
+        self._size += len(data)
+
+    def _flush(self) -> None:
+        parts, self._parts, self._size = self._parts, [], 0
+        if parts and not self._transport.is_closing():
+            self._transport.write(b"".join(parts))
+
+    def close(self) -> None:
+        self._flush()
+        self._transport.close()
+
+    def get_write_buffer_size(self) -> int:
+        return self._size + self._transport.get_write_buffer_size()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+
+def _gather_writes(client: Any) -> None:
+    connection = client._connection  # noqa: SLF001 - no public way to its transport
+    gathering = _GatheringTransport(connection._transport)  # noqa: SLF001 - as above
+    connection._transport = gathering  # noqa: SLF001 - as above
+    connection._protocol._transport = gathering  # noqa: SLF001 - as above
 
 
 def _abort(client: Any) -> None:

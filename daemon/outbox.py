@@ -3,11 +3,13 @@
 import asyncio
 import json
 import logging
+from collections.abc import Sequence
 from typing import Protocol
 
 from daemon.bell import Bell
 from daemon.database import Connection, Database, Row
 from daemon.errors import PublishError, StorageError
+from daemon.events import Message
 from daemon.jobs import Clock, dump_json
 from daemon.metrics import Metrics
 from daemon.retry import backoff_ms
@@ -16,6 +18,8 @@ log = logging.getLogger(__name__)
 
 BATCH = 256
 POLL_SECONDS = 1.0
+LOOK_MS = 500
+"""How often refused events are looked for whose next try has come."""
 REFUSED_MAX_SECONDS = 300
 LOST_ALONE = 3
 """How often an event may be lost with its connection, sent alone, before it has to wait."""
@@ -41,19 +45,8 @@ class Publisher(Protocol):
     async def wait_up(self) -> None:
         """Return once it may."""
 
-    async def publish(
-        self,
-        topic: str,
-        payload: bytes,
-        *,
-        retain: bool = False,
-        correlation_data: str | None = None,
-    ) -> int:
-        """Return after the PUBACK.
-
-        Raises:
-            PublishError: it was not confirmed.
-        """
+    async def publish_all(self, messages: Sequence[Message]) -> list[int | PublishError]:
+        """Send in order; return for each, after the PUBACKs, 0 or above, or why it is not there."""
 
 
 class Outbox:
@@ -80,6 +73,9 @@ class Outbox:
         self._metrics = metrics or Metrics()
         self._relaying = asyncio.Lock()
         self._at_once = BATCH
+        self._is_drained = False
+        """The latest batch took all that there was."""
+        self._looked_at = 0
         self._lost_alone: dict[int, int] = {}
 
     async def run(self) -> None:
@@ -88,7 +84,7 @@ class Outbox:
             await self._publisher.wait_up()
             heard = self._ready.rings
             try:
-                if not await self.relay():
+                if not await self.relay() or self._is_drained:
                     await self._ready.wait(heard, timeout_seconds=POLL_SECONDS)
             except StorageError as error:
                 log.warning("the outbox cannot be read or ticked off: %s", error)
@@ -116,11 +112,11 @@ class Outbox:
     async def _relay(self) -> int:
         await self._promote()
         rows = await self._database.read(NEXT, (self._owner, 0, self._at_once))
+        self._is_drained = len(rows) < self._at_once
         if not rows:
             return 0
         was_up = self._publisher.is_up
-        # Sent in order over one connection; only the confirmations are waited for together.
-        outcomes = await asyncio.gather(*(self._publish(row) for row in rows))
+        outcomes = await self._publish(rows)
         self._metrics.events_sent("published", outcomes.count(0))
         self._metrics.events_sent("refused", outcomes.count(1))
         self._metrics.events_sent("unconfirmed", outcomes.count(-1))
@@ -141,8 +137,10 @@ class Outbox:
                 refused = [[suspect["id"], self._clock() + _delay_ms(suspect["attempt"])]]
 
         async def settle(connection: Connection) -> None:
-            await connection.execute(CONFIRM, (dump_json(confirmed),))
-            await connection.execute(DELAY, (dump_json(refused),))
+            if confirmed:
+                await connection.execute(CONFIRM, (dump_json(confirmed),))
+            if refused:
+                await connection.execute(DELAY, (dump_json(refused),))
             await connection.executemany(SHORTEN, shortened)
 
         if confirmed or refused or shortened:
@@ -178,6 +176,9 @@ class Outbox:
 
     async def _promote(self) -> None:
         now = self._clock()
+        if self._looked_at <= now < self._looked_at + LOOK_MS:
+            return
+        self._looked_at = now
         if await self._database.read(HAS_DUE, (now,)):
 
             async def promote(connection: Connection) -> None:
@@ -185,31 +186,38 @@ class Outbox:
 
             await self._database.write(promote)
 
-    async def _publish(self, row: Row) -> int:
-        """Return 0 for confirmed, 1 for refused, -1 for not sent."""
-        payload = row["payload"]
-        try:
-            try:
-                await self._send(row, payload)
-            except PublishError as error:
-                if error.code != "too_large":
-                    raise
-                await self._send(row, _without_result(payload))
-        except PublishError as error:
-            if error.reason_code is None and error.code != "too_large":
-                return -1
-            log.error(  # noqa: TRY400 - the broker's word says it all
-                "an event was not taken: %s",
-                error.message,
-                extra={"topic": row["topic"], "job_id": _job_id(payload)},
-            )
-            return 1
-        return 0
+    async def _publish(self, rows: list[Row]) -> list[int]:
+        """Return for each 0 for confirmed, 1 for refused, -1 for not sent."""
+        found = await self._publisher.publish_all([_message(row, row["payload"]) for row in rows])
+        large = [place for place, each in enumerate(found) if _is_too_large(each)]
+        if large:
+            shorter = [_message(rows[i], _without_result(rows[i]["payload"])) for i in large]
+            for place, outcome in zip(
+                large, await self._publisher.publish_all(shorter), strict=True
+            ):
+                found[place] = outcome
+        return [_fate(row, outcome) for row, outcome in zip(rows, found, strict=True)]
 
-    async def _send(self, row: Row, payload: str) -> None:
-        await self._publisher.publish(
-            row["topic"], payload.encode(), correlation_data=row["correlation_data"]
-        )
+
+def _message(row: Row, payload: str) -> Message:
+    return Message(row["topic"], payload, row["correlation_data"])
+
+
+def _is_too_large(outcome: int | PublishError) -> bool:
+    return isinstance(outcome, PublishError) and outcome.code == "too_large"
+
+
+def _fate(row: Row, outcome: int | PublishError) -> int:
+    if not isinstance(outcome, PublishError):
+        return 0
+    if outcome.reason_code is None and not _is_too_large(outcome):
+        return -1
+    log.error(
+        "an event was not taken: %s",
+        outcome.message,
+        extra={"topic": row["topic"], "job_id": _job_id(row["payload"])},
+    )
+    return 1
 
 
 def _delay_ms(attempt: int) -> int:

@@ -22,8 +22,9 @@ class Settlement:
     lost: int = 0
     error_code: str | None = None
     error_message: str | None = None
-    result: str | None = None
-    """JSON text, made before the batch, so that one bad result cannot fail its neighbours."""
+    result: JsonObject | None = None
+    result_text: str | None = None
+    """The same in JSON, made before the batch, so that one bad result fails no neighbour."""
     sync_attempt: int = 0
     is_waiting: bool = False
 
@@ -44,7 +45,7 @@ class Settlement:
             "lost": self.lost,
             "error_code": self.error_code,
             "error_message": told(self.error_code, self.error_message) if self.error_code else None,
-            "result": self.result,
+            "result": self.result_text,
             "sync_attempt": self.sync_attempt,
             "is_waiting": int(self.is_waiting),
             "events": terminal_events(self.status),
@@ -62,7 +63,11 @@ async def settle(
         sql.SETTLE, (now, dump_json([settlement.to_row(now) for settlement in batch]))
     )
     # By fence too: a zombie's settlement may stand beside the owner's in one batch.
-    jobs = {(row["job_id"], row["fence"]): job_from_row(row) for row in rows}
+    results = {settlement.key: settlement.result for settlement in batch}
+    jobs = {}
+    for row in rows:
+        key = row["job_id"], row["fence"]
+        jobs[key] = job_from_row(row, results[key])
     messages: list[Message] = []
     for job in jobs.values():
         if job.status.is_terminal:

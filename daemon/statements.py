@@ -28,7 +28,7 @@ WHERE jobs.job_id = told.value ->> 0
 """
 ANNOUNCE = """
 INSERT INTO outbox (owner, created_at, topic, payload, correlation_data)
-SELECT ?, ?, value ->> 0, value ->> 1, value ->> 2 FROM json_each(?)
+VALUES (?, ?, ?, ?, ?)
 """
 PROMOTE = """
 UPDATE jobs SET run_at = NULL WHERE status = 'pending' AND run_at IS NOT NULL AND run_at <= ?
@@ -126,6 +126,31 @@ UPDATE jobs SET status = 'pending', completed_at = NULL, run_at = NULL, attempt 
                 sync_attempt = 0, waiting_since = NULL, error_code = NULL, error_message = NULL,
                 expires_at = NULL, seq = seq + 1
 WHERE job_id = ? AND status IN ('error', 'sync_failed') RETURNING *
+"""
+# Its keyset follows the index jobs_failed, so that each batch begins where the last one ended.
+FIND_FAILED = """
+SELECT id, completed_at, status FROM jobs
+WHERE status IN ('error', 'sync_failed') AND error_code = ?1 AND task_type = ?2
+  AND (completed_at, status, id) > (?3, ?4, ?5) AND completed_at <= ?6
+ORDER BY completed_at, status, id LIMIT ?7
+"""
+# Rows for whose pair a newer job stands are left as they are.
+REQUEUE_ALL = """
+UPDATE OR IGNORE jobs SET
+    status = 'pending', completed_at = NULL, run_at = NULL, attempt = 0, lost = 0,
+    sync_attempt = 0, waiting_since = NULL, error_code = NULL, error_message = NULL,
+    expires_at = NULL, seq = seq + 1
+WHERE id IN (SELECT value FROM json_each(?)) AND status IN ('error', 'sync_failed') RETURNING *
+"""
+# In two parts, each with an index of its own.
+IS_OF_MEDIA = """id IN (
+    SELECT id FROM jobs WHERE media_store_id = ?
+      AND status IN ('pending', 'processing', 'completed')
+    UNION ALL
+    SELECT id FROM jobs WHERE media_store_id = ? AND status IN ('error', 'sync_failed'))"""
+FIND_MEDIA = f"SELECT * FROM jobs WHERE {IS_OF_MEDIA} ORDER BY id"  # noqa: S608 - two literals
+FORGET_ALL = """
+DELETE FROM jobs WHERE job_id IN (SELECT value FROM json_each(?)) AND completed_at IS NOT NULL
 """
 FORGET = "DELETE FROM jobs WHERE job_id = ? AND completed_at IS NOT NULL"
 DROP = "DELETE FROM jobs WHERE job_id = ?"

@@ -325,10 +325,12 @@ class Worker:
     async def _attempt(self, lease: Lease) -> None:
         job = lease.job
         handler = self._handlers[job.task_type]
-        result = job.result
+        result, text = job.result, None
         if result is None:
             try:
                 result = await self._infer(job, handler)
+                # Raises here, as the handler's fault, what could not be stored later.
+                text = dump_result(result)
             except Exception as error:  # noqa: BLE001 - anything a handler raises becomes a fate
                 is_away = isinstance(error, DependencyDownError)
                 (self._away.add if is_away else self._away.discard)(job.task_type)
@@ -341,7 +343,7 @@ class Worker:
             if refusal is not None:
                 await self._settle_undelivered(lease, result, refusal)
                 return
-        await self._store(lambda: self._queue.complete(lease, result))
+        await self._store(lambda: self._queue.complete(lease, result, text))
 
     async def _store(self, settle: Callable[[], Awaitable[Job]]) -> None:
         """Settle, however long the file cannot be written: a full disk costs no attempt.
@@ -373,7 +375,6 @@ class Worker:
         except TimeoutError as error:
             limit = self._settings.job_timeout_seconds
             raise HandlerError(f"the job took longer than {limit:g} s", code="timeout") from error
-        dump_result(result)  # raises here, as the handler's fault, what could not be stored later
         return result
 
     async def _settle_failure(self, lease: Lease, error: Exception) -> None:

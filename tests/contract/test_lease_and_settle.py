@@ -385,7 +385,7 @@ async def settled_together(bench: Bench, *settlements: Settlement) -> list[Any]:
 
 
 def completion(lease: Lease, result: str = "{}") -> Settlement:
-    return Settlement(lease=lease, status=JobState.COMPLETED, result=result)
+    return Settlement(lease=lease, status=JobState.COMPLETED, result_text=result)
 
 
 async def test_a_zombie_beside_the_owner_in_one_batch_is_told_so(bench: Bench) -> None:

@@ -467,6 +467,8 @@ async def test_publish_fails_when_its_connection_is_lost(broker: Broker, version
 async def test_publish_that_is_not_confirmed_in_time_fails(broker: Broker) -> None:
     setup = Setup(broker.url, "5", publish_timeout_seconds=0.3)
     async with setup.running() as link:
+        # Nothing else is under way, whose end would take the connection with it.
+        await link.publish("event", b"")
         broker.freeze()
         with pytest.raises(PublishError, match="in time"):
             await link.publish("event", b"")

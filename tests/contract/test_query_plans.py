@@ -39,7 +39,10 @@ PLANS = {
         PAUSE_BY_TASK,
     ],
     "NEXT_RANK": ["SEARCH jobs USING INDEX jobs_ready (task_type=?)"],
-    "NEXT_MOMENT": ["SEARCH jobs USING INDEX jobs_delayed (run_at>?)", "SEARCH pauses USING PRIMARY KEY"],
+    "NEXT_MOMENT": [
+        "SEARCH jobs USING INDEX jobs_delayed (run_at>?)",
+        "SEARCH pauses USING PRIMARY KEY",
+    ],
     # Walks its own small index in order: the first row that fits is the one.
     "LEASE_SUSPECT": [
         BY_ROWID,

@@ -2,8 +2,8 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
 
 import pytest
@@ -36,20 +36,20 @@ class Link:
         if not self.is_up:
             await self.up.wait()
 
-    async def publish(
-        self,
-        topic: str,
-        payload: bytes,
-        *,
-        retain: bool = False,
-        correlation_data: str | None = None,
-    ) -> int:
-        assert not retain
+    async def publish_all(self, messages: Sequence[Message]) -> list[int | PublishError]:
+        outcomes = await asyncio.gather(
+            *(self.publish(*astuple(each)) for each in messages), return_exceptions=True
+        )
+        for each in outcomes:
+            assert isinstance(each, int | PublishError), each
+        return [each for each in outcomes if isinstance(each, int | PublishError)]
+
+    async def publish(self, topic: str, payload: str, correlation_data: str | None) -> int:
         if len(payload) > self.limit:
             raise TOO_LARGE
         if topic in self.answers:
             raise self.answers[topic]
-        self.took.append((topic, payload.decode(), correlation_data))
+        self.took.append((topic, payload, correlation_data))
         if self.silence is not None:
             await self.silence.wait()
         return 0
@@ -371,18 +371,11 @@ class Fragile(Link):
 
     hung_up = False
 
-    async def publish(
-        self,
-        topic: str,
-        payload: bytes,
-        *,
-        retain: bool = False,
-        correlation_data: str | None = None,
-    ) -> int:
+    async def publish(self, topic: str, payload: str, correlation_data: str | None) -> int:
         self.hung_up = self.hung_up or topic == "poison"
         if self.hung_up:
             raise NOT_SENT
-        return await super().publish(topic, payload, correlation_data=correlation_data)
+        return await super().publish(topic, payload, correlation_data)
 
 
 async def test_an_event_the_broker_hangs_up_on_does_not_hold_up_the_others(bench: Bench) -> None:
@@ -404,18 +397,11 @@ class Narrow(Link):
 
     hung_up = False
 
-    async def publish(
-        self,
-        topic: str,
-        payload: bytes,
-        *,
-        retain: bool = False,
-        correlation_data: str | None = None,
-    ) -> int:
+    async def publish(self, topic: str, payload: str, correlation_data: str | None) -> int:
         self.hung_up = self.hung_up or len(payload) > 200
         if self.hung_up:
             raise NOT_SENT
-        return await super().publish(topic, payload, correlation_data=correlation_data)
+        return await super().publish(topic, payload, correlation_data)
 
 
 async def test_an_event_the_broker_hangs_up_on_goes_without_its_result(bench: Bench) -> None:

@@ -1,7 +1,7 @@
 """What is counted: by whom, under which names, and never by a client's words."""
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
@@ -353,17 +353,8 @@ async def test_the_relay_counts_what_became_of_events(tmp_path: Path) -> None:
 
         async def wait_up(self) -> None: ...
 
-        async def publish(
-            self,
-            topic: str,
-            payload: bytes,
-            *,
-            retain: bool = False,
-            correlation_data: str | None = None,
-        ) -> int:
-            if topic in self.answers:
-                raise self.answers[topic]
-            return 0
+        async def publish_all(self, messages: Sequence[Message]) -> list[int | PublishError]:
+            return [self.answers.get(each.topic, 0) for each in messages]
 
     metrics = Metrics()
     async with open_bench(tmp_path / "queue.db") as bench:
