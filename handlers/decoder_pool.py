@@ -35,8 +35,9 @@ less, and the machine was busy with others."""
 BYTES_A_PIXEL = 24
 """What decoding may need at its worst: the file's own pixels, as RGBA, as RGB, a turned copy."""
 SPARE_BYTES = 512 << 20
-KEEP_BYTES = 64 << 20
-"""Shared memory above it is given back after each picture."""
+KEEP_FILE_BYTES, KEEP_PIXEL_BYTES = 8 << 20, 64 << 20
+"""Shared memory above it is given back after each picture; below, the next finds its pages there:
+half of what handing over a file costs is the kernel clearing new ones."""
 LAST_WORDS = 400
 POLL_SECONDS = 0.5
 MAX_REPLY = 1 << 16
@@ -282,9 +283,12 @@ class DecoderProcess:
 
     def _tidy(self) -> None:
         """Give large shared memory back, and drop what codecs wrote to stderr."""
-        os.ftruncate(self._source, 0)
-        if os.fstat(self._target).st_size > KEEP_BYTES:
-            os.ftruncate(self._target, 0)
+        for descriptor, keep in (
+            (self._source, KEEP_FILE_BYTES),
+            (self._target, KEEP_PIXEL_BYTES),
+        ):
+            if os.fstat(descriptor).st_size > keep:
+                os.ftruncate(descriptor, 0)
         if self._child is not None and self._child.is_alive:
             self._errors.truncate(0)
             self._errors.seek(0)
