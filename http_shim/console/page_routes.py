@@ -1,0 +1,85 @@
+"""The page and its files, read once from assets/; open to everybody, since they hold no data."""
+
+import hashlib
+from collections.abc import Mapping
+from importlib import resources
+
+from aiohttp import web
+
+from http_shim.console.parts import CONSOLE, console_of
+
+PATH = "/console/{asset}"
+PAGE = "index.html"
+TYPES = {
+    "css": "text/css",
+    "html": "text/html",
+    "js": "text/javascript",
+    "svg": "image/svg+xml",
+}
+CONTENT_SECURITY_POLICY = "; ".join(  # noqa: FLY002 - a directive a line
+    (
+        "default-src 'none'",
+        "script-src 'self'",
+        "style-src 'self'",
+        "connect-src 'self'",
+        # Pictures are asked for with the token, and shown from memory.
+        "img-src 'self' blob:",
+        "base-uri 'none'",
+        "form-action 'none'",
+        "frame-ancestors 'none'",
+        "require-trusted-types-for 'script'",
+        "trusted-types 'none'",
+    )
+)
+_HEADERS = {
+    # Asked for each time and answered in a few bytes: an update is seen at once.
+    "Cache-Control": "no-cache",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+_Assets = Mapping[str, tuple[bytes, str, str]]
+ASSETS: web.AppKey[_Assets] = web.AppKey("assets")
+
+
+def add_page_routes(app: web.Application) -> None:
+    """Add the routes of the files; the page at / is the greeting's, which asks `page`.
+
+    Raises:
+        OSError: a file is missing.
+    """
+    folder = resources.files("http_shim.console").joinpath("assets")
+    found = {}
+    for file in folder.iterdir():
+        data = file.read_bytes()
+        kind = TYPES.get(file.name.rpartition(".")[2])
+        if kind is not None:
+            found[file.name] = data, kind, hashlib.sha256(data).hexdigest()[:20]
+    app[ASSETS] = found
+    app.router.add_get(PATH, show_asset)
+
+
+def page(request: web.Request) -> web.Response | None:
+    """Return the page for whoever wants HTML; None where there is none, or JSON is as welcome."""
+    if request.app[CONSOLE] is None or "text/html" not in request.headers.get("Accept", ""):
+        return None
+    response = _answer(request, PAGE)
+    response.headers["Vary"] = "Accept"
+    response.headers["Content-Security-Policy"] = CONTENT_SECURITY_POLICY
+    return response
+
+
+async def show_asset(request: web.Request) -> web.Response:
+    """Answer a file of the page."""
+    console_of(request)
+    name = request.match_info["asset"]
+    if name not in request.app[ASSETS]:
+        raise web.HTTPNotFound
+    return _answer(request, name)
+
+
+def _answer(request: web.Request, name: str) -> web.Response:
+    data, kind, digest = request.app[ASSETS][name]
+    headers = {**_HEADERS, "ETag": f'"{digest}"'}
+    if any(tag.value in (digest, "*") for tag in request.if_none_match or ()):
+        return web.Response(status=304, headers=headers)
+    return web.Response(body=data, content_type=kind, charset="utf-8", headers=headers)

@@ -1,0 +1,39 @@
+"""How many jobs end in a second, and how long the rest takes: a moving rate. Pure."""
+
+from collections import deque
+
+WINDOW_SECONDS = 30.0
+LEAST_SECONDS = 2.0
+"""Before it, a rate would be a guess."""
+
+
+class Rate:
+    """The rate of one counter over the latest stretch of work, at most the window long.
+
+    Time in which nothing ended is no part of it where nothing was asked for either: a job after a
+    quiet night does not have to wait for half a minute to be counted at its true pace.
+    """
+
+    def __init__(self) -> None:
+        self._samples: deque[tuple[float, int]] = deque()
+
+    def add(self, now: float, total: int, *, is_busy: bool) -> None:
+        """Note a counter at a moment in seconds, and whether there is anything to do."""
+        if not is_busy and (not self._samples or total == self._samples[-1][1]):
+            self._samples.clear()
+        self._samples.append((now, total))
+        while now - self._samples[0][0] > WINDOW_SECONDS:
+            self._samples.popleft()
+
+    @property
+    def per_second(self) -> float | None:
+        """How many ended a second; None while that is not known."""
+        if not self._samples:
+            return None
+        (began, before), (now, total) = self._samples[0], self._samples[-1]
+        return (total - before) / (now - began) if now - began >= LEAST_SECONDS else None
+
+    def seconds_left(self, waiting: int) -> float | None:
+        """Return how long so many take; None while that is not known."""
+        rate = self.per_second
+        return waiting / rate if rate else None
