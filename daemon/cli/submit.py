@@ -12,7 +12,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import IO
 
-from daemon.cli.submit_options import parser as make_parser
 from daemon.jobs import TaskType
 from daemon.settings import Settings
 from demos.client import ClientError, InferdClient, UnreachableError, configured
@@ -24,6 +23,7 @@ from demos.client.link import split_address
 from demos.client.parallel import in_parallel
 from demos.client.reports import Report, Wish, report
 from demos.client.sources import Subject
+from demos.client.submit_options import parser as make_parser
 from demos.client.terminal import Meter
 from demos.client.uploads import Uploads
 

@@ -30,7 +30,8 @@ and what command lines share:
     configured the daemon's settings for its clients     arguments  words, checked
     sources    ids, lists and folders, as streams        uploads    many, and again after outages
     reports    what is told of one request among many    terminal   bars and lines, tqdm's home
-    journal    what went well, in a file: resumable      exit_codes
+    journal    what went well, in a file: resumable      submit_options
+    exit_codes
 """
 
 from demos.client.client import BROKER, InferdClient
