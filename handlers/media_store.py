@@ -27,6 +27,7 @@ from daemon.errors import (
 from daemon.jobs import JsonObject, dump_json
 from daemon.redaction import Redactor, secrets_of
 from daemon.settings import MediaStoreSettings
+from daemon.urgency import Turns
 from handlers.blame import Blame
 from handlers.upload_form import FIELDS, TAKEN, WRONG_FIELD, form, id_in
 
@@ -79,7 +80,7 @@ class MediaStoreClient:
             )
         # Some servers quote in an error the headers that they got.
         self._redact = Redactor(secrets_of(settings))
-        self._slots = asyncio.Semaphore(settings.concurrency)
+        self._slots = Turns(settings.concurrency)
         self._blame = Blame()
         self._open_session: aiohttp.ClientSession | None = None
 
@@ -90,7 +91,7 @@ class MediaStoreClient:
             headers["Authorization"] = f"Bearer {self._settings.token.get_secret_value()}"
         self._open_session = aiohttp.ClientSession(
             auto_decompress=False,
-            # The semaphore limits transfers; a limit here would count waiting as connecting.
+            # The turns limit transfers; a limit here would count waiting as connecting.
             connector=aiohttp.TCPConnector(limit=0),
             cookie_jar=aiohttp.DummyCookieJar(),
             headers=headers,
