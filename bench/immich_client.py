@@ -41,7 +41,7 @@ class Peer:
     """A running server."""
 
     def __init__(self, port: int, pid: int, media_store_url: str, media_store_pid: int) -> None:
-        self._url = f"http://127.0.0.1:{port}/predict"
+        self.url = f"http://127.0.0.1:{port}/predict"
         self._pid = pid
         self._store = media_store_url
         self._store_pid = media_store_pid
@@ -83,7 +83,7 @@ class Peer:
         form = aiohttp.FormData()
         form.add_field("entries", ENTRIES)
         form.add_field("image", data, filename="image", content_type="application/octet-stream")
-        async with session.post(self._url, data=form) as answer:
+        async with session.post(self.url, data=form) as answer:
             told = await answer.json()
         vector: list[float] = json.loads(told["clip"])
         return vector
