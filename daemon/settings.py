@@ -416,7 +416,11 @@ class Settings(_Group):
     models_self_test_seconds: float = Field(
         600, ge=0, description="how often loaded models are tested; 0 = only when they are loaded"
     )
-    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="where models run")
+    device: str = Field(
+        "auto",
+        pattern=r"^(auto|cpu|cuda(:\d+)?)$",
+        description="where models run: auto and cuda mean every GPU, cuda:1 that one, cpu none",
+    )
     require_gpu: bool = Field(False, description="refuse to start without a working GPU")
     device_retry_seconds: float = Field(
         60,

@@ -82,6 +82,7 @@ class ModelRunner(Generic[Result]):
         self._fingerprint: str | None = None
         self._may_fall_back = may_fall_back
         self._falling_back = asyncio.Lock()
+        self._fell_back = False
         self._idle_seconds = idle_seconds
         self._self_test_seconds = self_test_seconds
         self._tasks: list[asyncio.Task[None]] = []
@@ -257,11 +258,15 @@ class ModelRunner(Generic[Result]):
     ) -> Sequence[Outcome[Result]]:
         """Run a batch on the copy whose turn it is, and on others what that one could not do."""
         found = list(await turn.copy.run(items))
-        tried = {turn.copy}
+        tried, is_last = {turn.copy}, False
         while left := [number for number, each in enumerate(found) if isinstance(each, Elsewhere)]:
-            rest = [copy for copy in self.copies if copy not in tried and copy.is_fit]
-            if not rest and not await self._fall_back():
-                break
+            rest = [
+                copy for copy in self.copies if copy not in tried and (copy.is_fit or copy.is_due)
+            ]
+            if not rest:
+                if is_last or not await self._fall_back():
+                    break
+                is_last = True
             # Before another one is asked for: two copies that fail must not wait for each other.
             turn.end()
             turn.begin(await self._next_copy(rest or [self._first]))
@@ -286,12 +291,13 @@ class ModelRunner(Generic[Result]):
         return next(copy for copy in candidates if copy.lane is lane)
 
     async def _fall_back(self) -> bool:
-        """Put the first copy on the CPU where none runs; return whether it runs there now."""
-        if not self._may_fall_back or self.load_error is None:
+        """Put the first copy on the CPU where none runs; return whether that was done, ever."""
+        if not self._may_fall_back:
             return False
         async with self._falling_back:
-            # Whoever came first may have done it.
-            return self._first.load_error is None or await self._settle_on_cpu()
+            if not self._fell_back and self.load_error is not None:
+                self._fell_back = await self._settle_on_cpu()
+            return self._fell_back
 
     async def _settle_on_cpu(self) -> bool:
         why = self._first.load_error

@@ -23,14 +23,14 @@ BREAKS = -1
 class Memory:
     """How much room each device has, for one model or for several."""
 
-    def __init__(self, *, gpu: int = PLENTY, cpu: int = PLENTY) -> None:
-        self.room = {GPU: gpu, "cpu": cpu}
-        self.used = {GPU: 0, "cpu": 0}
+    def __init__(self, *, gpu: int = PLENTY, cpu: int = PLENTY, **others: int) -> None:
+        self.room = {GPU: gpu, "cpu": cpu, **others}
+        self.used = dict.fromkeys(self.room, 0)
 
     def take(self, device: str, size: int) -> None:
         if self.used[device] + size > self.room[device]:
-            words = f"CUDA out of memory. Tried to allocate {size} B." if device == GPU else ""
-            raise torch.OutOfMemoryError(words) if device == GPU else MemoryError
+            words = f"CUDA out of memory. Tried to allocate {size} B."
+            raise MemoryError if device == "cpu" else torch.OutOfMemoryError(words)
         self.used[device] += size
 
     def give(self, device: str, size: int) -> None:
@@ -43,7 +43,7 @@ class ShortModel(MLInference[int]):
     def __init__(self, memory: Memory, *, device: str = GPU, kept: int = 0) -> None:
         self.memory = memory
         self.device = device
-        self.kept = {GPU: 0, "cpu": 0}
+        self.kept = dict.fromkeys(memory.room, 0)
         """What it keeps only to be faster."""
         self._keeps = kept
         self._on: str | None = None

@@ -89,6 +89,41 @@ async def test_a_call_that_comes_back_after_all_ends_nothing(
         assert "clip goes on after all" in caplog.messages
 
 
+async def test_a_lane_that_hangs_is_told_beside_one_that_goes_on(
+    ends: list[int], caplog: pytest.LogCaptureFixture
+) -> None:
+    busy, hanging = Busy(model="clip"), Busy(model="faces")
+
+    def next_call() -> Busy:
+        busy.number += 1
+        return busy
+
+    calls: list[Busy | None] = [hanging]
+    with watchdog(ends, 0.6) as watching:
+        watching.start(next_call, lambda: calls[0])
+        await until(lambda: watching.stall is not None)
+        stall = watching.stall
+        calls[0] = None
+        await until(lambda: watching.stall is None)
+
+    assert stall is not None
+    assert stall.model == "faces"
+    assert "faces goes on after all" in caplog.messages
+    assert not any("clip" in message for message in caplog.messages)
+
+
+async def test_of_two_lanes_that_hang_both_end_the_daemon(ends: list[int]) -> None:
+    first, second = Busy(model="clip"), Busy(model="faces")
+    calls: list[Busy | None] = [first, second]
+    with watchdog(ends) as watching:
+        watching.start(lambda: calls[0], lambda: calls[1])
+        await until(lambda: watching.stall is not None)
+        calls[0] = None
+        await until(lambda: watching.stall is not None and watching.stall.model == "faces")
+        async with asyncio.timeout(10):
+            await watching.is_over.wait()
+
+
 async def test_many_short_calls_are_no_hang(ends: list[int]) -> None:
     busy = Busy()
 
