@@ -16,6 +16,8 @@ SECTIONS: Mapping[str, str] = {
     "clip": "bench.clip",
     "formats": "bench.formats",
     "task_types": "bench.task_types",
+    "queue": "bench.queue",
+    "overhead": "bench.overhead",
     "gpu": "bench.gpu",
 }
 """Add yours here: "queue": "bench.queue"."""

@@ -141,6 +141,7 @@ VENDORS = {
         "daemon.doctor.queue_file",
         "demos.client.journal",
         "bench.memory",
+        "bench.raw_queue",
     },
 }
 """Who may import what; aiohttp is server in http_shim, client in handlers.media_store."""
