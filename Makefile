@@ -28,7 +28,7 @@ python := $(venv)/bin/python
 installed := $(venv)/.inferd-$(flavour)
 installed_dev := $(venv)/.inferd-dev
 
-.PHONY: help setup setup-dev mosquitto demo run token test crash faults fuzz audit mutants bench check lint types imports schemas lock clean
+.PHONY: help setup setup-dev mosquitto chromium demo run token test crash faults fuzz audit mutants bench check lint types imports schemas lock clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -44,7 +44,7 @@ run: setup mosquitto ## as demo, and stay up until Ctrl-C
 token: setup ## a development key and a token for REST (ARGS='--sub me --hours 8 --admin')
 	@$(python) -m demos.make_token $(ARGS)
 
-test: setup-dev mosquitto ## all tests (ARGS='-k name' for some)
+test: setup-dev mosquitto chromium ## all tests (ARGS='-k name' for some)
 	@$(python) -m pytest $(ARGS)
 
 crash: setup-dev mosquitto ## kill daemons N=200 times by chance; nothing may be lost (SEED=)
@@ -91,6 +91,10 @@ setup-dev: $(installed) $(installed_dev)
 
 mosquitto:
 	@.ci/ensure-mosquitto.sh
+
+# Without it the tests of the console are skipped, and fail in CI.
+chromium:
+	-@.ci/ensure-chromium.sh
 
 # Made afresh when a list changes or the flavour does: onnxruntime and onnxruntime-gpu own the same
 # folder, so neither can be replaced by the other in place.
