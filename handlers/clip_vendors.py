@@ -1,58 +1,82 @@
 """The libraries behind CLIP, imported at the first load, and the device that they run on."""
 
 import importlib
+import importlib.util
 import os
 import sys
-from types import ModuleType
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 from daemon.errors import ConfigError
 from handlers.clip_checkpoint import Vendors
 from handlers.memory import is_out_of_memory
 
 _vendors: list[Vendors] = []
-_schemas: list[object] = []
-"""Keeps the operator schemas of `_import_torchvision` alive as long as the process."""
+_turn = threading.Lock()
+
+_PARTS_ONLY = ("torchvision", "torchvision.ops")
+"""open_clip takes two modules of torchvision. What the packages themselves import takes 2 s (models
+and torch's compiler) and fails where their operators are compiled for another torch."""
+_OPTIONAL = ("timm", "transformers")
+"""For architectures that clip_catalog refuses; 2 s more where they are installed."""
 
 
 def load_vendors() -> Vendors:
-    """Import torch, torchvision and open_clip, once.
+    """Import torch and open_clip, once.
 
     Raises:
-        ConfigError: one of them is absent or broken.
+        ConfigError: one of them, or torchvision, is absent or broken.
     """
-    if not _vendors:
-        # Torch's threads spin while they wait for each other: beside decoders, or any other load,
-        # one picture then takes ten times as long. Asleep they cost 5 to 15 % of an idle machine.
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-        try:
-            torch = importlib.import_module("torch")
-            _import_torchvision(torch)
-            _vendors.append(Vendors(torch, importlib.import_module("open_clip")))
-        except (ImportError, OSError, RuntimeError) as error:
-            raise ConfigError(
-                f"torch, torchvision and open_clip cannot be imported: {error}"
-            ) from error
+    with _turn:
+        if not _vendors:
+            # Torch's threads spin while they wait for each other: beside decoders, or any other
+            # load, one picture then takes ten times as long. Asleep they cost 5 to 15 % of an idle
+            # machine.
+            os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+            try:
+                torch = importlib.import_module("torch")
+                with _bare(_PARTS_ONLY), _hidden(_OPTIONAL):
+                    _vendors.append(Vendors(torch, importlib.import_module("open_clip")))
+            except (ImportError, OSError, RuntimeError) as error:
+                raise ConfigError(
+                    f"torch, torchvision and open_clip cannot be imported: {error}"
+                ) from error
     return _vendors[0]
 
 
-def _import_torchvision(torch: ModuleType) -> None:
-    """Import torchvision also where its compiled part is built for another torch.
-
-    Beside a CPU torch its C operators often cannot load; then its Python part stumbles over two
-    operators that nobody here calls, so their bare schemas are enough.
-    """
+@contextmanager
+def _bare(packages: tuple[str, ...]) -> Iterator[None]:
+    """Let modules of packages be imported without running what the packages themselves import."""
+    absent = [name for name in packages if name not in sys.modules]
     try:
-        importlib.import_module("torchvision")
-    except RuntimeError as error:
-        if "torchvision::nms" not in str(error):
-            raise
-        for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
-            del sys.modules[name]
-        library = torch.library.Library("torchvision", "DEF")
-        for operator in ("nms", "qnms"):
-            library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        _schemas.append(library)
-        importlib.import_module("torchvision")
+        for name in absent:
+            spec = importlib.util.find_spec(name)
+            if spec is None:
+                raise ImportError(f"no module named {name}")
+            sys.modules[name] = importlib.util.module_from_spec(spec)
+        yield
+    finally:
+        # Whoever imports them after this gets them whole.
+        _forget(absent)
+
+
+@contextmanager
+def _hidden(packages: tuple[str, ...]) -> Iterator[None]:
+    """Let packages that are not imported yet be as if they were not installed."""
+    absent = [name for name in packages if name not in sys.modules]
+    hidden: dict[str, Any] = dict.fromkeys(absent)
+    try:
+        sys.modules.update(hidden)
+        yield
+    finally:
+        _forget(absent)
+
+
+def _forget(names: list[str]) -> None:
+    for name in names:
+        sys.modules.pop(name, None)
 
 
 def device_name(asked: str) -> str:

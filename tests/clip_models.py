@@ -2,6 +2,8 @@
 
 import copy
 import functools
+import importlib
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +16,8 @@ from handlers.clip_vendors import load_vendors
 from handlers.image_embedding import ImageEmbeddingInference
 
 MODEL = "ViT-B-32-quickgelu"
+_schemas: list[object] = []
+"""Keeps operators' schemas alive as long as the process."""
 
 TINY: dict[str, Any] = {
     "embed_dim": 64,
@@ -171,3 +175,26 @@ def stressed(model: Any, *, tails: float = 0.5, outliers: float = 15) -> Any:
                     linear.weight[channels] *= outliers
                     linear.bias[channels] *= outliers
     return model
+
+
+@functools.cache
+def import_transformers() -> Any:
+    """Return transformers, also where torchvision's compiled part is built for another torch.
+
+    Beside a CPU torch its operators often cannot load; then its Python part stumbles over two of
+    them that nobody here calls, so their bare schemas are enough.
+    """
+    torch = load_vendors().torch
+    try:
+        importlib.import_module("torchvision")
+    except RuntimeError as error:
+        if "torchvision::nms" not in str(error):
+            raise
+        for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
+            del sys.modules[name]
+        library = torch.library.Library("torchvision", "DEF")
+        for operator in ("nms", "qnms"):
+            library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        _schemas.append(library)
+        importlib.import_module("torchvision")
+    return importlib.import_module("transformers")

@@ -25,6 +25,7 @@ from tests.clip_models import (
     MODEL,
     SAVERS,
     TINY,
+    import_transformers,
     save_open_clip_state,
     save_openai_archive,
     save_safetensors,
@@ -134,9 +135,8 @@ def hugging_face_state(visual: dict[str, Any]) -> dict[str, Any]:
 
 def test_the_architecture_equals_an_independent_implementation() -> None:
     vendors = load_vendors()
-    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection  # noqa: PLC0415 - slow
-
-    config = CLIPVisionConfig(
+    transformers = import_transformers()
+    config = transformers.CLIPVisionConfig(
         hidden_size=768,
         intermediate_size=3072,
         num_hidden_layers=12,
@@ -147,7 +147,7 @@ def test_the_architecture_equals_an_independent_implementation() -> None:
         hidden_act="quick_gelu",
     )
     with vendors.torch.device("meta"):
-        other = CLIPVisionModelWithProjection(config)
+        other = transformers.CLIPVisionModelWithProjection(config)
     inference = clip_models.untrained()
     visual = inference._model._module
     assert visual is not None

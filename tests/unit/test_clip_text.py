@@ -17,7 +17,7 @@ from handlers.clip_text import MAX_CHARACTERS, MAX_KNOWN_WORDS, ClipTextModel, C
 from handlers.clip_vendors import load_vendors
 from handlers.text_embedding import TextEmbeddingInference, demo
 from tests import clip_models
-from tests.clip_models import MODEL, SAVERS, TINY_TEXT
+from tests.clip_models import MODEL, SAVERS, TINY_TEXT, import_transformers
 
 TEXTS = [
     "a dog",
@@ -151,9 +151,9 @@ def test_the_text_tower_equals_an_independent_implementation(
     inference: TextEmbeddingInference,
 ) -> None:
     vendors = load_vendors()
-    from transformers import CLIPTextConfig, CLIPTextModelWithProjection  # noqa: PLC0415 - slow
+    transformers = import_transformers()
 
-    config = CLIPTextConfig(
+    config = transformers.CLIPTextConfig(
         hidden_size=512,
         intermediate_size=2048,
         num_hidden_layers=12,
@@ -165,7 +165,7 @@ def test_the_text_tower_equals_an_independent_implementation(
         eos_token_id=49407,
     )
     with vendors.torch.device("meta"):
-        other = CLIPTextModelWithProjection(config)
+        other = transformers.CLIPTextModelWithProjection(config)
     module = inference._model._module
     assert module is not None
     missing = other.load_state_dict(
