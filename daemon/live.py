@@ -20,7 +20,7 @@ MOST_WATCHERS = 32
 MOST_WAITING_BYTES = 1 << 20
 """What may wait for one watcher; more, and it is dropped."""
 MOST_EVENT_BYTES = 1 << 16
-"""Larger events are not told: a watcher asks for the job if it wants to."""
+"""Larger events of jobs are not told: a watcher asks for the job if it wants to."""
 MOST_A_SECOND = 200
 """Events of jobs: a bound on the cost where jobs are quicker than anybody can watch."""
 ENDS_ONLY = 100
@@ -127,7 +127,9 @@ class Live:
         for message in messages:
             event = topics.event_of(message.topic)
             if event is not None and self._has_room(is_end=event in _ENDS):
-                self._tell(encode("job", message.payload))
+                told = encode("job", message.payload)
+                if len(told) <= MOST_EVENT_BYTES:
+                    self._tell(told)
 
     def progress(self, job: Job, stage: str) -> None:
         """Tell that a stage of a running job begins."""
@@ -140,8 +142,6 @@ class Live:
             self._tell(encode(name, dump_json(value)))
 
     def _tell(self, event: bytes) -> None:
-        if len(event) > MOST_EVENT_BYTES:
-            return
         for watcher in self._watchers:
             watcher.put(event)
 

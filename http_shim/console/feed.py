@@ -26,7 +26,8 @@ SLOW_LOOKS = 4
 """Each so many looks the daemon's health, the failures and the latest results are looked at too."""
 COST = 20.0
 """A look that took long is followed by a rest so many times as long: it must not be the work."""
-LATEST = 36
+LATEST = 72
+"""Jobs: a picture may have one of each task type."""
 MOST_FAILURES = 30
 MOST_FACES = 100
 """Of a result; nobody sees more in a picture."""

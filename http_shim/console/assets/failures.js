@@ -21,15 +21,22 @@ function update(element, group, mayWrite) {
   setText(element.querySelector(".said"), group.message.replace(`${group.code}: `, ""));
   setText(element.querySelector(".when"), `${taskName(group.task_type)} · ${clock(group.latest)}`);
   const button = element.querySelector("button");
-  button.hidden = !mayWrite;
+  button.hidden = !mayWrite || !group.code;
   button.setAttribute("aria-label", `Retry all: ${group.code}, ${taskName(group.task_type)}`);
 }
 
 async function retry(group, button) {
   button.disabled = true;
   try {
-    const told = await post("job/retry", { code: group.code, task_type: group.task_type });
-    toast(`${count(told.retried, "job")} will be tried again`);
+    let retried = 0;
+    for (;;) {
+      const told = await post("job/retry", { code: group.code, task_type: group.task_type });
+      retried += told.retried;
+      // What a newer job stands for is left out each time: without progress there is an end.
+      if (!told.more || !told.retried) break;
+      toast(`${number(retried)} so far…`);
+    }
+    toast(`${count(retried, "job")} will be tried again`);
   } catch (error) {
     toast(error.message);
   } finally {

@@ -38,8 +38,10 @@ function paint(most) {
   timer = 0;
   const list = byId("latest");
   const there = new Set([...list.children].map((each) => Number(each.dataset.key)));
-  const newest = [...pictures.values()].sort((a, b) => b.at - a.at || b.id - a.id);
-  for (const entry of newest.splice(REMEMBERED)) pictures.delete(entry.id);
+  // What failed altogether stands among the failures; there may be no such picture at all.
+  const newest = [...pictures.values()].filter(hasResult).sort((a, b) => b.at - a.at || b.id - a.id);
+  const all = [...pictures.values()].sort((a, b) => b.at - a.at);
+  for (const entry of all.slice(REMEMBERED)) pictures.delete(entry.id);
   // In a flood the newest few are shown each turn: previews must not become the daemon's work.
   let room = most;
   const shown = newest.filter((entry) => there.has(entry.id) || room-- > 0).slice(0, SHOWN);
@@ -47,6 +49,8 @@ function paint(most) {
   const first = there.size === 0;
   keyed(list, shown, (entry) => entry.id, (entry) => tile(entry.id, !first), (element, entry) => fillTile(element.firstElementChild, entry.id, entry.jobs));
 }
+
+const hasResult = (entry) => [...entry.jobs.values()].some((job) => job.result);
 
 function tile(id, isNew) {
   return h("li", {}, makeTile(id, isNew, () => open(id)));

@@ -39,9 +39,9 @@ function card(name) {
   return h("li", { class: "card task" },
     h("div", { class: "task-head" }, h("h2", {}, taskName(name)), h("span", { class: "act" })),
     h("p", { class: "task-waiting" }, h("b", { "data-value": "pending" }), h("span", { class: "muted" }, "waiting")),
+    h("p", { class: "task-note" }),
     h("div", { class: "bar", role: "presentation" }, h("i", {})),
-    h("dl", {}, fact("Running", "processing"), fact("A second", "rate"), fact("Done", "done"), fact("Failed", "failed")),
-    h("p", { class: "task-note" }));
+    h("dl", {}, fact("Running", "processing"), fact("A second", "rate"), fact("Done", "done"), fact("Failed", "failed")));
 }
 
 function fill(element, name, task, mayWrite) {

@@ -13,7 +13,7 @@
     const words = { auto: ["Auto", "as the system"], light: ["Light", "light"], dark: ["Dark", "dark"] };
     const show = () => {
       const [text, told] = words[chosen()] ?? words.auto;
-      button.textContent = text;
+      button.textContent = `◐ ${text}`;
       button.setAttribute("aria-label", `Colours: ${told}`);
     };
     show();
