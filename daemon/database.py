@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Row = aiosqlite.Row
-Connection = aiosqlite.Connection
+
 
 # UPDATE FROM 3.33, RETURNING 3.35, STRICT 3.37, ->> 3.38.
 OLDEST_SQLITE = (3, 38, 0)
@@ -61,6 +61,25 @@ PART_SEPARATOR = "+"
 """Stands in that name for what parts the fields of its owner's identity."""
 
 
+class Connection:
+    """What a transaction sees of the file; for the thread that runs it, and no other."""
+
+    def __init__(self, raw: sqlite3.Connection) -> None:
+        self._raw = raw
+
+    async def execute(self, sql: str, parameters: Iterable[Any] = ()) -> sqlite3.Cursor:
+        """Run a statement; `rowcount` of what is returned says how many rows changed."""
+        return self._raw.execute(sql, tuple(parameters))
+
+    async def executemany(self, sql: str, parameters: Iterable[Iterable[Any]]) -> sqlite3.Cursor:
+        """Run a statement once for each row of parameters."""
+        return self._raw.executemany(sql, map(tuple, parameters))
+
+    async def execute_fetchall(self, sql: str, parameters: Iterable[Any] = ()) -> list[Row]:
+        """Return all rows of a query."""
+        return self._raw.execute(sql, tuple(parameters)).fetchall()
+
+
 class Database:
     """The open file; a context manager."""
 
@@ -74,8 +93,8 @@ class Database:
         self._path = path
         self._busy_timeout_ms = busy_timeout_ms
         self._migrations = list(released_migrations() if migrations is None else migrations)
-        self._writer: Connection | None = None
-        self._reader: Connection | None = None
+        self._writer: aiosqlite.Connection | None = None
+        self._reader: aiosqlite.Connection | None = None
         self._door = asyncio.Lock()
         self._is_durable = False
         self._failure: StorageError | None = None
@@ -129,10 +148,13 @@ class Database:
         """Run `work` as one transaction and return what it returns.
 
         The transaction runs to its end even if the caller is cancelled, so that an outcome that
-        exists is never half written. No network and no model call belongs into `work`.
+        exists is never half written.
 
         Args:
-            work: gets the connection, inside BEGIN IMMEDIATE.
+            work: gets the connection, inside BEGIN IMMEDIATE. It runs on the connection's own
+                thread, from begin to commit in one go, since each change of threads costs more
+                than a statement: so it awaits nothing but the connection, and touches nothing
+                that the event loop changes meanwhile.
             durable: the commit reaches the disk before this returns; otherwise it survives the
                 death of the process, but the last ones not a power cut.
 
@@ -188,13 +210,9 @@ class Database:
                 raise StorageError("the queue is closed")
             self._afterwards.clear()
             try:
-                if durable is not self._is_durable:
-                    # Legal only outside a transaction. In WAL, FULL also syncs earlier commits.
-                    mode = "FULL" if durable else "NORMAL"
-                    await self._writer.execute(f"PRAGMA synchronous = {mode}")
-                    self._is_durable = durable
-                async with _transaction(self._writer):
-                    done = await work(self._writer)
+                # No public way to the connection's thread, and to what it works with.
+                writer: Any = self._writer
+                done: T = await writer._execute(self._run, writer._conn, work, durable)  # noqa: SLF001
             except sqlite3.Error as error:
                 failure = StorageError(
                     f"cannot write the queue: {error}", may_pass=_primary_code(error) in PASSING
@@ -209,12 +227,40 @@ class Database:
                 tell()
             return done
 
+    def _run(
+        self, raw: sqlite3.Connection, work: Callable[[Connection], Awaitable[T]], durable: bool
+    ) -> T:
+        """Run a transaction; on the connection's thread."""
+        if durable is not self._is_durable:
+            # Legal only outside a transaction. In WAL, FULL also syncs earlier commits.
+            raw.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
+            self._is_durable = durable
+        try:
+            raw.execute("BEGIN IMMEDIATE")
+            done = _at_once(work(Connection(raw)))
+            raw.commit()
+        except BaseException:
+            raw.rollback()
+            raise
+        return done
+
+
+def _at_once(work: Awaitable[T]) -> T:
+    """Return the result of something that awaits nothing which takes time."""
+    steps = work.__await__()
+    try:
+        next(steps)
+    except StopIteration as end:
+        result: T = end.value
+        return result
+    raise RuntimeError("a transaction awaits nothing but its connection")
+
 
 @asynccontextmanager
-async def _transaction(connection: Connection, mode: str = "IMMEDIATE") -> AsyncIterator[None]:
+async def _transaction(connection: aiosqlite.Connection) -> AsyncIterator[None]:
     try:
         # Within the try: a cancelled BEGIN may have begun all the same.
-        await connection.execute(f"BEGIN {mode}")
+        await connection.execute("BEGIN EXCLUSIVE")
         yield
         await connection.commit()
     except BaseException:
@@ -239,7 +285,7 @@ def _primary_code(error: Exception) -> int | None:
     return None if code is None else code & 0xFF
 
 
-async def _connect(path: Path, busy_timeout_ms: int) -> Connection:
+async def _connect(path: Path, busy_timeout_ms: int) -> aiosqlite.Connection:
     # isolation_level None: no implicit BEGIN; `write` is the only one who begins.
     connection = await aiosqlite.connect(path, isolation_level=None)
     connection.row_factory = sqlite3.Row
@@ -248,12 +294,12 @@ async def _connect(path: Path, busy_timeout_ms: int) -> Connection:
     return connection
 
 
-async def _refuse_foreign(connection: Connection, path: Path) -> None:
+async def _refuse_foreign(connection: aiosqlite.Connection, path: Path) -> None:
     rows = await connection.execute_fetchall("SELECT name FROM sqlite_master")
     check_tables(path, {row["name"] for row in rows})
 
 
-async def _enter_wal(connection: Connection, busy_timeout_ms: int) -> None:
+async def _enter_wal(connection: aiosqlite.Connection, busy_timeout_ms: int) -> None:
     # The one lock that SQLite does not wait for: of two daemons that start at once on a new
     # file, the second would find it locked.
     give_up_at = time.monotonic() + busy_timeout_ms / 1000
@@ -268,14 +314,16 @@ async def _enter_wal(connection: Connection, busy_timeout_ms: int) -> None:
             return
 
 
-async def _migrate(connection: Connection, path: Path, migrations: list[Migration]) -> None:
+async def _migrate(
+    connection: aiosqlite.Connection, path: Path, migrations: list[Migration]
+) -> None:
     """Bring the schema up to date, each step in a transaction of its own.
 
     Raises:
         ConfigError: the file is newer than this version, or a released step was changed.
     """
     await asyncio.to_thread(_remove_parts, path)
-    async with _transaction(connection, "EXCLUSIVE"):
+    async with _transaction(connection):
         await connection.execute(
             "CREATE TABLE IF NOT EXISTS schema_migrations ("
             " version INTEGER PRIMARY KEY, name TEXT NOT NULL, sha256 TEXT NOT NULL,"
@@ -300,7 +348,7 @@ def _remove_parts(path: Path) -> None:
             log.info("removed a copy that was only begun", extra={"path": str(part)})
 
 
-async def _back_up(connection: Connection, path: Path, step: Migration) -> None:
+async def _back_up(connection: aiosqlite.Connection, path: Path, step: Migration) -> None:
     """Copy the file before a step changes it; whole or not at all, and never once it is changed."""
     backup = backup_path(path, step.version)
     if await asyncio.to_thread(backup.exists):
@@ -320,8 +368,8 @@ async def _back_up(connection: Connection, path: Path, step: Migration) -> None:
     log.info("schema changes; the queue was copied to %s first", backup)
 
 
-async def _apply(connection: Connection, step: Migration) -> None:
-    async with _transaction(connection, "EXCLUSIVE"):
+async def _apply(connection: aiosqlite.Connection, step: Migration) -> None:
+    async with _transaction(connection):
         # The ledger first: of two daemons that start at once, the second finds the row.
         cursor = await connection.execute(
             "INSERT INTO schema_migrations VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",

@@ -3,6 +3,7 @@
 import asyncio
 import multiprocessing
 import sqlite3
+import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from daemon.database import (
 )
 from daemon.errors import ConfigError, StorageError
 from daemon.migration import Migration, released_migrations, split_statements
-from tests.queue_bench import Bench
+from tests.queue_bench import DEADLINE, Bench
 
 FIRST = Migration(1, "first", "CREATE TABLE a (x INTEGER) STRICT;")
 SECOND = Migration(2, "second", "CREATE TABLE b (y INTEGER) STRICT;\nINSERT INTO b VALUES (7);")
@@ -408,12 +409,13 @@ async def test_a_write_that_raises_leaves_nothing(bench: Bench) -> None:
 
 
 async def test_a_write_whose_caller_left_is_written_whole(bench: Bench) -> None:
-    begun, leave = asyncio.Event(), asyncio.Event()
+    begun, leave = asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
 
     async def slow(connection: Connection) -> None:
         await connection.execute("CREATE TABLE whole (x)")
-        begun.set()
-        await leave.wait()
+        loop.call_soon_threadsafe(begun.set)
+        assert leave.wait(DEADLINE)
         await connection.execute("INSERT INTO whole VALUES (1)")
 
     caller = asyncio.create_task(bench.database.write(slow))
@@ -431,9 +433,10 @@ async def test_closing_waits_for_what_is_being_written(tmp_path: Path) -> None:
     database = Database(tmp_path / "queue.db", [FIRST])
     async with database:
         begun = asyncio.Event()
+        loop = asyncio.get_running_loop()
 
         async def slow(connection: Connection) -> None:
-            begun.set()
+            loop.call_soon_threadsafe(begun.set)
             await connection.execute("INSERT INTO a VALUES (1)")
 
         caller = asyncio.create_task(database.write(slow))

@@ -176,6 +176,14 @@ def _watch_statements(place: Statement | Commit, trigger: _Trigger) -> None:
             _note("after", name)
             return cursor
 
+        def executemany(self, sql: str, *parameters: Any) -> sqlite3.Cursor:
+            name = names.get(sql, "")
+            _note("before", name)
+            cursor = super().executemany(sql, *parameters)
+            self._executed |= {name}
+            _note("after", name)
+            return cursor
+
         def commit(self) -> None:
             is_it = isinstance(place, Commit) and place.names <= self._executed
             if is_it and place.when == "before":

@@ -165,7 +165,7 @@ def _events() -> Iterator[Point]:
     yield Point(
         name="before an event is published",
         phase=Phase.WORK,
-        place=Call(target="daemon.mqtt:MqttLink.publish", when="before", match=_is_event),
+        place=Call(target="daemon.mqtt:MqttLink.publish_all", when="before", match=_has_event),
     )
     yield Point(
         name="after an event is sent, before its PUBACK",
@@ -175,7 +175,7 @@ def _events() -> Iterator[Point]:
     yield Point(
         name="after an event's PUBACK, before it is ticked off",
         phase=Phase.WORK,
-        place=Call(target="daemon.mqtt:MqttLink.publish", when="after", match=_is_event),
+        place=Call(target="daemon.mqtt:MqttLink.publish_all", when="after", match=_has_event),
     )
 
 
@@ -252,8 +252,8 @@ def _into(collection: str) -> Match:
     return lambda arguments: bool(arguments["collection"] == collection)
 
 
-def _is_event(arguments: Mapping[str, Any]) -> bool:
-    return str(arguments["topic"]).startswith("inference/job/")
+def _has_event(arguments: Mapping[str, Any]) -> bool:
+    return any(each.topic.startswith("inference/job/") for each in arguments["messages"])
 
 
 def _is_sent_event(arguments: Mapping[str, Any]) -> bool:

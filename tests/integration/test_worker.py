@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -14,7 +15,7 @@ from daemon.errors import DependencyDownError, HandlerError, PermanentError, Ret
 from daemon.jobs import Job, JobState, JsonObject, TaskType
 from daemon.settings import QueueSettings, WorkerSettings
 from daemon.worker import Report, Worker
-from tests.queue_bench import FACES, IMAGE, NOON, Bench, open_bench, until
+from tests.queue_bench import DEADLINE, FACES, IMAGE, NOON, Bench, open_bench, until
 
 ID = "550e8400-e29b-41d4-a716-446655440000"
 LONG = 1000.0
@@ -78,12 +79,14 @@ class HeldDoor:
 
     def __init__(self, bench: Bench) -> None:
         self._bench = bench
-        self._begun, self._release = asyncio.Event(), asyncio.Event()
+        self._begun, self._release = asyncio.Event(), threading.Event()
 
     async def close(self) -> None:
+        loop = asyncio.get_running_loop()
+
         async def hold(_connection: Connection) -> None:
-            self._begun.set()
-            await self._release.wait()
+            loop.call_soon_threadsafe(self._begun.set)
+            assert self._release.wait(DEADLINE)
 
         self._task = asyncio.create_task(self._bench.database.write(hold))
         await self._begun.wait()
