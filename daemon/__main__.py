@@ -19,6 +19,8 @@ COMMANDS = {
     "schemas": ("daemon.cli.schemas", "print the contracts: OpenAPI of REST, AsyncAPI of MQTT"),
     "submit": ("daemon.cli.submit", "ask the running daemon for jobs: ids, lists or folders"),
     "search": ("daemon.cli.search", "find pictures and faces by picture, id, text or face"),
+    "jobs": ("daemon.cli.jobs", "list, show, retry and cancel jobs"),
+    "delete": ("daemon.cli.delete", "remove what is known of pictures: vectors and jobs"),
     "demo": ("demos.quickstart", "start all parts here and send real pictures through"),
 }
 """By name: the module whose `main(argv, prog)` runs it, and what it does. Only the module of the

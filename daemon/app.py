@@ -16,16 +16,20 @@ from daemon.cancellation import Cancellation
 from daemon.database import Database
 from daemon.errors import InferdError
 from daemon.health import Health
+from daemon.home_assistant import HomeAssistant, subscriptions
+from daemon.home_discovery import discovery
 from daemon.identity import is_dead, own_identity, own_version
 from daemon.intake import Intake
 from daemon.job_queue import JobQueue
-from daemon.jobs import JsonObject
+from daemon.jobs import Job, JsonObject
+from daemon.live import Live
 from daemon.metrics import MeteredHandler, Metrics
 from daemon.mqtt import MqttLink, OnRequest
 from daemon.outbox import Outbox
 from daemon.pause_watch import PauseWatch
 from daemon.progress import Progress
 from daemon.readings import Readings
+from daemon.removal import Removal
 from daemon.requests import MAX_BATCH, MqttRequest
 from daemon.settings import Settings, WorkerSettings
 from daemon.watchdog import EXIT_STALLED, LEAVE_SECONDS, Watchdog, leave
@@ -34,6 +38,7 @@ from daemon.worker_topics import WorkerTopics
 from handlers.assembly import HandlerSet, open_handlers
 from http_shim.app import create_app, create_immich_app, serve
 from http_shim.auth import Authenticator
+from http_shim.console.parts import Console
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +64,7 @@ async def run(settings: Settings, *, started: Callable[[int | None], None] | Non
     worker_id = settings.mqtt.client_id
     health = Health(version=own_version(), worker_id=worker_id)
     metrics = Metrics()
+    live = Live()
     async with AsyncExitStack() as stack:
         stop = stack.enter_context(_stop_signals())
         watchdog = stack.enter_context(Watchdog(stall_seconds=settings.worker.stall_seconds))
@@ -73,6 +79,7 @@ async def run(settings: Settings, *, started: Callable[[int | None], None] | Non
                 worker=identity,
                 worker_id=worker_id,
                 metrics=metrics,
+                listener=live.hear,
             )
         )
         handlers = await stack.enter_async_context(open_handlers(settings))
@@ -91,10 +98,22 @@ async def run(settings: Settings, *, started: Callable[[int | None], None] | Non
             clock=epoch_ms,
             worker_id=worker_id,
         )
+        removal = Removal(
+            queue,
+            cancellation,
+            forget_vectors=handlers.forget_media,
+            clock=epoch_ms,
+            worker_id=worker_id,
+        )
         link = MqttLink(
             settings.mqtt,
-            subscriptions=[topics.REQUEST_FILTER, topics.CANCEL_FILTER],
-            on_request=_receiver(intake, cancellation),
+            subscriptions=[
+                topics.REQUEST_FILTER,
+                topics.CANCEL_FILTER,
+                topics.DELETE_FILTER,
+                *subscriptions(settings.home_assistant, worker_id),
+            ],
+            on_request=_receiver(intake, cancellation, removal, lambda: home),
         )
         progress = Progress(link, clock=epoch_ms, worker_id=worker_id, is_on=settings.mqtt.progress)
         outbox = Outbox(
@@ -106,7 +125,7 @@ async def run(settings: Settings, *, started: Callable[[int | None], None] | Non
             settings=settings.worker,
             queue_settings=settings.queue,
             clock=epoch_ms,
-            report=progress.report,
+            report=_both(progress, live),
             suspects=lambda: watchdog.stall.job_ids if watchdog.stall else (),
         )
         board = WorkerTopics(
@@ -126,6 +145,7 @@ async def run(settings: Settings, *, started: Callable[[int | None], None] | Non
             clock=epoch_ms,
             poll_seconds=settings.worker.poll_seconds,
         )
+        home = _home(settings, link, queue, handlers)
         _add_checks(health, queue, link, worker, handlers)
         Readings(
             queue=queue, link=link, worker=worker, handlers=handlers, watchdog=watchdog
@@ -138,6 +158,9 @@ async def run(settings: Settings, *, started: Callable[[int | None], None] | Non
             health=health,
             metrics=metrics,
             handlers=handlers,
+            removal=removal,
+            cancellation=cancellation,
+            console=_console(settings, handlers, live),
         )
         # Before the first connect, which tells it.
         await watch.look()
@@ -145,8 +168,7 @@ async def run(settings: Settings, *, started: Callable[[int | None], None] | Non
         async with asyncio.TaskGroup() as group:
             linking = group.create_task(link.run(), name="mqtt-link")
             relaying = group.create_task(outbox.run(), name="outbox-relay")
-            telling = group.create_task(board.run(), name="worker-topics")
-            watching = group.create_task(watch.run(), name="pause-watch")
+            telling = [group.create_task(each.run()) for each in (board, watch, home)]
             working = group.create_task(worker.run(), name="worker")
             loading = group.create_task(handlers.preload(), name="preload")
             log.info("inferd is running", extra={"worker_id": worker_id, "port": port})
@@ -158,7 +180,7 @@ async def run(settings: Settings, *, started: Callable[[int | None], None] | Non
             # The broker is told first; one that does not answer must not keep us leasing.
             grace = _grace(settings.worker, watchdog, handlers)
             await asyncio.gather(link.drain(), worker.drain(grace))
-            for task in (working, loading, telling, watching):
+            for task in (working, loading, *telling):
                 task.cancel()
             await outbox.flush(timeout_seconds=LAST_EVENTS_SECONDS)
             relaying.cancel()
@@ -194,6 +216,9 @@ async def _open_doors(
     health: Health,
     metrics: Metrics,
     handlers: HandlerSet,
+    removal: Removal,
+    cancellation: Cancellation,
+    console: Console | None,
 ) -> int | None:
     """Serve what is wanted over HTTP until the stack closes; return REST's port, if it has one."""
     if settings.doors.immich:
@@ -217,6 +242,9 @@ async def _open_doors(
         embedder=handlers.direct,
         aliases=settings.doors.running_by_asked,
         max_picture_bytes=settings.media_store.max_bytes,
+        removal=removal,
+        cancellation=cancellation,
+        console=console,
     )
     _warn_if_open(settings)
     return await stack.enter_async_context(serve(app, settings.http.host, settings.http.port))
@@ -249,6 +277,47 @@ async def _either(*events: asyncio.Event) -> None:
             task.cancel()
 
 
+def _both(progress: Progress, live: Live) -> Callable[[Job, str], None]:
+    def report(job: Job, stage: str) -> None:
+        progress.report(job, stage)
+        live.progress(job, stage)
+
+    return report
+
+
+def _console(settings: Settings, handlers: HandlerSet, live: Live) -> Console | None:
+    if not settings.http.console or handlers.previews is None:
+        return None
+    return Console(
+        live=live,
+        pictures=handlers.previews,
+        task_types=[each.task_type for each in handlers.handlers],
+        max_picture_bytes=settings.media_store.max_bytes,
+    )
+
+
+def _home(
+    settings: Settings, link: MqttLink, queue: JobQueue, handlers: HandlerSet
+) -> HomeAssistant:
+    worker_id, task_types = settings.mqtt.client_id, [each.task_type for each in handlers.handlers]
+    found = discovery(
+        prefix=settings.home_assistant.prefix,
+        worker_id=worker_id,
+        version=own_version(),
+        task_types=task_types,
+        has_stats=settings.mqtt.stats_seconds > 0,
+    )
+    return HomeAssistant(
+        link,
+        queue.pauses,
+        settings=settings.home_assistant,
+        worker_id=worker_id,
+        task_types=task_types,
+        discovery=found,
+        data_dir=settings.data_dir,
+    )
+
+
 def _facts(settings: Settings, handlers: HandlerSet) -> JsonObject:
     return {
         "version": own_version(),
@@ -262,12 +331,21 @@ def _facts(settings: Settings, handlers: HandlerSet) -> JsonObject:
     }
 
 
-def _receiver(intake: Intake, cancellation: Cancellation) -> OnRequest:
+def _receiver(
+    intake: Intake,
+    cancellation: Cancellation,
+    removal: Removal,
+    home: Callable[[], HomeAssistant],
+) -> OnRequest:
     async def receive(message: MqttRequest) -> None:
         if topics.is_probe(message.topic):
             return
         if topics.is_cancel(message.topic):
             await cancellation.on_cancel(message)
+        elif topics.is_delete(message.topic):
+            await removal.on_delete(message)
+        elif home().takes(message.topic):
+            await home().on_message(message)
         else:
             await intake.on_request(message)
 

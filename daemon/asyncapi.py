@@ -9,15 +9,17 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel
 
 from daemon import topics
+from daemon.home_discovery import OFF, ON, node_id
 from daemon.jobs import JsonObject, TaskType
 from daemon.requests import JobRequest
 from daemon.settings import MqttSettings
-from daemon.wire.channels import JOB, TASK, WORKER, Channel, sent_channels
+from daemon.wire.channels import JOB, MEDIA, TASK, WORKER, Channel, sent_channels
 from daemon.wire.events import DeadLetter, JobRejected
 from daemon.wire.requests import Batch
 from daemon.wire.schema import CONTRACT_VERSION, WORKER_ID, ref, schemas_of
 
 _BINDING = "0.2.0"
+HOME_STATUS = "homeassistant/status"
 
 _INTRODUCTION = """\
 Pictures into vectors and faces, asked over MQTT. JSON in UTF-8.
@@ -36,10 +38,23 @@ _PARAMETERS: JsonObject = {
     "task_type": {"description": "What is to be done.", "enum": [task.value for task in TaskType]},
     "refused_task": {
         "description": "The last level of the topic that the request came on, `unknown` where that "
-        "is no word, `cancel` for cancels.",
-        "examples": [TaskType.IMAGE_EMBEDDING.value, "cancel", "unknown"],
+        "is no word, `cancel` for cancels, `delete` for deletes.",
+        "examples": [TaskType.IMAGE_EMBEDDING.value, "cancel", "delete", "unknown"],
+    },
+    "media_store_id": {
+        "description": "The picture's id in the media store, in decimal digits.",
+        "examples": ["12345"],
     },
     "worker_id": {"description": "INFERD_MQTT__CLIENT_ID of a daemon.", "examples": [WORKER_ID]},
+    "component": {"description": "A kind of entity.", "enum": ["sensor", "switch"]},
+    "node_id": {
+        "description": "A daemon, in letters that Home Assistant takes.",
+        "examples": [node_id(WORKER_ID)],
+    },
+    "object_id": {
+        "description": "One of its entities.",
+        "examples": ["pending", "pause_image_embedding"],
+    },
 }
 
 
@@ -49,13 +64,14 @@ def document() -> JsonObject:
     models: list[type[BaseModel]] = [JobRequest, Batch, *(each.model for each in sent.values())]
     answers = [name for name, each in sent.items() if each.is_answer]
     refusals = [name for name in answers if sent[name].model in (JobRejected, DeadLetter)]
+    of_jobs = [name for name in answers if name != "mediaDeleted"]
     reply = {
         "address": {
             "location": "$message.payload#/reply_to",
             "description": "Else the MQTT 5 response topic; without either, none.",
         },
         "channel": {"$ref": "#/channels/reply"},
-        "messages": [_message_of("reply", name) for name in answers],
+        "messages": [_message_of("reply", name) for name in of_jobs],
     }
     return {
         "asyncapi": "3.0.0",
@@ -93,6 +109,38 @@ def document() -> JsonObject:
                     "channel": {"$ref": "#/channels/reply"},
                     "messages": [_message_of("reply", name) for name in refusals],
                 },
+            },
+            "receiveDelete": {
+                "action": "receive",
+                "channel": {"$ref": "#/channels/delete"},
+                "summary": "Remove a picture's vectors and jobs.",
+                "description": "A job that waits, or runs in this daemon, is cancelled first. Safe "
+                "to repeat; harmless where nothing is known. Every daemon that hears it removes "
+                "what it can reach, and says so. Retained ones: dead letters.",
+                "messages": [_message_of("delete", "delete")],
+                "bindings": _operation_binding(1, is_retained=False),
+                "reply": {
+                    "channel": {"$ref": "#/channels/reply"},
+                    "messages": [
+                        _message_of("reply", name) for name in ("mediaDeleted", "deadLetter")
+                    ],
+                },
+            },
+            "receivePause": {
+                "action": "receive",
+                "channel": {"$ref": "#/channels/pause"},
+                "summary": "Pause or resume a task type, as Home Assistant's switches do.",
+                "description": "Only with INFERD_HOME_ASSISTANT__ENABLED. Whatever else comes, "
+                "retained ones too, is passed over. The availability says what is paused.",
+                "messages": [_message_of("pause", "pause")],
+                "bindings": _operation_binding(1, is_retained=False),
+            },
+            "receiveHomeStatus": {
+                "action": "receive",
+                "channel": {"$ref": "#/channels/homeStatus"},
+                "summary": "Hear that Home Assistant has started, and announce again.",
+                "messages": [_message_of("homeStatus", "homeStatus")],
+                "bindings": _operation_binding(1, is_retained=False),
             },
             **{f"send{_upper(name)}": _sending(name, each) for name, each in sent.items()},
             "sendReply": {
@@ -155,6 +203,23 @@ def _channels(sent: dict[str, Channel], answers: list[str]) -> JsonObject:
             "parameters": {"job_id": _parameter("job_id")},
             "messages": {"cancel": _component("messages", "cancel")},
         },
+        "pause": {
+            "address": topics.pause(WORKER, TASK),
+            "description": "Pauses a task type for all daemons on this one's queue, or resumes it.",
+            "parameters": {name: _parameter(name) for name in ("worker_id", "task_type")},
+            "messages": {"pause": _component("messages", "pause")},
+        },
+        "homeStatus": {
+            "address": HOME_STATUS,
+            "description": "Home Assistant's birth and last will, below its prefix.",
+            "messages": {"homeStatus": _component("messages", "homeStatus")},
+        },
+        "delete": {
+            "address": f"{topics.ROOT}/delete/{MEDIA}",
+            "description": "Removes the picture that the topic names.",
+            "parameters": {"media_store_id": _parameter("media_store_id")},
+            "messages": {"delete": _component("messages", "delete")},
+        },
         **{
             name: {
                 "address": each.address,
@@ -203,6 +268,27 @@ def _messages(sent: dict[str, Channel]) -> JsonObject:
             "summary": "Whatever the payload, it means nothing; the topic says it all.",
             "payload": {},
             "bindings": {"mqtt": five},
+        },
+        "delete": {
+            "name": "delete",
+            "title": "A delete",
+            "contentType": "application/octet-stream",
+            "summary": "Whatever the payload, it means nothing; the topic says it all.",
+            "payload": {},
+            "bindings": {"mqtt": five},
+        },
+        "pause": {
+            "name": "pause",
+            "title": "A switch",
+            "contentType": "text/plain",
+            "summary": f"{ON} pauses, {OFF} resumes.",
+            "payload": {"enum": [ON, OFF]},
+        },
+        "homeStatus": {
+            "name": "homeStatus",
+            "title": "Home Assistant's state",
+            "contentType": "text/plain",
+            "payload": {"enum": ["online", "offline"]},
         },
         **{
             name: {

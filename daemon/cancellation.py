@@ -58,26 +58,39 @@ class Cancellation:
                 )
             if not is_job_id(job_id):
                 raise InvalidRequestError("the topic must end in a job_id, a UUID", field="job_id")
-            await self._cancel(job_id)
+            job, was_over = await self._end(job_id)
+            if was_over:
+                await self._say_again(job)
         except (InvalidRequestError, JobNotFoundError) as error:
             await self._refuse(message, job_id, error, is_known=False)
         except ConflictError as error:
             await self._refuse(message, job_id, error, is_known=True)
 
-    async def _cancel(self, job_id: str) -> None:
+    async def end(self, job_id: str) -> Job:
+        """End a job that waits, or runs in this daemon; return it as it ended.
+
+        An outcome that was settled already, or is being settled, wins.
+
+        Raises:
+            JobNotFoundError: no such job.
+            ConflictError: it runs in another daemon.
+            StorageError: nothing changed.
+        """
+        return (await self._end(job_id))[0]
+
+    async def _end(self, job_id: str) -> tuple[Job, bool]:
+        """Return the job at its end, and whether it had ended before we came."""
         was_running = False
         for _ in range(TRIES):
             try:
-                await self._queue.cancel(job_id)
+                job = await self._queue.cancel(job_id)
             except ConflictError:
                 job = await self._queue.get(job_id)
             else:
                 log.info("a waiting job was cancelled", extra={"job_id": job_id})
-                return
+                return job, False
             if job.status.is_terminal:
-                if not was_running:
-                    await self._say_again(job)
-                return
+                return job, not was_running
             was_running = await self._stop_running(job_id)
             if not was_running and await self._is_processing(job_id):
                 break

@@ -82,10 +82,24 @@ class JobReader:
         *,
         status: JobState | None = None,
         task_type: TaskType | None = None,
+        code: str | None = None,
+        media_store_id: int | None = None,
+        since: int | None = None,
+        until: int | None = None,
         limit: int = 100,
         after: str | None = None,
     ) -> list[Job]:
         """Return jobs, newest first, from the one after the job_id `after`.
+
+        Args:
+            status: only jobs that stand so.
+            task_type: only jobs of this one.
+            code: only jobs that failed with it.
+            media_store_id: only jobs of this picture.
+            since: only jobs that were accepted then or later, in epoch milliseconds.
+            until: only jobs that were accepted before.
+            limit: at most.
+            after: the last job of the page before.
 
         Raises:
             JobNotFoundError: `after` is no job.
@@ -103,6 +117,18 @@ class JobReader:
         if task_type is not None:
             conditions.append("task_type = ?")
             parameters.append(task_type.value)
+        if code is not None:
+            conditions.append("status IN ('error', 'sync_failed') AND error_code = ?")
+            parameters.append(code)
+        if media_store_id is not None:
+            conditions.append(sql.IS_OF_MEDIA)
+            parameters += [media_store_id, media_store_id]
+        if since is not None:
+            conditions.append("created_at >= ?")
+            parameters.append(since)
+        if until is not None:
+            conditions.append("created_at < ?")
+            parameters.append(until)
         # Only the literals above reach the text; values are bound.
         statement = f"SELECT * FROM jobs WHERE {' AND '.join(conditions)} ORDER BY id DESC LIMIT ?"  # noqa: S608
         return jobs_from_rows(await self._database.read(statement, (*parameters, limit)))

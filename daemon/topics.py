@@ -5,6 +5,7 @@ import re
 ROOT = "inference"
 REQUEST_FILTER = f"{ROOT}/request/+"
 CANCEL_FILTER = f"{ROOT}/cancel/+"
+DELETE_FILTER = f"{ROOT}/delete/+"
 PROBE = "_probe"
 """Last level of a request or cancel topic by which `doctor` finds out whether it is read. Neither
 a task type nor a job_id can be this word, and a daemon passes over it without a trace."""
@@ -68,9 +69,24 @@ def stats(worker_id: str) -> str:
     return f"{ROOT}/worker/{worker_id}/stats"
 
 
+def pause(worker_id: str, task_type: str) -> str:
+    """Return the topic that pauses (ON) and resumes (OFF) a task type, as Home Assistant does."""
+    return f"{ROOT}/worker/{worker_id}/pause/{task_type}"
+
+
+def pause_filter(worker_id: str) -> str:
+    """Return the filter of a daemon's pause topics."""
+    return pause(worker_id, "+")
+
+
+def paused_task(topic: str, worker_id: str) -> str | None:
+    """Return the last level of a daemon's pause topic, or None for any other topic."""
+    return _last_level(topic, pause(worker_id, ""))
+
+
 def is_probe(topic: str) -> bool:
     """Whether nobody asks for anything here; see PROBE."""
-    return topic in (f"{ROOT}/request/{PROBE}", f"{ROOT}/cancel/{PROBE}")
+    return topic in {f"{ROOT}/{each}/{PROBE}" for each in ("request", "cancel", "delete")}
 
 
 def requested_task(topic: str) -> str | None:
@@ -86,6 +102,21 @@ def is_cancel(topic: str) -> bool:
 def cancelled_job(topic: str) -> str | None:
     """Return the last level of a cancel topic, or None for any other topic."""
     return _last_level(topic, f"{ROOT}/cancel/")
+
+
+def is_delete(topic: str) -> bool:
+    """Whether a picture was to be deleted, even none: `+` takes an empty level as well."""
+    return topic.startswith(f"{ROOT}/delete/")
+
+
+def deleted_media(topic: str) -> str | None:
+    """Return the last level of a delete topic, or None for any other topic."""
+    return _last_level(topic, f"{ROOT}/delete/")
+
+
+def media_deleted(media_store_id: int | str) -> str:
+    """Return the topic that says that a picture was deleted."""
+    return f"{ROOT}/media/{media_store_id}/deleted"
 
 
 def _last_level(topic: str, prefix: str) -> str | None:

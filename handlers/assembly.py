@@ -100,6 +100,8 @@ class HandlerSet:
         """
         found = {}
         for store in self.stores.values():
+            # Done at the start, unless the database was away then.
+            await store.open()
             found[store.collection] = await store.count_of_media(media_store_id)
             await store.remove_by_media_store_id(media_store_id)
         return found

@@ -7,15 +7,22 @@ from contextlib import asynccontextmanager
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
+from daemon.cancellation import Cancellation
 from daemon.errors import ConfigError
 from daemon.health import Health
 from daemon.intake import Intake
 from daemon.job_queue import JobQueue
 from daemon.jobs import Job
 from daemon.metrics import Metrics
+from daemon.removal import Removal
 from daemon.settings import DoorsSettings
 from http_shim import keys
 from http_shim.auth import Authenticator
+from http_shim.console.feed import feeding
+from http_shim.console.page_routes import add_page_routes
+from http_shim.console.parts import CONSOLE, Console
+from http_shim.console.picture_routes import add_picture_routes
+from http_shim.console.stream import add_stream_routes
 from http_shim.contract_routes import add_contract_routes
 from http_shim.doors.embedder import Embedder
 from http_shim.doors.immich import ImmichDoor
@@ -24,6 +31,7 @@ from http_shim.doors.openai import OpenAIDoor
 from http_shim.errors import answer_errors
 from http_shim.health_routes import add_health_routes
 from http_shim.job_routes import add_job_routes
+from http_shim.media_routes import add_media_routes
 from http_shim.metrics_routes import add_metrics_routes, count_refusals
 from http_shim.queue_routes import add_queue_routes
 from http_shim.search_door import SearchDoor, Searcher
@@ -60,6 +68,9 @@ def create_app(
     max_picture_bytes: int = MAX_PICTURE_BYTES,
     embedder: Embedder | None = None,
     aliases: Mapping[str, Sequence[str]] | None = None,
+    console: Console | None = None,
+    removal: Removal | None = None,
+    cancellation: Cancellation | None = None,
 ) -> web.Application:
     """Return the application; it owns nothing of what it is given.
 
@@ -75,6 +86,9 @@ def create_app(
         max_picture_bytes: larger pictures to search with are answered 413.
         embedder: answers OpenAI's clients; None where nothing can be embedded.
         aliases: the names that what runs answers to there.
+        console: what the page for people shows; None where there is none.
+        removal: removes pictures; None where nobody may.
+        cancellation: ends jobs that wait or run; None where nobody may.
     """
     app = web.Application(
         middlewares=[count_refusals, answer_errors], client_max_size=max_body_bytes
@@ -86,17 +100,26 @@ def create_app(
     app[keys.FORGET_VECTORS] = forget_vectors
     app[keys.AUTHENTICATOR] = authenticate
     app[keys.SEARCH] = SearchDoor(search, max_picture_bytes)
+    app[CONSOLE] = console
+    app[keys.REMOVAL] = removal
+    app[keys.CANCELLATION] = cancellation
     app.on_response_prepare.append(_add_headers)
+    app.cleanup_ctx.append(feeding)
     add_job_routes(app)
+    add_media_routes(app)
     add_queue_routes(app)
     add_search_routes(app)
     add_health_routes(app)
     add_metrics_routes(app)
     add_contract_routes(app)
     names = ModelNames(aliases or {})
-    OpenAIDoor(
-        embedder, names, health, authenticate, max_body_bytes=max_picture_bytes
-    ).add_routes(app)
+    OpenAIDoor(embedder, names, health, authenticate, max_body_bytes=max_picture_bytes).add_routes(
+        app
+    )
+    # The files of the page last: their route takes any name.
+    add_stream_routes(app)
+    add_picture_routes(app)
+    add_page_routes(app)
     return app
 
 

@@ -1,19 +1,29 @@
 """POST, GET and DELETE of jobs: checks what came, asks intake or the queue, says what they said."""
 
+from typing import Annotated
+
 from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field
 
 from daemon.errors import InvalidRequestError, JobNotFoundError
-from daemon.jobs import Job, JobState, TaskType, dump_json
-from daemon.requests import is_missing_or_mistyped, parse_json, parse_request, parse_task_type
+from daemon.jobs import MAX_MEDIA_STORE_ID, Job, JobState, TaskType, dump_json
+from daemon.requests import (
+    MAX_TIME_MS,
+    is_missing_or_mistyped,
+    parse_json,
+    parse_request,
+    parse_task_type,
+)
 from daemon.topics import is_job_id
 from http_shim.auth import WRITE_PERMISSION, authorization_of
 from http_shim.bodies import read_body
 from http_shim.errors import DrainingError, error_response
-from http_shim.keys import AUTHENTICATOR, FORGET_VECTORS, HEALTH, INTAKE, QUEUE
-from http_shim.queries import parse_query
+from http_shim.keys import AUTHENTICATOR, CANCELLATION, FORGET_VECTORS, HEALTH, INTAKE, QUEUE
+from http_shim.queries import parse_body, parse_query
 
 MAX_LISTED = 1000
+MAX_RETRIED = 10_000
+CODE = "^[a-z][a-z0-9_]*$"
 
 
 class JobFilter(BaseModel):
@@ -23,17 +33,39 @@ class JobFilter(BaseModel):
 
     status: JobState | None = None
     task_type: TaskType | None = None
+    code: Annotated[str, Field(pattern=CODE, max_length=64)] | None = None
+    media_store_id: Annotated[int, Field(ge=0, le=MAX_MEDIA_STORE_ID)] | None = None
+    since: Annotated[int, Field(ge=0, le=MAX_TIME_MS)] | None = None
+    until: Annotated[int, Field(ge=0, le=MAX_TIME_MS)] | None = None
     limit: int = Field(100, ge=1, le=MAX_LISTED)
     after: str | None = None
+
+
+class RetryRequest(BaseModel):
+    """The body of POST /job/retry."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    code: Annotated[str, Field(pattern=CODE, max_length=64)]
+    """What the jobs failed with."""
+    task_type: Annotated[TaskType, Field(strict=False)] | None = None
+    """Only jobs of this one."""
+    limit: Annotated[int, Field(ge=1, le=MAX_RETRIED)] = 1000
+    """How many jobs are started, at most."""
+    before: Annotated[int, Field(ge=0, le=MAX_TIME_MS)] | None = None
+    """Only jobs that had failed by then, in epoch milliseconds; now if not given."""
 
 
 def add_job_routes(app: web.Application) -> None:
     """Add the routes of jobs."""
     app.router.add_get("/job", list_jobs)
+    # Before the one that takes any word.
+    app.router.add_post("/job/retry", retry_failed)
     app.router.add_post("/job/{task_type}", create_job)
     app.router.add_get("/job/{job_id}", get_job)
     app.router.add_delete("/job/{job_id}", delete_job)
     app.router.add_post("/job/{job_id}/retry", retry_job)
+    app.router.add_post("/job/{job_id}/cancel", cancel_job)
 
 
 async def create_job(request: web.Request) -> web.Response:
@@ -71,6 +103,10 @@ async def list_jobs(request: web.Request) -> web.Response:
         found = await request.app[QUEUE].list_jobs(
             status=asked.status,
             task_type=asked.task_type,
+            code=asked.code,
+            media_store_id=asked.media_store_id,
+            since=asked.since,
+            until=asked.until,
             limit=asked.limit + 1,
             after=asked.after,
         )
@@ -107,6 +143,35 @@ async def retry_job(request: web.Request) -> web.Response:
     _authorize(request, WRITE_PERMISSION)
     _refuse_while_draining(request)
     return _job_response(await request.app[QUEUE].requeue(_job_id(request)))
+
+
+async def retry_failed(request: web.Request) -> web.Response:
+    """Start jobs that failed with one code again, a bounded number; answer how many."""
+    _authorize(request, WRITE_PERMISSION)
+    _refuse_while_draining(request)
+    asked = parse_body(await read_body(request), RetryRequest)
+    done = await request.app[QUEUE].batches.retry_failed(
+        asked.code, task_type=asked.task_type, before=asked.before, limit=asked.limit
+    )
+    body = {
+        "retried": done.retried,
+        "left_out": done.left_out,
+        "more": done.more,
+        "before": done.before,
+    }
+    return web.json_response(body, dumps=dump_json)
+
+
+async def cancel_job(request: web.Request) -> web.Response:
+    """End a job that waits, or runs in this daemon; answer the job as it ended.
+
+    One that had ended before stays as it is, and is answered.
+    """
+    _authorize(request, WRITE_PERMISSION)
+    cancellation = request.app[CANCELLATION]
+    if cancellation is None:
+        raise web.HTTPNotFound
+    return _job_response(await cancellation.end(_job_id(request)))
 
 
 def _authorize(request: web.Request, permission: str | None = None) -> None:

@@ -4,11 +4,13 @@ from collections.abc import Awaitable, Callable
 
 from aiohttp import web
 
+from daemon.cancellation import Cancellation
 from daemon.health import Health
 from daemon.intake import Intake
 from daemon.job_queue import JobQueue
 from daemon.jobs import Job
 from daemon.metrics import Metrics
+from daemon.removal import Removal
 from http_shim.auth import Authenticator
 from http_shim.search_door import SearchDoor
 
@@ -17,5 +19,7 @@ QUEUE = web.AppKey("queue", JobQueue)
 HEALTH = web.AppKey("health", Health)
 METRICS = web.AppKey("metrics", Metrics)
 AUTHENTICATOR = web.AppKey("authenticator", Authenticator)
+CANCELLATION: web.AppKey[Cancellation | None] = web.AppKey("cancellation")
+REMOVAL: web.AppKey[Removal | None] = web.AppKey("removal")
 SEARCH = web.AppKey("search", SearchDoor)
 FORGET_VECTORS: web.AppKey[Callable[[Job], Awaitable[None]]] = web.AppKey("forget_vectors")

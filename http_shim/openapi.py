@@ -13,21 +13,26 @@ from daemon.wire.schema import CONTRACT_VERSION, ref, schemas_of
 from http_shim.auth import WRITE_PERMISSION
 from http_shim.contract.answers import ErrorBody
 from http_shim.contract.codes import ERRORS
+from http_shim.contract.console_operations import CONSOLE_OPERATIONS
 from http_shim.contract.health_operations import HEALTH_OPERATIONS
 from http_shim.contract.job_operations import JOB_OPERATIONS
+from http_shim.contract.media_operations import MEDIA_OPERATIONS
 from http_shim.contract.openai_answers import OpenAIErrorBody
 from http_shim.contract.openai_operations import OPENAI_OPERATIONS
 from http_shim.contract.operations import Answer, Operation
 from http_shim.contract.queue_operations import QUEUE_OPERATIONS
 from http_shim.contract.search_operations import SEARCH_OPERATIONS
 from http_shim.doors.openai_requests import EmbeddingRequest
+from http_shim.job_routes import RetryRequest
 from http_shim.queue_routes import PauseRequest
 
 OPERATIONS: tuple[Operation, ...] = (
     *JOB_OPERATIONS,
+    *MEDIA_OPERATIONS,
     *SEARCH_OPERATIONS,
     *QUEUE_OPERATIONS,
     *HEALTH_OPERATIONS,
+    *CONSOLE_OPERATIONS,
     *OPENAI_OPERATIONS,
 )
 
@@ -70,9 +75,11 @@ def document() -> JsonObject:
         "servers": [{"url": _server(), "description": "INFERD_HTTP__HOST and INFERD_HTTP__PORT."}],
         "tags": [
             {"name": "jobs", "description": "Asking for jobs, and what became of them."},
+            {"name": "media", "description": "All that is known of one picture."},
             {"name": "search", "description": "The stored vectors that are nearest."},
             {"name": "queue", "description": "What waits, and pausing it."},
             {"name": "health", "description": "How the daemon is."},
+            {"name": "console", "description": "What the page at / needs beside all else."},
             {"name": "openai", "description": "The embeddings of OpenAI's API, for its clients."},
         ],
         "paths": paths,
@@ -97,7 +104,7 @@ def _models() -> list[type[BaseModel]]:
         for answer in operation.answers.values()
         if answer.model is not None
     ]
-    asked = [JobRequest, PauseRequest, EmbeddingRequest]
+    asked = [JobRequest, PauseRequest, RetryRequest, EmbeddingRequest]
     return [*asked, ErrorBody, OpenAIErrorBody, *answered]
 
 
@@ -142,6 +149,8 @@ def _answer(answer: Answer) -> JsonObject:
         if answer.example is not None:
             content["example"] = answer.example
         described["content"] = {answer.media_type: content}
+        for other in answer.or_as:
+            described["content"][other] = {"schema": {"type": "string"}}
     elif answer.media_type is not None:
         kind = "object" if answer.media_type == "application/json" else "string"
         described["content"] = {answer.media_type: {"schema": {"type": kind}}}

@@ -1,4 +1,4 @@
-"""Reads the query of a request into a model: unknown names and repeated ones are refused."""
+"""Reads a request's query or body into a model: unknown names and repeated ones are refused."""
 
 from collections.abc import Mapping
 from typing import TypeVar
@@ -7,6 +7,7 @@ from aiohttp import web
 from pydantic import BaseModel, ValidationError
 
 from daemon.errors import InvalidRequestError
+from daemon.requests import parse_json
 
 Query = TypeVar("Query", bound=BaseModel)
 
@@ -31,4 +32,24 @@ def parse_query(request: web.Request, model: type[Query]) -> Query:
         if field not in model.model_fields:
             known = ", ".join(model.model_fields)
             raise InvalidRequestError(f"the query may hold {known} and nothing else") from None
+        raise InvalidRequestError(f"{field}: {first['msg']}", field=field) from None
+
+
+def parse_body(body: bytes, model: type[Query]) -> Query:
+    """Return a JSON body as `model`, which forbids what it does not name.
+
+    Raises:
+        InvalidRequestError: it is not JSON, a name is missing, unknown or given twice, or a value
+            is wrong.
+    """
+    try:
+        return model.model_validate(parse_json(body))
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        field = str(first["loc"][0]) if first["loc"] else ""
+        if field not in model.model_fields:
+            known = ", ".join(model.model_fields)
+            raise InvalidRequestError(f"the body may hold {known} and nothing else") from None
+        if first["type"] == "missing":
+            raise InvalidRequestError(f"{field} is missing", field=field) from None
         raise InvalidRequestError(f"{field}: {first['msg']}", field=field) from None

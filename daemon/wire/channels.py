@@ -4,12 +4,14 @@ from dataclasses import dataclass
 
 from daemon import topics
 from daemon.events import Event
-from daemon.wire import events, worker
-from daemon.wire.codes import FAILURES, REFUSALS, told
+from daemon.wire import events, home, worker
+from daemon.wire.codes import DELETE_REFUSALS, FAILURES, REFUSALS, told
 from daemon.wire.schema import WireModel
 
 JOB, TASK, WORKER = "{job_id}", "{task_type}", "{worker_id}"
+MEDIA = "{media_store_id}"
 """Stand in an address for what differs."""
+HOME = "homeassistant/{component}/{node_id}/{object_id}/config"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,8 +80,16 @@ def sent_channels() -> dict[str, Channel]:
             address=f"{topics.ROOT}/rejected/{TASK}",
             model=events.DeadLetter,
             parameters={"task_type": "refused_task"},
-            text="A request without a usable job_id, or a cancel of an unknown job, was refused. "
-            + refusals,
+            text="A request without a usable job_id, a cancel of an unknown job, or a delete was "
+            f"refused. {refusals}\n\nOf deletes also:\n\n{told(DELETE_REFUSALS)}",
+            is_answer=True,
+        ),
+        "mediaDeleted": Channel(
+            address=topics.media_deleted(MEDIA),
+            model=events.MediaDeleted,
+            parameters={"media_store_id": "media_store_id"},
+            text="A picture was removed, asked for over MQTT or REST. Each daemon that was asked "
+            "says what it removed itself.",
             is_answer=True,
         ),
         "availability": _worker_topic(
@@ -91,6 +101,15 @@ def sent_channels() -> dict[str, Channel]:
             topics.info(WORKER),
             worker.Info,
             "What a daemon is; at each connect and when its models change.",
+        ),
+        "homeEntity": Channel(
+            address=HOME,
+            model=home.HomeEntity,
+            parameters={name: name for name in ("component", "node_id", "object_id")},
+            text="What Home Assistant needs to show a sensor or a switch of a daemon; at each "
+            "connect and when Home Assistant starts, below INFERD_HOME_ASSISTANT__PREFIX, and only "
+            "with INFERD_HOME_ASSISTANT__ENABLED. Empty where it is taken back.",
+            is_retained=True,
         ),
         "stats": _worker_topic(
             topics.stats(WORKER),

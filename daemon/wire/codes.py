@@ -11,7 +11,17 @@ REFUSALS = {
     "queue_full": "Too many jobs wait; ask again after `retry_after_ms`.",
     "job_not_found": "No job has this id.",
 }
-"""Why a request or a cancel over MQTT is answered `rejected`."""
+"""Why a request, a cancel or a delete over MQTT is answered `rejected`."""
+
+DELETE_REFUSALS = {
+    "vector_store_error": "The vector database failed.",
+    "vector_store_unreachable": "The vector database is away.",
+    "vector_store_unauthorized": "The vector database does not let us in.",
+    "vector_store_unusable": "The vectors' folder cannot be used; the message says what to do.",
+    "vector_store_locked": "Another process has the vectors' folder open.",
+    "collection_mismatch": "The collection is of another shape than ours.",
+}
+"""Further reasons of deletes: what could not be removed is there still, and so are the jobs."""
 
 FAILURES = {
     "media_not_found": "The media store has no such picture.",

@@ -9,7 +9,7 @@ from daemon.events import Event
 from daemon.jobs import JobState, JsonObject
 from daemon.progress import STAGES
 from daemon.requests import MAX_BATCH, MAX_REQUEST_ID
-from daemon.wire.codes import REFUSALS
+from daemon.wire.codes import DELETE_REFUSALS, REFUSALS
 from daemon.wire.job import (
     COMPLETED_JOB,
     FAILED_JOB,
@@ -25,6 +25,7 @@ from daemon.wire.schema import (
     STARTED,
     WORKER_ID,
     Count,
+    MediaStoreId,
     Milliseconds,
     Uuid,
     WireModel,
@@ -183,9 +184,63 @@ class JobRejected(Envelope):
     data: Refusal
 
 
+_REMOVED = {
+    "media_store_id": 12345,
+    "jobs": 2,
+    "cancelled": 0,
+    "vectors": {"image_embeddings": 1, "face_embeddings": 3},
+    "left": [],
+}
+
+
+class Removed(WireModel):
+    """What a daemon removed of a picture; nothing where nothing was known."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [_REMOVED]})
+
+    media_store_id: MediaStoreId
+    jobs: Count = Field(description="Jobs, whatever had become of them.")
+    cancelled: Count = Field(description="Of these, jobs that waited or ran until now.")
+    vectors: dict[str, Count] = Field(
+        description="How many, by collection; all collections of this daemon are named."
+    )
+    left: list[Uuid] = Field(description="Jobs that run in another daemon, and stay.")
+
+
+class MediaDeleted(WireModel):
+    """A daemon has removed all it had of a picture."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "v": 1,
+                    "event": "media_deleted",
+                    "event_id": "0c9a2c4e-7f0d-4b53-9a3c-2f1d6f1f7c11",
+                    "timestamp": CREATED,
+                    "media_store_id": 12345,
+                    "worker_id": WORKER_ID,
+                    "data": _REMOVED,
+                }
+            ]
+        }
+    )
+
+    v: Literal[1] = Field(description="Version of the envelope.")
+    event: Literal["media_deleted"]
+    event_id: Uuid = Field(description="Never changes, however often the event is sent.")
+    timestamp: Milliseconds = Field(description="When it happened.")
+    media_store_id: MediaStoreId
+    worker_id: WorkerId = Field(description="The daemon that says so; each says it for itself.")
+    data: Removed
+
+
 class DeadRefusal(Refusal):
     """Why, and what came."""
 
+    code: Literal[(*REFUSALS, *DELETE_REFUSALS)] = Field(  # type: ignore[valid-type]
+        description="A stable word."
+    )
     sha256: str = Field(
         pattern="^[0-9a-f]{64}$", max_length=64, description="Of the whole message that came."
     )

@@ -29,6 +29,7 @@ and what command lines share:
 
     configured the daemon's settings for its clients     arguments  words, checked
     sources    ids, lists and folders, as streams        uploads    many, and again after outages
+    management the REST door, one thing after another
     reports    what is told of one request among many    terminal   bars and lines, tqdm's home
     journal    what went well, in a file: resumable      submit_options
     exit_codes

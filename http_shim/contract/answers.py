@@ -96,6 +96,17 @@ class FullHealth(Health):
     queue_size: Count | None = Field(description="Jobs that wait; null where nobody can tell.")
 
 
+class RetriedBody(WireModel):
+    """What became of jobs that were to be started again."""
+
+    retried: Count
+    left_out: Count = Field(description="A newer job stands for their picture and task.")
+    more: bool = Field(
+        description="The limit was reached: asking again, with the same `before`, goes on."
+    )
+    before: Milliseconds = Field(description="Jobs that failed later were not looked at.")
+
+
 class TaskQueue(WireModel):
     """The jobs of one task type."""
 

@@ -3,7 +3,8 @@
 from daemon.jobs import JsonObject, TaskType
 from daemon.requests import JobRequest
 from daemon.wire.job import COMPLETED_JOB, PENDING_JOB, JobBody, JobPage
-from daemon.wire.schema import ref
+from daemon.wire.schema import CREATED, ref
+from http_shim.contract.answers import RetriedBody
 from http_shim.contract.operations import (
     BODY_ERRORS,
     QUEUE_ERRORS,
@@ -13,7 +14,7 @@ from http_shim.contract.operations import (
     Operation,
     query_parameters,
 )
-from http_shim.job_routes import JobFilter
+from http_shim.job_routes import JobFilter, RetryRequest
 
 _JOB_ID: JsonObject = {
     "description": "The job's id, a UUID in its usual spelling.",
@@ -30,6 +31,17 @@ _ASK: JsonObject = {
         "application/json": {
             "schema": {"allOf": [ref(JobRequest), {"properties": {"reply_to": {"type": "null"}}}]},
             "example": {"media_store_id": 12345, "priority": 7},
+        }
+    },
+}
+
+_RETRY: JsonObject = {
+    "required": True,
+    "description": "Which jobs.",
+    "content": {
+        "application/json": {
+            "schema": ref(RetryRequest),
+            "example": {"code": "media_store_unreachable", "task_type": "image_embedding"},
         }
     },
 }
@@ -110,6 +122,10 @@ JOB_OPERATIONS = (
             {
                 "status": "Only jobs that stand so.",
                 "task_type": "Only jobs of this task type.",
+                "code": "Only jobs that failed with this code.",
+                "media_store_id": "Only jobs of this picture.",
+                "since": "Only jobs that were accepted then or later, in epoch milliseconds.",
+                "until": "Only jobs that were accepted before then, in epoch milliseconds.",
                 "limit": "How many at most.",
                 "after": "The `next` of the page before: only jobs older than this one.",
             },
@@ -122,6 +138,43 @@ JOB_OPERATIONS = (
             )
         },
         errors=(QUEUE_ERRORS, {422: ["invalid_request"]}),
+    ),
+    Operation(
+        method="post",
+        path="/job/retry",
+        name="retryFailed",
+        tag="jobs",
+        summary="Start jobs that failed with one code again.",
+        text="The oldest first, at most `limit` of them. Where `more` is true, asking again with "
+        "the answer's `before` goes on, and starts none twice that fails once more. A job for "
+        "whose picture and task a newer one stands is left out.",
+        access="write",
+        body=_RETRY,
+        answers={
+            200: Answer(
+                text="They are pending.",
+                model=RetriedBody,
+                example={"retried": 120, "left_out": 3, "more": False, "before": CREATED},
+            )
+        },
+        errors=(
+            BODY_ERRORS,
+            QUEUE_ERRORS,
+            {422: ["invalid_request", "invalid_json"], 503: ["draining"]},
+        ),
+    ),
+    Operation(
+        method="post",
+        path="/job/{job_id}/cancel",
+        name="cancelJob",
+        tag="jobs",
+        summary="End a job that waits, or runs in this daemon.",
+        text="It ends in `error`, code `cancelled`, unless its outcome is settled already, which "
+        "wins: the answer tells how it ended. Over MQTT a cancel reaches all daemons.",
+        access="write",
+        path_parameters={"job_id": _JOB_ID},
+        answers={200: Answer(text="The job, ended.", model=JobBody, example=COMPLETED_JOB)},
+        errors=(QUEUE_ERRORS, {404: ["job_not_found"], 409: ["conflict"]}),
     ),
     Operation(
         method="post",

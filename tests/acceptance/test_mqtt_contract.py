@@ -19,13 +19,14 @@ from tests.documents import Mqtt
 GOOD, MISSING, HELD, WAITING, UNDELIVERABLE = 1, 2, 3, 4, 5
 FLOOD = range(100, 140)
 REPLY, SECRET = "inference/reply/alice/1", b"\x00\xff"
-SENT_BY_CLIENTS = ("request", "cancel")
+SENT_BY_CLIENTS = ("pause", "homeStatus", "request", "cancel")
 SETTINGS = {
     "INFERD_WORKER__TASK_TYPES": ",".join(TaskType),
     "INFERD_WORKER__MAX_IN_FLIGHT": "1",
     "INFERD_QUEUE__MAX_PENDING": "20",
     "INFERD_QUEUE__MAX_ATTEMPTS": "2",
     "INFERD_MQTT__MAX_REQUEST_BYTES": "4096",
+    "INFERD_HOME_ASSISTANT__ENABLED": "true",
 }
 
 
@@ -57,6 +58,7 @@ def traffic(tmp_path_factory: pytest.TempPathFactory, portrait: bytes) -> Iterat
         store = stack.enter_context(MediaStore())
         client = stack.enter_context(Client(broker.port))
         client.subscribe("inference/#")
+        client.subscribe("homeassistant/#")
         daemon = stack.enter_context(Daemon(folder, broker, store, **SETTINGS))
         life = Life(broker, store, client, daemon, found)
         store.put(GOOD, portrait, "image/png")
@@ -65,9 +67,11 @@ def traffic(tmp_path_factory: pytest.TempPathFactory, portrait: bytes) -> Iterat
         life.refused_requests()
         life.failing_jobs()
         life.cancelled_jobs()
+        life.a_deleted_picture()
         life.a_full_queue()
         life.undelivered_faces()
         life.a_pause()
+        life.at_home()
         life.ends()
         found.messages = client.received
         yield found
@@ -165,6 +169,18 @@ class Life:
         self.client.publish(f"inference/cancel/{uuid.uuid4()}")
         self.wait_for_letter("cancel", "job_not_found")
 
+    def a_deleted_picture(self) -> None:
+        """Delete a picture, and be refused."""
+        self.client.publish(
+            f"inference/delete/{GOOD}", b"never mind", response_topic=REPLY, correlation_data=SECRET
+        )
+        self.client.wait_for(lambda each: each.topic == f"inference/media/{GOOD}/deleted")
+        self.client.wait_for(
+            lambda each: each.topic == REPLY and each.json()["event"] == "media_deleted"
+        )
+        self.client.publish("inference/delete/none")
+        self.wait_for_letter("delete", "invalid_request")
+
     def a_full_queue(self) -> None:
         """Ask for more than may wait."""
         body = {"requests": [{"media_store_id": number} for number in FLOOD]}
@@ -189,9 +205,24 @@ class Life:
             assert self.daemon.request("POST", f"/queue/{task}/resume")[0] == 200
         self.wait_for_state("online", "resumed")
 
+    def at_home(self) -> None:
+        """Turn a switch as Home Assistant does, and let it start."""
+        for order, reason in (("ON", "paused"), ("OFF", "resumed")):
+            topic = "inference/worker/inferd-test/pause/face_detection"
+            self.client.publish(topic, order)
+            self.wait_for_state("online", reason)
+        before = len(self.found_at_home())
+        self.client.publish("homeassistant/status", "online")
+        self.client.wait_until(lambda _: len(self.found_at_home()) == 2 * before)
+
+    def found_at_home(self) -> list[Message]:
+        """Return what Home Assistant was told so far."""
+        return [each for each in self.client.received if each.topic.endswith("/config")]
+
     def ends(self) -> None:
         """Stop in good order, start again, and die."""
         with Client(self.broker.port) as late:
+            late.subscribe("homeassistant/#")
             late.subscribe("inference/#")
             late.wait_for(lambda message: message.topic.endswith("/stats"))
             self.found.retained = [each for each in late.received if each.is_retained]
@@ -294,7 +325,7 @@ def test_only_what_is_said_to_be_retained_is(traffic: Traffic) -> None:
         if mqtt.operation(name)["bindings"]["mqtt"]["retain"]
     }
 
-    assert kept == said == {"availability", "info", "stats"}
+    assert kept == said == {"availability", "info", "stats", "homeEntity"}
 
 
 def test_copies_carry_the_correlation_data(traffic: Traffic) -> None:

@@ -62,6 +62,17 @@ PLANS = {
     "FIND_HELD_BY": ["SCAN jobs USING INDEX jobs_leased"],
     "CANCEL": [BY_JOB_ID],
     "REQUEUE": [BY_JOB_ID],
+    "FIND_FAILED": [
+        "SEARCH jobs USING COVERING INDEX jobs_failed"
+        " (error_code=? AND task_type=? AND (completed_at,status)>(?,?) AND completed_at<?)"
+    ],
+    "REQUEUE_ALL": [BY_ROWID],
+    "FIND_MEDIA": [
+        BY_ROWID,
+        "SEARCH jobs USING INDEX jobs_pair (media_store_id=?)",
+        "SEARCH jobs USING INDEX jobs_failed_media (media_store_id=?)",
+    ],
+    "FORGET_ALL": [BY_JOB_ID],
     "FORGET": [BY_JOB_ID],
     "DROP": [BY_JOB_ID],
     "DUE_SYNC": ["SEARCH jobs USING INDEX jobs_unsynced (run_at>? AND run_at<?)"],

@@ -10,12 +10,14 @@ from typing import Any
 
 import aiohttp
 
+from daemon.cancellation import Cancellation
 from daemon.database import Database
 from daemon.health import Health
 from daemon.intake import Intake
 from daemon.job_queue import JobQueue
 from daemon.jobs import Job, JsonObject, Lease, TaskType
 from daemon.metrics import Metrics
+from daemon.removal import Removal
 from daemon.settings import AuthSettings, DoorsSettings, QueueSettings
 from http_shim.app import create_app, serve
 from http_shim.auth import Authenticator
@@ -71,11 +73,19 @@ class Vectors:
 
     forgotten: list[Job] = field(default_factory=list)
     error: Exception | None = None
+    by_media: dict[int, int] = field(default_factory=dict)
+    """How many vectors a picture has."""
 
     async def forget(self, job: Job) -> None:
         if self.error is not None:
             raise self.error
         self.forgotten.append(job)
+
+    async def forget_media(self, media_store_id: int) -> dict[str, int]:
+        if self.error is not None:
+            raise self.error
+        found = self.by_media.pop(media_store_id, 0)
+        return {"image_embeddings": found, "face_embeddings": 0}
 
 
 @dataclass
@@ -139,6 +149,10 @@ class Rig:
                 await writer.wait_closed()
 
 
+async def _runs_elsewhere(_job_id: str) -> bool:
+    return False
+
+
 @contextlib.asynccontextmanager
 async def rest(
     path: Path,
@@ -163,6 +177,8 @@ async def rest(
             metrics=metrics,
         ) as queue,
     ):
+        # No worker is here: whoever holds a job is taken to be another daemon's.
+        cancellation = Cancellation(queue, stop_running=_runs_elsewhere, clock=clock, worker_id="w")
         app = create_app(
             intake=Intake(queue, clock=clock, worker_id="w", max_request_bytes=MAX_BODY),
             queue=queue,
@@ -175,6 +191,14 @@ async def rest(
             max_picture_bytes=max_picture_bytes,
             embedder=embedder,
             aliases=DoorsSettings().running_by_asked,
+            removal=Removal(
+                queue,
+                cancellation,
+                forget_vectors=vectors.forget_media,
+                clock=clock,
+                worker_id="w",
+            ),
+            cancellation=cancellation,
         )
         async with (
             aiohttp.ClientSession() as session,

@@ -27,7 +27,10 @@ from tests.integration.test_search_routes import Scripted
 UNKNOWN = f"/job/{uuid.UUID(int=0)}"
 IMAGES = "/search/image_embeddings"
 JPEG = {"Content-Type": "image/jpeg"}
-BODY_ROUTES = ("/job/image_embedding", "/queue/image_embedding/pause", IMAGES, "/v1/embeddings")
+BODY_ROUTES = (
+    *("/job/image_embedding", "/job/retry", "/queue/image_embedding/pause", IMAGES),
+    "/v1/embeddings",
+)
 
 
 @pytest.fixture
@@ -82,8 +85,26 @@ async def jobs(rig: Rig) -> None:
         ("GET", UNKNOWN),
         ("DELETE", UNKNOWN),
         ("POST", f"{UNKNOWN}/retry"),
+        ("POST", f"{UNKNOWN}/cancel"),
     ):
         await rig.ask(method, which)
+    for body in ({"code": "internal"}, {}, {"code": "internal", "limit": "x"}):
+        await rig.ask("POST", "/job/retry", json=body)
+
+
+async def media(rig: Rig) -> None:
+    """Cancel a job, and delete a picture in each way."""
+    await rig.post(77)
+    held = (await rig.lease()).job
+    for method, path in (("POST", f"/job/{held.job_id}/cancel"), ("DELETE", "/media/77")):
+        assert (await rig.ask(method, path)).status == 409
+    waiting = await rig.post(78)
+    assert (await rig.ask("POST", f"/job/{waiting['job_id']}/cancel")).status == 200
+    for path in ("/media/78", "/media/78", "/media/x"):
+        await rig.ask("DELETE", path)
+    rig.vectors.error = RetryableError("away", code="vector_store_error")
+    await rig.ask("DELETE", "/media/78")
+    rig.vectors.error = None
 
 
 async def searches(rig: Rig, searcher: Scripted) -> None:
@@ -172,6 +193,7 @@ async def every_writer(rig: Rig, headers: dict[str, str]) -> None:
     """Ask whatever needs a token."""
     for operation_path, operations in openapi()["paths"].items():
         path = operation_path.replace("{collection}", "image_embeddings")
+        path = path.replace("{media_store_id}", "1")
         for name in ("{target}", "{job_id}", "{task_type}", "{model}"):
             path = path.replace(name, "image_embedding")
         for method, operation in operations.items():
@@ -185,6 +207,7 @@ async def test_every_described_status_is_answered_as_described(
     searcher, behind = Scripted(), StandIn()
     async with rest(tmp_path / "all.db", search=searcher, embedder=behind) as rig:
         await jobs(rig)
+        await media(rig)
         await searches(rig, searcher)
         await queue(rig)
         await health(rig)
@@ -193,6 +216,7 @@ async def test_every_described_status_is_answered_as_described(
         await rig.ask("GET", "/health/ready")
         for path in ("/job/image_embedding", f"{UNKNOWN}/retry"):
             await rig.ask("POST", path, json={"media_store_id": 1})
+        await rig.ask("POST", "/job/retry", json={"code": "internal"})
         rig.health.is_draining = False
         rig.health.hangs = lambda: "clip has been busy with one call (infer) for 120 s"
         assert (await rig.ask("GET", "/health/live")).status == 503
@@ -202,9 +226,11 @@ async def test_every_described_status_is_answered_as_described(
         for method, path in (
             *(("GET", UNKNOWN), ("GET", "/job"), ("GET", "/queue"), ("DELETE", UNKNOWN)),
             *(("POST", f"/queue/image_embedding/{verb}") for verb in ("pause", "resume")),
-            ("POST", f"{UNKNOWN}/retry"),
+            *(("POST", f"{UNKNOWN}/{verb}") for verb in ("retry", "cancel")),
+            ("DELETE", "/media/78"),
         ):
             assert (await rig.ask(method, path)).status == 503
+        assert (await rig.ask("POST", "/job/retry", json={"code": "internal"})).status == 503
     async with rest(tmp_path / "full.db", max_pending=1) as rig:
         await rig.post(1)
         await rig.ask("POST", "/job/image_embedding", json={"media_store_id": 2})
@@ -227,7 +253,7 @@ async def test_every_described_status_is_answered_as_described(
     # A fault of ours answers 500; metrics are text, which the tests of metrics read; and aiohttp's
     # parser answers what is not framed as HTTP demands itself, as far as its versions notice it.
     unseen = {each for each in promised - contract.seen if each[1] != 500}
-    assert unseen == {("showMetrics", 200), ("searchPicture", 400)}
+    assert unseen == {("showMetrics", 200), ("searchPicture", 400), ("retryFailed", 400)}
     assert behind.under_way == 0
 
 

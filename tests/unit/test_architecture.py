@@ -38,11 +38,17 @@ LAYERS = (
     {"daemon.watchdog"},
     {"daemon.asyncapi"},
     {"daemon.wire.channels"},
-    {"daemon.wire.events", "daemon.wire.requests", "daemon.wire.worker"},
+    {"daemon.wire.events", "daemon.wire.home", "daemon.wire.requests", "daemon.wire.worker"},
     {"daemon.wire.job"},
     {"daemon.wire.results"},
     {"daemon.wire"},
-    {"daemon.progress", "daemon.worker_topics", "daemon.pause_watch", "daemon.live"},
+    {
+        "daemon.home_assistant",
+        "daemon.progress",
+        "daemon.worker_topics",
+        "daemon.pause_watch",
+        "daemon.live",
+    },
     {"daemon.job_queue"},
     {
         "daemon.admission",
@@ -66,6 +72,7 @@ LAYERS = (
         "daemon.broker_tls",
         "daemon.migration",
         "daemon.identity",
+        "daemon.home_discovery",
         "daemon.room",
     },
     {

@@ -206,11 +206,13 @@ def test_every_topic_that_the_daemon_knows_is_a_channel() -> None:
     for event in Event:
         assert mqtt.channel(topics.job_event(job_id, event)) == event.value
     assert mqtt.channel(topics.dead_letter("x y")) == "deadLetter"
+    assert mqtt.channel(topics.media_deleted(12345)) == "mediaDeleted"
     for name in ("availability", "info", "stats"):
         assert mqtt.channel(getattr(topics, name)("w")) == name
     for topic_filter, name in (
         (topics.REQUEST_FILTER, "request"),
         (topics.CANCEL_FILTER, "cancel"),
+        (topics.DELETE_FILTER, "delete"),
     ):
         address = asyncapi()["channels"][name]["address"]
         assert re.sub(r"\{[^}]+\}", "+", address) == topic_filter
@@ -229,7 +231,8 @@ def test_a_builder_of_topics_without_a_channel_would_be_noticed() -> None:
         and node.returns.id == "str"
     }
 
-    assert builders == {"job_event", "dead_letter", "availability", "info", "stats"}
+    jobs = {"job_event", "dead_letter", "media_deleted"}
+    assert builders == jobs | {"availability", "info", "stats"}
 
 
 # -- codes -------------------------------------------------------------------------------------
