@@ -1,16 +1,34 @@
-"""Measurements, always as ratios within one run: `python -m bench.NAME` prints a table.
+"""Measurements, always as ratios within one run: `make bench`, or `python -m bench`.
 
-    end_to_end   the daemon against what its decode and model cost alone, and against a peer's way
-    decoders     what decoding in processes costs against threads
+`python -m bench --only NAME` runs one section of sections.py; each is a module with `measure`:
+
+    end_to_end   image embeddings from request to event, against the machine's ceiling, the bare
+                 model, a user's loop and a server of Immich's shape
+    face_peers   faces from request to event, against insightface's FaceAnalysis
     clip         CLIP's image tower: open_clip's layers, ours in fp32, ours in bf16
-    faces        insightface's detect() and ours, one at a time and batches; face_models: networks
-                 of the published ones' shapes
+    formats      decoding by format, against Pillow decoding every pixel
+    task_types   what stages take of a job; three task types of the same pictures
+    gpu          the same on a GPU, where there is one
+
+What they are made of:
+
+    rows         a row, its two sides, its ratio
+    sections     which there are; one runs one, __main__ all, report prints and writes them
+    machine      what they were measured on
+    turns        processes that take turns: alone, plain, face_loop, face_alone are such
+    rig          the whole daemon, asked over MQTT; used: what its parts take of the cores
+    immich_server, immich_client: a server of Immich's shape, and who asks it
+    face_weights, face_models: real face models where there are any, else random ones
+    pictures     what is measured on: generated pictures, or a folder's
+    timing       how long something took; table: how it is printed
+
+Longer studies have a command each, `python -m bench.NAME`, and print tables of their own:
+
+    decoders     what decoding in processes costs against threads
+    faces        insightface's detect() and ours, one at a time and batches
     decoding     exact against fast decoding of JPEGs, for embeddings and for faces
     scaled_faces its second half: what scaled decoding would do to faces
-    pictures     what is measured on: generated JPEGs, or a folder's
     memory       what stays in memory with many jobs, pictures and events
-    timing       how long something took
-    table        how it is printed
 
 Nothing here is asserted by a test: a machine's speed is its own.
 """

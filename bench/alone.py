@@ -19,6 +19,7 @@ from bench.machine import cores
 from bench.turns import Take, Told
 from handlers import clip_input
 from handlers.clip_vendors import load_vendors
+from handlers.direct import name_of
 from handlers.image_embedding import ImageEmbeddingInference
 from handlers.images import Limits
 from handlers.inference import Pixels, Vector
@@ -59,6 +60,7 @@ class Alone:
             "single_batch": self._single_size,
             "precision": self.precision,
             "device": self.device,
+            "name": name_of(self._whole.provenance),
             "vectors": [vector.tolist() for vector in self.vectors()],
         }
 
@@ -78,11 +80,14 @@ class Alone:
         return count / (time.perf_counter() - began)
 
     def _model_on_one_core(self, count: int) -> float:
+        load_vendors().torch.set_num_threads(1)
         return _core_ms(self._single, self._batch(self._single_size), count)
 
     def _model_rate(self, count: int) -> float:
         batch = self._batch(self._full)
         rounds = max(1, count // len(batch))
+        # Of this thread, where the model runs in it: several passes have threads of their own.
+        load_vendors().torch.set_num_threads(cores())
         began = time.perf_counter()
         for _ in repeat(None, rounds):
             self._whole.infer_batch(batch)
@@ -109,7 +114,6 @@ class Alone:
                 settings=self._settings.model_copy(update={"clip": clip})
             )
             model.load()
-            # Of this thread: what runs several passes has threads of its own.
             torch.set_num_threads(1)
             batch = self._batch(size)
             model.infer_batch(batch)

@@ -8,6 +8,7 @@ bare model; the loop that a user of open_clip writes; a server of Immich's shape
 
 import argparse
 import os
+import socket
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -17,7 +18,7 @@ from pathlib import Path
 
 from bench.alone import least_cosine
 from bench.clip import settings_of
-from bench.immich_client import CONCURRENCY, Asked, peer
+from bench.immich_client import CONCURRENCY, Asked, Peer, peer
 from bench.machine import cores
 from bench.pictures import generated
 from bench.report import print_rows
@@ -39,6 +40,8 @@ class Rounds:
     alone: list[Told] = field(default_factory=list)
     plain: list[Told] = field(default_factory=list)
     peer: list[Asked] = field(default_factory=list)
+    door: list[Asked] = field(default_factory=list)
+    """inferd's own door for Immich's clients, asked by the same client."""
 
     def of_one_core(self) -> list[float]:
         """Return the ceilings by one core's core-milliseconds, in pictures a second."""
@@ -53,7 +56,8 @@ class Rounds:
     def least_cosine(self) -> float:
         """Return the least of what the others make of the pictures and what inferd does."""
         ours = self.alone[0]["vectors"]
-        theirs = (self.plain[0]["vectors"], self.peer[0].vectors[: len(ours)])
+        asked = (each[0].vectors[: len(ours)] for each in (self.peer, self.door))
+        theirs = (self.plain[0]["vectors"], *asked)
         return min(least_cosine(ours, each) for each in theirs)
 
 
@@ -81,6 +85,8 @@ def _measure(files: Sequence[bytes], *, rounds: int, jobs: int, few: int) -> Rou
         "INFERD_CLIP__WEIGHTS": settings_of(os.environ).clip.weights,
         "INFERD_WORKER__TASK_TYPES": TASK,
         "INFERD_DEVICE": "cpu",
+        "INFERD_DOORS__IMMICH": "true",
+        "INFERD_DOORS__IMMICH_PORT": str(port := _free_port()),
     }
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="inferd-bench-")))
@@ -95,26 +101,38 @@ def _measure(files: Sequence[bytes], *, rounds: int, jobs: int, few: int) -> Rou
         rig = stack.enter_context(running(folder / "stack", environ))
         store = rig.stack.media_store_url, rig.stack.pid("media store")
         server = stack.enter_context(peer(folder / "clip.onnx", *store))
+        name = str(alone.take({"pictures": 1})["name"])
+        door = Peer(port, rig.stack.pid("daemon"), *store, name)
         # All uploads before anything is timed; each peer's turn begins with the first picture.
-        ours, theirs = ([rig.put(files, count) for _ in range(rounds + 1)] for count in (jobs, few))
+        ours, theirs, same = (
+            [rig.put(files, count) for _ in range(rounds + 1)] for count in (jobs, few, few)
+        )
 
-        def turn() -> tuple[Took, Told, Told, Asked]:
+        def turn() -> tuple[Took, Told, Told, Asked, Asked]:
             return (
                 rig.run([(TASK, each) for each in ours.pop()]),
                 alone.take({"pictures": few}),
                 plain.take({"pictures": few}),
                 server.ask(theirs.pop()),
+                door.ask(same.pop()),
             )
 
         # Once for nobody: what a first time makes is made.
         turn()
         for _ in range(rounds):
-            took, told, loop, asked = turn()
+            took, told, loop, asked, answered = turn()
             found.inferd.append(took)
             found.alone.append(told)
             found.plain.append(loop)
             found.peer.append(asked)
+            found.door.append(answered)
     return found
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
 
 
 def _rows(found: Rounds, note: str) -> list[Row]:
@@ -173,6 +191,18 @@ def _rows(found: Rounds, note: str) -> list[Row]:
             "inferd / Immich's shape",
             f"{shape}, ONNX Runtime in fp32",
             [asked.rate for asked in found.peer],
+        ),
+        Row(
+            section=SECTION,
+            name="inferd's door for Immich / Immich's shape",
+            unit="pictures/s",
+            better="more",
+            ours=Side.of(
+                f"POST /predict of inferd, {CONCURRENCY} requests at a time",
+                [asked.rate for asked in found.door],
+            ),
+            theirs=Side.of(f"the same client at {shape}", [asked.rate for asked in found.peer]),
+            note=f"nothing is queued or stored; {note}",
         ),
         costs(
             "daemon / decode + model alone",

@@ -17,7 +17,8 @@ from bench.used import core_seconds, own_core_seconds
 
 CONCURRENCY = 2
 """Of Immich's smart search jobs, by default."""
-ENTRIES = json.dumps({"clip": {"visual": {"modelName": "ViT-B-32__openai"}}})
+MODEL = "ViT-B-32__openai"
+"""Immich's own choice."""
 START_SECONDS = 120.0
 TOTAL_SECONDS = 300.0
 STOP_SECONDS = 20.0
@@ -38,10 +39,13 @@ class Asked:
 
 
 class Peer:
-    """A running server."""
+    """A running server, and the media store whose pictures it is sent."""
 
-    def __init__(self, port: int, pid: int, media_store_url: str, media_store_pid: int) -> None:
+    def __init__(
+        self, port: int, pid: int, media_store_url: str, media_store_pid: int, model: str = MODEL
+    ) -> None:
         self.url = f"http://127.0.0.1:{port}/predict"
+        self._entries = json.dumps({"clip": {"visual": {"modelName": model}}})
         self._pid = pid
         self._store = media_store_url
         self._store_pid = media_store_pid
@@ -81,7 +85,7 @@ class Peer:
         async with session.get(f"{self._store}/entity/{media_store_id}/file") as found:
             data = await found.read()
         form = aiohttp.FormData()
-        form.add_field("entries", ENTRIES)
+        form.add_field("entries", self._entries)
         form.add_field("image", data, filename="image", content_type="application/octet-stream")
         async with session.post(self.url, data=form) as answer:
             told = await answer.json()
