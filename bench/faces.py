@@ -138,7 +138,7 @@ def batches(
     for kind, given in ((ScrfdDetector, many), (ArcFaceRecogniser, faces)):
         models = []
         for size in BATCHES:
-            model = kind(settings.model_copy(update={"batch_size": size}), **where)
+            model = kind(settings.model_copy(update={"batch_size": size, "passes": 1}), **where)
             model.load()
             models.append(model)
         works = [
@@ -162,7 +162,7 @@ def batches(
     )
 
 
-def measure(settings: Settings, rounds: int) -> None:
+def compare(settings: Settings, rounds: int) -> None:
     """Load the models, and print the tables.
 
     Raises:
@@ -207,7 +207,7 @@ def main(argv: list[str]) -> int:
                 named = {"detector": detector, "recogniser": str(recogniser)}
                 faces = settings.faces.model_copy(update=named)
                 settings = settings.model_copy(update={"faces": faces})
-            measure(settings, arguments.rounds)
+            compare(settings, arguments.rounds)
     except InferdError as error:
         sys.stderr.write(f"{error}\n")
         return 1

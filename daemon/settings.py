@@ -266,6 +266,26 @@ class DoorsSettings(_Group):
         return found
 
 
+class HomeAssistantSettings(_Group):
+    """What Home Assistant is told over the broker."""
+
+    enabled: bool = Field(
+        False, description="announce sensors and pause switches to Home Assistant over MQTT"
+    )
+    prefix: str = Field(
+        "homeassistant",
+        pattern=r"^[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*$",
+        description="its discovery prefix",
+    )
+
+    @field_validator("prefix")
+    @classmethod
+    def _is_not_ours(cls, value: str) -> str:
+        if value.partition("/")[0] == "inference":
+            raise ValueError("must not lie below inference/")
+        return value
+
+
 class ClientSettings(_Group):
     """What the commands that ask a running daemon need beyond its own settings."""
 
@@ -284,7 +304,12 @@ class ClipSettings(_Group):
         min_length=1,
         description="openai, a path, or untrained (random; demos and tests only)",
     )
-    batch_size: int = Field(8, ge=1, le=1024, description="most pictures in one forward pass")
+    batch_size: int = Field(
+        0,
+        ge=0,
+        le=1024,
+        description="most pictures in one forward pass; 0: 8 on a CPU, 128 on a GPU",
+    )
     passes: int = Field(
         0,
         ge=0,
@@ -315,6 +340,9 @@ class FacesSettings(_Group):
         ge=0,
         le=256,
         description="most pictures or faces in one pass; 0: what pays on the device",
+    )
+    passes: int = Field(
+        0, ge=0, le=64, description="passes side by side on a CPU; 0: one a core, at most 4"
     )
 
 
@@ -434,6 +462,7 @@ class Settings(_Group):
     qdrant: QdrantSettings = Field(default_factory=QdrantSettings)
     http: HttpSettings = Field(default_factory=HttpSettings)
     doors: DoorsSettings = Field(default_factory=DoorsSettings)
+    home_assistant: HomeAssistantSettings = Field(default_factory=HomeAssistantSettings)
     client: ClientSettings = Field(default_factory=ClientSettings)
     clip: ClipSettings = Field(default_factory=ClipSettings)
     faces: FacesSettings = Field(default_factory=FacesSettings)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from daemon.errors import ConfigError, PermanentError
-from handlers import face_batches, weights
+from handlers import weights
 from handlers.arcface_untrained import UNTRAINED_SEED, UntrainedModel
 from handlers.face_alignment import ALIGNMENT, FACE_SIZE
 from handlers.face_files import RECOGNISER_NAMES, UNTRAINED
@@ -82,15 +82,16 @@ class ArcFaceRecogniser(OnnxModel):
         Raises:
             HandlerError: as `embed`, of any of the faces.
         """
-        size = self._batch.size if self._batch else 1
         with self._running():
             features = [
                 row
                 for _, alike in groupby(faces, key=lambda face: face.dtype)
-                for chunk in face_batches.chunks(list(alike), size)
-                for row in _run(self._model, chunk)
+                for row in self._in_passes(self._features, list(alike))
             ]
         return [_unit(row) for row in features]
+
+    def _features(self, faces: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
+        return list(_run(self._model, faces))
 
     def _open(self, device: str) -> Opened:
         path = self._path

@@ -13,10 +13,12 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from daemon.cores import usable_cores
 from handlers.memory import is_out_of_memory
+from handlers.side_by_side import all_of
 
 if TYPE_CHECKING:
     import torch
@@ -76,10 +78,7 @@ class Passes:
         parts = self._parts(batch)
         if self._pool is None or len(parts) == 1:
             return self._joined([forward(part) for part in parts])
-        futures = [self._pool.submit(self._pass, forward, part) for part in parts]
-        # All of them, also where one fails: what is returned to the caller is done with.
-        wait(futures)
-        return self._joined([future.result() for future in futures])
+        return self._joined(all_of(self._pool, partial(self._pass, forward), parts))
 
     def close(self) -> None:
         """End the threads. Safe twice."""

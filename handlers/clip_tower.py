@@ -6,7 +6,7 @@ Both are read from the same file, so a text may be compared with the pictures of
 import logging
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -18,11 +18,12 @@ from daemon.errors import ConfigError, RetryableError
 from handlers.clip_arithmetic import Arithmetic
 from handlers.clip_catalog import architecture, find_weights
 from handlers.clip_checkpoint import read_model
+from handlers.clip_cuda import GPU_BATCH
 from handlers.clip_passes import Passes, best_passes
 from handlers.clip_precision import EXACT
 from handlers.clip_vendors import choose_device, device_name, load_vendors
 from handlers.inference import Batch, Provenance, Vector
-from handlers.memory import memory_watched, trim
+from handlers.memory import HOST, memory_watched, trim
 from handlers.weights import sha256
 
 if TYPE_CHECKING:
@@ -35,6 +36,10 @@ PREPROCESSING = "openai-preprocess-v1"
 
 UNTRAINED_SEED = 20210105
 """Fixed, so that a restart of a demo gives the same vectors. The day CLIP was published."""
+
+
+CPU_BATCH = 8
+"""Of a full pass on a processor: larger ones are hardly faster, and the first waits for all."""
 
 
 class ClipTower(ABC):
@@ -70,7 +75,7 @@ class ClipTower(ABC):
             require_gpu: fail rather than run on the CPU.
             offline: fail rather than download.
             precision: fp32, bf16, or auto: whichever a calibration at the load finds best.
-            batch_size: of a full pass.
+            batch_size: of a full pass; 0: CPU_BATCH or GPU_BATCH, by where it runs.
             passes: at a time, on a CPU; 0: a calibration at the load finds how many.
             most_passes: what that may find, at most.
         """
@@ -86,6 +91,7 @@ class ClipTower(ABC):
         self._parameters = 0
         self._module: torch.nn.Module | None = None
         self._provenance: Provenance | None = None
+        self._asked_size = batch_size
         self._arithmetic = Arithmetic(f"the {self.tower} tower of {model}", precision, batch_size)
         self._asked_passes = passes
         self._most_passes = most_passes
@@ -143,9 +149,8 @@ class ClipTower(ABC):
         passes = self._passes
         if passes is None:
             return None
-        if passes.count == 1:
-            return Batch(passes.size, "one pass, on all cores or on the GPU")
-        return Batch(passes.batch_size, f"{passes.count} passes of {passes.size} share the cores")
+        why = "as configured" if self._asked_passes or passes.count == 1 else "measured at the load"
+        return Batch(passes.batch_size, why, passes.count)
 
     def resolve(self) -> None:
         """Find the weights, downloading the published ones where they are absent.
@@ -278,6 +283,9 @@ class ClipTower(ABC):
             ConfigError: it does not run in the precision that is asked for.
         """
         module.to(device)
+        self._arithmetic.batch_size = self._asked_size or (
+            CPU_BATCH if device == HOST else GPU_BATCH
+        )
         samples = self._samples(self._arithmetic.batch_size).to(device)
         ran_on = str(self._forward(module, samples[:1]).device)
         if precision == EXACT:
@@ -341,12 +349,25 @@ class ClipTower(ABC):
         if module is None or passes is None:
             raise RuntimeError("run before load()")
         torch = load_vendors().torch
-        try:
+
+        def run() -> Vector:
             with torch.inference_mode():
                 given = self._upload(torch.from_numpy(batch))
                 features = passes.run(lambda part: self._forward(module, part), given)
                 features = torch.nn.functional.normalize(features, dim=-1)
                 vectors: Vector = features.float().cpu().numpy()
+                return vectors
+
+        return self._sound(run)
+
+    def _sound(self, run: Callable[[], Vector]) -> Vector:
+        """Return the vectors of a pass, if they are numbers.
+
+        Raises:
+            RetryableError: code model_error; the device failed, or gave no numbers.
+        """
+        try:
+            vectors = run()
         except RuntimeError as error:
             raise RetryableError(f"{self.model} failed: {error}", code="model_error") from error
         if not np.isfinite(vectors).all():

@@ -53,14 +53,27 @@ class Batch:
     """How many buffers a model runs at a time where it runs now."""
 
     size: int
-    """Most buffers in one pass."""
+    """Most buffers at a time, in all passes together."""
     why: str
     """A part of a sentence."""
+    passes: int = 1
+    """How many passes run side by side, on threads of their own."""
+
+    @property
+    def per_pass(self) -> int:
+        """Most buffers in one pass."""
+        return self.size // self.passes
 
     @property
     def told(self) -> str:
-        """Both, for the log and for health."""
-        return f"{'one' if self.size == 1 else f'up to {self.size}'} at a time: {self.why}"
+        """All of it, for the log and for health."""
+        many = "one" if self.size == 1 else f"up to {self.size}"
+        sides = f", {self.passes} passes side by side" if self.passes > 1 else ""
+        return f"{many} at a time{sides}: {self.why}"
+
+    def side_by_side(self, passes: int) -> "Batch":
+        """Return the same for so many passes side by side."""
+        return replace(self, size=self.per_pass * passes, passes=passes)
 
 
 def combined(ran: Sequence[Provenance]) -> Provenance:

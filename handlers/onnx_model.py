@@ -3,11 +3,11 @@
 import logging
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from daemon.errors import ConfigError, InferdError, RetryableError
 from daemon.settings import FacesSettings
@@ -17,8 +17,12 @@ from handlers.face_files import ModelFiles
 from handlers.inference import Batch, Pixels, Provenance
 from handlers.memory import HOST, memory_watched, trim
 from handlers.onnx_vendors import available_providers, device_number, open_batched, takes_any_number
+from handlers.side_by_side import SideBySide
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 _LICENCE = "InsightFace's published weights are for non-commercial research only"
 
@@ -60,6 +64,7 @@ class OnnxModel(ABC):
         self._model: Any = None
         self._provenance: Provenance | None = None
         self._batch: Batch | None = None
+        self._sides = SideBySide(1, self.kind)
 
     @property
     def provenance(self) -> Provenance:
@@ -72,6 +77,12 @@ class OnnxModel(ABC):
     def batch(self) -> Batch | None:
         """How many are run at a time, and why; None before the first `load`."""
         return self._batch
+
+    def _in_passes(self, run: Callable[[Sequence[T]], Sequence[R]], inputs: Sequence[T]) -> list[R]:
+        """Return what `run` gives for each input, in passes of the model, some side by side."""
+        size = self._batch.per_pass if self._batch else 1
+        found = self._sides.map(run, list(face_batches.chunks(inputs, size)))
+        return [each for several in found for each in several]
 
     @property
     def is_loaded(self) -> bool:
@@ -92,6 +103,7 @@ class OnnxModel(ABC):
     def unload(self) -> None:
         """Give the memory back."""
         self._model = None
+        self._sides.close()
         trim()
 
     def move_to(self, device: str) -> None:
@@ -128,7 +140,11 @@ class OnnxModel(ABC):
             opened = self._open(device)
         # ONNX Runtime would go to the CPU by itself after some failures, without a word.
         opened.model.session.disable_fallback()
-        self._model, self._provenance, self._batch = opened.model, opened.provenance, opened.batch
+        self._model, self._provenance = opened.model, opened.provenance
+        passes = face_batches.passes(self._faces.passes, opened.provenance.device)
+        self._batch = opened.batch.side_by_side(passes)
+        self._sides.close()
+        self._sides = SideBySide(passes, self.kind)
         if self._path is not None:
             log.info(
                 "loaded %s (%s) on %s in %.1f s, %s; %s",
@@ -136,7 +152,7 @@ class OnnxModel(ABC):
                 opened.provenance.precision,
                 opened.provenance.device,
                 time.monotonic() - began,
-                opened.batch.told,
+                self._batch.told,
                 _LICENCE,
             )
 

@@ -5,9 +5,11 @@ With face_pixels (cv2) the only door to them. They load when a model does, never
 
 import importlib
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
+from daemon.cores import usable_cores
 from daemon.errors import ConfigError
 from handlers.memory import HOST
 
@@ -59,6 +61,10 @@ def session_options() -> Any:
     """
     options = vendor("onnxruntime").SessionOptions()
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    cores = usable_cores()
+    if cores < (os.cpu_count() or 1):
+        # It counts the machine's, and of those it may not use it would stand in its own way.
+        options.intra_op_num_threads = cores
     return options
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from daemon.errors import ConfigError, PermanentError
-from handlers import face_batches, scrfd_outputs, weights
+from handlers import scrfd_outputs, weights
 from handlers.face_files import DETECTOR_NAMES
 from handlers.face_pixels import letterboxed, planes
 from handlers.faces import Face
@@ -61,15 +61,12 @@ class ScrfdDetector(OnnxModel):
         return self.detect_batch([pixels])[0]
 
     def detect_batch(self, pictures: Sequence[Pixels]) -> list[list[Face]]:
-        """Return the faces of each picture; in one run where the model bears it and it pays.
+        """Return the faces of each picture; several in a run where the model bears it and it pays.
 
         Raises:
             HandlerError: as `detect`, of any of the pictures.
         """
-        size = self._batch.size if self._batch else 1
-        return [
-            faces for chunk in face_batches.chunks(pictures, size) for faces in self._detect(chunk)
-        ]
+        return self._in_passes(self._detect, pictures)
 
     def self_test(self) -> Numbers:
         """Return all that the network gives for a built-in picture, before any threshold.

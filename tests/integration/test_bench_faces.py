@@ -65,7 +65,7 @@ def test_a_bench_without_models_says_which_are_missing(tmp_path: Path) -> None:
 def test_the_random_detector_has_the_published_ones_layout(tmp_path: Path) -> None:
     path = save_random_detector(tmp_path / "det_random.onnx")
     model = ScrfdDetector(
-        FacesSettings(detector=path, batch_size=2), models_dir=tmp_path, device="cpu"
+        FacesSettings(detector=path, batch_size=2, passes=1), models_dir=tmp_path, device="cpu"
     )
 
     model.load()

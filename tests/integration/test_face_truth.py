@@ -154,7 +154,7 @@ def test_photos_in_one_run_have_the_faces_they_have_alone(
     assets: Path, photos: dict[str, Photo]
 ) -> None:
     """The published detector says that it takes one picture; given a session that takes more."""
-    faces = FacesSettings(pack="buffalo_sc", batch_size=4)
+    faces = FacesSettings(pack="buffalo_sc", batch_size=4, passes=1)
     together = FaceDetectionInference(
         settings=Settings(models_dir=assets / "models", device="cpu", faces=faces)
     )
@@ -170,6 +170,26 @@ def test_photos_in_one_run_have_the_faces_they_have_alone(
         for one, alone in zip(each, photos[name].faces, strict=True):
             assert np.abs(np.subtract(one.bbox, alone.bbox)).max() < 3e-3
             assert np.abs(one.landmarks - alone.landmarks).max() < 3e-3
+
+
+def test_photos_side_by_side_have_the_very_faces_they_have_alone(
+    assets: Path, photos: dict[str, Photo]
+) -> None:
+    faces = FacesSettings(pack="buffalo_sc", passes=3)
+    together = FaceDetectionInference(
+        settings=Settings(models_dir=assets / "models", device="cpu", faces=faces)
+    )
+    names = ["001_A.jpg", "017_0.jpg", "000_5.jpg", SIX_PEOPLE]
+
+    together.load()
+    found = together.infer_batch([read(assets / "faces" / name) for name in names])
+
+    assert together.batch is not None
+    assert (together.batch.size, together.batch.passes) == (3, 3)
+    for name, each in zip(names, found, strict=True):
+        assert [face.to_wire(0) for face in each] == [
+            face.to_wire(0) for face in photos[name].faces
+        ]
 
 
 def test_the_most_confident_face_comes_first(photos: dict[str, Photo]) -> None:

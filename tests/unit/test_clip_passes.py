@@ -195,7 +195,8 @@ def test_clip_in_passes_gives_the_vectors_that_it_gives_alone() -> None:
     crops = list(rng.integers(0, 256, (7, 224, 224, 3), dtype=np.uint8))
     try:
         vectors = together.infer_batch(crops)
-        assert together.batch == Batch(6, "2 passes of 3 share the cores")
+        assert together.batch == Batch(6, "as configured", 2)
+        assert together.batch.told == "up to 6 at a time, 2 passes side by side: as configured"
     finally:
         together.unload()
 

@@ -1,4 +1,5 @@
 import logging
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -6,7 +7,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from daemon.errors import OutOfMemoryError
+from daemon.errors import OutOfMemoryError, RetryableError
 from daemon.settings import FacesSettings
 from handlers import face_batches
 from handlers.arcface import ArcFaceRecogniser
@@ -24,34 +25,37 @@ from tests.unit.face_graphs import (
 
 
 class Recorder:
-    """A session that tells how many it was given."""
+    """A session that tells how many it was given, and waits until as many run as are meant to."""
 
-    def __init__(self, session: Any) -> None:
+    def __init__(self, session: Any, at_a_time: int = 1) -> None:
         self._session = session
         self.sizes: list[int] = []
+        # Breaks, and fails the test, unless so many run at the same time.
+        self._meet = threading.Barrier(at_a_time)
 
     def run(self, names: Any, feeds: dict[str, NDArray[Any]]) -> Any:
         (batch,) = feeds.values()
         self.sizes.append(len(batch))
+        self._meet.wait(20)
         return self._session.run(names, feeds)
 
 
-def detector(path: Path, batch_size: int) -> ScrfdDetector:
-    settings = FacesSettings(detector=path, batch_size=batch_size)
+def detector(path: Path, batch_size: int, passes: int = 1) -> ScrfdDetector:
+    settings = FacesSettings(detector=path, batch_size=batch_size, passes=passes)
     found = ScrfdDetector(settings, models_dir=path.parent, offline=True, device="cpu")
     found.load()
     return found
 
 
-def recogniser(name: Path | str, batch_size: int) -> ArcFaceRecogniser:
-    settings = FacesSettings(recogniser=str(name), batch_size=batch_size)
+def recogniser(name: Path | str, batch_size: int, passes: int = 1) -> ArcFaceRecogniser:
+    settings = FacesSettings(recogniser=str(name), batch_size=batch_size, passes=passes)
     found = ArcFaceRecogniser(settings, models_dir=Path(), offline=True, device="cpu")
     found.load()
     return found
 
 
-def recorded(model: Any) -> Recorder:
-    model._model.session = recorder = Recorder(model._model.session)
+def recorded(model: Any, at_a_time: int = 1) -> Recorder:
+    model._model.session = recorder = Recorder(model._model.session, at_a_time)
     return recorder
 
 
@@ -123,6 +127,75 @@ def test_a_detector_that_takes_batches_runs_them_and_finds_the_same(
     assert (several.sizes, single.sizes) == ([4, 2], [1] * 12)
     assert len({str(each) for each in wires(found)}) == 6
     assert together.detect_batch([]) == []
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_passes_side_by_side_find_what_one_after_the_other_does(
+    tmp_path: Path, batch_size: int
+) -> None:
+    path = save_batch_detector(tmp_path / "det_a.onnx", some_faces(), layout="rows")
+    together, alone = detector(path, batch_size, passes=3), detector(path, 1)
+    recorder = recorded(together, at_a_time=3)
+
+    found = together.detect_batch(pictures(3 * batch_size))
+
+    assert chosen(together).size == 3 * batch_size
+    assert chosen(together).passes == 3
+    assert recorder.sizes == [batch_size] * 3
+    assert wires(found) == wires(alone.detect_batch(pictures(3 * batch_size)))
+
+
+def test_vectors_of_passes_side_by_side_are_those_of_one_face_at_a_time(tmp_path: Path) -> None:
+    path = save_recogniser(tmp_path / "w600k_a.onnx", says_one=True)
+    together, alone = recogniser(path, 1, passes=2), recogniser(path, 1)
+    recorder = recorded(together, at_a_time=2)
+
+    found = together.embed_batch(faces(4))
+
+    assert recorder.sizes == [1] * 4
+    np.testing.assert_array_equal(found, alone.embed_batch(faces(4)))
+
+
+def test_a_pass_that_fails_is_told_and_the_next_ones_are_fine(tmp_path: Path) -> None:
+    path = save_batch_detector(tmp_path / "det_a.onnx", some_faces(), layout="rows")
+    found = detector(path, 1, passes=2)
+    session = found._model.session
+
+    class Failing:
+        def run(self, names: Any, feeds: dict[str, NDArray[Any]]) -> Any:
+            (batch,) = feeds.values()
+            if batch.max() == batch.min():
+                raise RuntimeError("no even pictures")
+            return session.run(names, feeds)
+
+    found._model.session = Failing()
+    even = np.zeros((640, 640, 3), np.uint8)
+    with pytest.raises(RetryableError, match="the detector failed: no even pictures"):
+        found.detect_batch([even, *pictures(1)])
+    assert len(found.detect_batch(pictures(2))) == 2
+
+
+def test_threads_of_passes_end_with_the_model(tmp_path: Path) -> None:
+    path = save_batch_detector(tmp_path / "det_a.onnx", some_faces(), layout="rows")
+    before = set(threading.enumerate())
+    found = detector(path, 1, passes=2)
+    found.detect_batch(pictures(2))
+    assert set(threading.enumerate()) > before
+    found.unload()
+
+    assert set(threading.enumerate()) == before
+
+
+def test_a_pass_for_each_core_and_no_more_than_a_few_on_a_cpu_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for cores, passes in ((1, 1), (2, 2), (4, 4), (64, 4)):
+        monkeypatch.setattr(face_batches, "usable_cores", lambda cores=cores: cores)
+        assert face_batches.passes(0, "cpu") == passes
+    assert face_batches.passes(9, "cpu") == 9
+    assert face_batches.passes(9, "cuda:0") == face_batches.passes(0, "cuda:0") == 1
+    told = wanted(0, "cpu").side_by_side(2).told
+    assert told.startswith("up to 2 at a time, 2 passes side by side: ")
 
 
 @pytest.mark.parametrize("layout", ["pictures", "rows"])

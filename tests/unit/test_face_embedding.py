@@ -22,6 +22,7 @@ from handlers.face_embedding import FaceEmbeddingHandler, FaceEmbeddingInference
 from handlers.face_store import QdrantFaceStore
 from handlers.inference import Vector
 from handlers.lane import DeviceLane
+from handlers.pictures import Pictures
 from handlers.vector_points import face_point_id
 from tests.unit.face_graphs import save_recogniser
 from tests.unit.face_rig import Store, cut_out, ignore_steps, job, media_store
@@ -152,14 +153,13 @@ async def open_rig(
         max_batch=8,
     )
     handler = FaceEmbeddingHandler(
-        media_store=media.client,
+        pictures=Pictures(media.client, decoders, files=8, decoded=2),
         decoders=decoders,
         detector=await stack.enter_async_context(
             ModelRunner("detector", FaceDetectionInference(settings=settings), lane)
         ),
         recogniser=await stack.enter_async_context(runner),
         store=vectors,
-        pictures=asyncio.Semaphore(2),
     )
     return Rig(handler, media, vectors, runner, other_lane)
 
@@ -230,7 +230,7 @@ class Counting(FaceEmbeddingInference):
 
 
 def in_batches_of(size: int) -> Settings:
-    faces = FacesSettings(pack="cascade", recogniser="untrained", batch_size=size)
+    faces = FacesSettings(pack="cascade", recogniser="untrained", batch_size=size, passes=1)
     return Settings(faces=faces, device="cpu")
 
 
