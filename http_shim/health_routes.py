@@ -7,6 +7,7 @@ from aiohttp import web
 from daemon.errors import StorageError
 from daemon.health import CHECK_SECONDS
 from daemon.jobs import JsonObject, dump_json
+from http_shim.console.page_routes import page
 from http_shim.keys import HEALTH, QUEUE
 
 READY = ("ok", "degraded")
@@ -20,8 +21,10 @@ def add_health_routes(app: web.Application) -> None:
     app.router.add_get("/health/ready", report_ready)
 
 
-async def greet(_request: web.Request) -> web.Response:
-    """Say who answers here."""
+async def greet(request: web.Request) -> web.Response:
+    """Say who answers here: to a browser the console, where there is one."""
+    if (found := page(request)) is not None:
+        return found
     return web.json_response({"message": "inferd is running", "jobs": "/job", "health": "/health"})
 
 

@@ -7,9 +7,12 @@ from importlib import resources
 from aiohttp import web
 
 from http_shim.console.parts import CONSOLE, console_of
+from http_shim.keys import AUTHENTICATOR
 
 PATH = "/console/{asset}"
 PAGE = "index.html"
+GUARDED_PAGE = "index.html?guarded"
+"""No name that anybody can ask for: the page where a token is needed."""
 TYPES = {
     "css": "text/css",
     "html": "text/html",
@@ -50,10 +53,11 @@ def add_page_routes(app: web.Application) -> None:
     folder = resources.files("http_shim.console").joinpath("assets")
     found = {}
     for file in folder.iterdir():
-        data = file.read_bytes()
         kind = TYPES.get(file.name.rpartition(".")[2])
         if kind is not None:
-            found[file.name] = data, kind, hashlib.sha256(data).hexdigest()[:20]
+            found[file.name] = _file(file.read_bytes(), kind)
+    page_data = found[PAGE][0].replace(b"<html ", b"<html data-guarded ", 1)
+    found[GUARDED_PAGE] = _file(page_data, TYPES["html"])
     app[ASSETS] = found
     app.router.add_get(PATH, show_asset)
 
@@ -62,17 +66,23 @@ def page(request: web.Request) -> web.Response | None:
     """Return the page for whoever wants HTML; None where there is none, or JSON is as welcome."""
     if request.app[CONSOLE] is None or "text/html" not in request.headers.get("Accept", ""):
         return None
-    response = _answer(request, PAGE)
+    # Said beforehand: a page that asked and were refused would note an error in the browser.
+    is_guarded = not request.app[AUTHENTICATOR].is_disabled
+    response = _answer(request, GUARDED_PAGE if is_guarded else PAGE)
     response.headers["Vary"] = "Accept"
     response.headers["Content-Security-Policy"] = CONTENT_SECURITY_POLICY
     return response
+
+
+def _file(data: bytes, kind: str) -> tuple[bytes, str, str]:
+    return data, kind, hashlib.sha256(data).hexdigest()[:20]
 
 
 async def show_asset(request: web.Request) -> web.Response:
     """Answer a file of the page."""
     console_of(request)
     name = request.match_info["asset"]
-    if name not in request.app[ASSETS]:
+    if name not in request.app[ASSETS] or name == GUARDED_PAGE:
         raise web.HTTPNotFound
     return _answer(request, name)
 

@@ -30,10 +30,11 @@ HEALTH_OPERATIONS = (
         path="/",
         name="greet",
         tag="health",
-        summary="Say who answers here.",
+        summary="Say who answers here; to a browser, show the console.",
         answers={
             200: Answer(
-                text="A greeting.",
+                text="A greeting, or the console where HTML is asked for.",
+                or_as=("text/html",),
                 model=Greeting,
                 example={"message": "inferd is running", "jobs": "/job", "health": "/health"},
             )

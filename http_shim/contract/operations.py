@@ -47,6 +47,8 @@ class Answer:
     """None where there is no JSON."""
     example: Any = None
     media_type: str | None = "application/json"
+    or_as: Sequence[str] = ()
+    """Media types that it has for whoever asks for them."""
     headers: Mapping[str, str] = field(default_factory=dict)
     """Name and what it says."""
 

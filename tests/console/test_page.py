@@ -55,7 +55,7 @@ def test_it_shows_queue_models_and_what_the_daemon_is_connected_to(
     untrained = page.by("#models .tag.loud").first
     expect(untrained).to_have_text("UNTRAINED")
     assert (
-        untrained.evaluate("each => getComputedStyle(each).backgroundColor") == "rgb(171, 34, 24)"
+        untrained.evaluate("each => getComputedStyle(each).backgroundColor") == "rgb(179, 36, 26)"
     )
     expect(page.by("#models > li").first).to_contain_text("cpu")
     for part in ("MQTT broker", "Queue", "Media store", "Vector database"):

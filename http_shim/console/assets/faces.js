@@ -32,7 +32,7 @@ export function redraw(place, faces, how = "slice") {
   if (!faces.length) return;
   const [width, height] = place.size;
   place.append(
-    s("svg", { viewBox: `0 0 ${width} ${height}`, preserveAspectRatio: `xMidYMid ${how}`, "aria-hidden": "true" },
+    s("svg", { viewBox: `0 0 ${width} ${height}`, preserveAspectRatio: `${how === "slice" ? "xMidYMin" : "xMidYMid"} ${how}`, "aria-hidden": "true" },
       faces.map((face) => drawn(face, faces))),
   );
 }

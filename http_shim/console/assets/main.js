@@ -96,4 +96,5 @@ startDrop({
   similar: state.taskTypes.includes("image_embedding"),
   face: state.taskTypes.includes("face_embedding"),
 }[what]));
-begin();
+if (document.documentElement.hasAttribute("data-guarded") && !token.get()) locked();
+else begin();
