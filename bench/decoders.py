@@ -127,7 +127,7 @@ async def compare(settings: Settings, *, count: int, rounds: int) -> bool:
         side = inference.input_size[0]
         lane = await stack.enter_async_context(DeviceLane())
         runner: ModelRunner[Any] = ModelRunner(
-            "clip", inference, lane, max_batch=settings.clip.batch_size
+            "clip", inference, lane, max_batch=settings.worker.in_flight
         )
         await stack.enter_async_context(runner)
         await runner.load()

@@ -7,15 +7,18 @@ imports no model library; those load when the daemon opens a handler.
     image_embedding, image_embedding_handler, face_detection, face_embedding
                              the documented inference classes and the three handlers
     inference                MLInference, the base of every model, and Provenance
-    lane                     the one thread that owns the device, and what it is busy with
-    device                   batching, idle unloading and tests (self_test) of a model on it
+    lane                     the one thread that owns a device, and what it is busy with;
+                             gpus: which devices there are
+    device                   a model on all lanes, and who has the next batch; model_copy: its
+                             copy on one: idle unloading, tests (self_test)
     memory_ladder            what a model does when memory runs out, and how it comes back;
                              degradation: what is told of it; memory: the vendors' words for it
     clip, clip_text          CLIP's image tower and text tower, on clip_tower; with clip_checkpoint,
                              clip_vendors, clip_layers (our own transformer) and clip_arithmetic
                              (which precision it runs in) the only files with torch and open_clip;
                              clip_precision: how two precisions are measured and judged;
-                             clip_catalog: what is known of published weights without them
+                             clip_catalog: what is known of published weights without them;
+                             clip_cuda: passes on a GPU; clip_staging: pictures on their way there
     text_embedding           the documented inference class of texts
     scrfd_detector, arcface  the detector and the recogniser, on onnx_model, the life they share;
                              onnx_vendors: the only file with insightface, onnxruntime and onnx,

@@ -8,9 +8,12 @@ from numpy.typing import NDArray
 
 from daemon.errors import ConfigError
 from handlers.clip_catalog import FACTS_TOLERANCE, PUBLISHED
+from handlers.clip_cuda import CudaPasses
+from handlers.clip_precision import EXACT
 from handlers.clip_tower import ClipTower
 from handlers.clip_vendors import load_vendors
-from handlers.inference import Pixels, Vector
+from handlers.inference import Buffers, Pixels, Vector
+from handlers.memory import is_out_of_memory, memory_watched
 from handlers.self_test import synthetic_picture
 
 if TYPE_CHECKING:
@@ -39,10 +42,16 @@ def normalise_floats(crops: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.ascontiguousarray(crops.transpose(0, 3, 1, 2))
 
 
-def _normalised(crops: "torch.Tensor") -> "torch.Tensor":
+def _constants(device: Any) -> "tuple[torch.Tensor, torch.Tensor]":
+    """Return mean and standard deviation, float32 [3, 1, 1] each, on a device."""
+    torch = load_vendors().torch
+    mean, std = (torch.tensor(each, device=device).view(3, 1, 1) for each in (MEAN, STD))
+    return mean, std
+
+
+def _normalised(crops: "torch.Tensor", mean: "torch.Tensor", std: "torch.Tensor") -> "torch.Tensor":
     """Return uint8 [n, height, width, 3] as `normalise` does, to the last bit, on its device."""
     torch = load_vendors().torch
-    mean, std = (torch.tensor(each, device=crops.device).view(3, 1, 1) for each in (MEAN, STD))
     floats = crops.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
     floats.div_(255).sub_(mean).div_(std)
     return floats
@@ -55,6 +64,8 @@ class ClipModel(ClipTower):
     """
 
     tower: ClassVar[str] = "image"
+
+    _cuda: CudaPasses | None = None
 
     @property
     def input_size(self) -> tuple[int, int]:
@@ -71,15 +82,80 @@ class ClipModel(ClipTower):
         """
         return self._encode(pixels)
 
-    def encode_crops(self, crops: Pixels) -> Vector:
-        """Return float32 [n, dim], each of length 1, for uint8 RGB [n, height, width, 3].
+    def encode_crops(self, crops: Buffers) -> Vector:
+        """Return float32 [n, dim], each of length 1, for uint8 RGB, each [height, width, 3].
 
         They are normalised on the device: a quarter of the bytes go there.
 
         Raises:
             RetryableError: code model_error; the device failed, or gave no numbers.
+            OutOfMemoryError: so many do not fit.
         """
-        return self._encode(crops)
+        passes = self._cuda
+        if passes is None:
+            return self._encode(np.stack(crops))
+        with memory_watched(self.model, self.provenance.device):
+            return self._sound(lambda: passes.run(crops))
+
+    @property
+    def prepares(self) -> bool:
+        """Whether `prepare` uploads: on a GPU."""
+        return self._cuda is not None
+
+    def prepare(self, crops: Buffers) -> Buffers:
+        """Return the same for `encode_crops`, on their way to the GPU; from any thread."""
+        passes = self._cuda
+        return crops if passes is None else passes.upload(crops)
+
+    def unload(self) -> None:
+        """Give the memory back."""
+        self._leave_gpu()
+        super().unload()
+
+    def free_memory(self) -> None:
+        """Give back what is kept only to be faster, CUDA graphs among it."""
+        if self._cuda is not None:
+            self._cuda.free()
+        super().free_memory()
+
+    def _start(
+        self, module: "torch.nn.Module", device: str, precision: str = EXACT
+    ) -> tuple[str, str]:
+        # Graphs read the weights where they lie, and they are about to lie elsewhere.
+        self._leave_gpu()
+        ran_on, precision = super()._start(module, device, precision)
+        if ran_on.startswith("cuda"):
+            self._cuda = self._passes_on(ran_on, module)
+        return ran_on, precision
+
+    def _leave_gpu(self) -> None:
+        if self._cuda is not None:
+            self._cuda.close()
+            self._cuda = None
+
+    def _passes_on(self, device: str, module: "torch.nn.Module") -> CudaPasses | None:
+        library = load_vendors().torch
+        mean, std = _constants(device)
+
+        def vectors_of(crops: "torch.Tensor") -> "torch.Tensor":
+            features = module(_normalised(crops, mean, std))
+            vectors: torch.Tensor = library.nn.functional.normalize(features, dim=-1).float()
+            return vectors
+
+        try:
+            return CudaPasses(
+                library,
+                vectors_of,
+                device=device,
+                batch_size=self._arithmetic.batch_size,
+                side=self.input_size,
+                dimension=self.embedding_dim,
+            )
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise
+            log.warning("%s runs on %s without pinned memory: %s", self.model, device, error)
+            return None
 
     def _take(self, model: Any) -> "torch.nn.Module":
         visual: torch.nn.Module = model.visual
@@ -101,7 +177,7 @@ class ClipModel(ClipTower):
 
     def _forward(self, module: Any, batch: "torch.Tensor") -> "torch.Tensor":
         if batch.dtype == load_vendors().torch.uint8:
-            batch = _normalised(batch)
+            batch = _normalised(batch, *_constants(batch.device))
         features: torch.Tensor = module(batch)
         return features
 

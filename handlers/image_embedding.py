@@ -13,8 +13,9 @@ from daemon.errors import ConfigError, InferdError
 from daemon.settings import Settings
 from handlers.clip import ClipModel, normalise, normalise_floats
 from handlers.clip_input import read
+from handlers.clip_tower import CPU_BATCH
 from handlers.images import Limits
-from handlers.inference import Batch, ModelInference, Numbers, Vector, check_pixels
+from handlers.inference import Batch, Buffers, ModelInference, Numbers, Vector, check_pixels
 from handlers.self_test import synthetic_picture
 
 
@@ -58,7 +59,7 @@ class ImageEmbeddingInference(ModelInference[Vector]):
             batch_size=settings.clip.batch_size,
             passes=settings.clip.passes,
             # While one batch runs the next is made ready: both are in flight.
-            most_passes=settings.worker.in_flight // (2 * settings.clip.batch_size),
+            most_passes=settings.worker.in_flight // (2 * (settings.clip.batch_size or CPU_BATCH)),
         )
         super().__init__(self._model)
         self.embedding_dim = self._model.embedding_dim
@@ -95,7 +96,18 @@ class ImageEmbeddingInference(ModelInference[Vector]):
         self._check(buffer, label)
         return super().infer(buffer, label)
 
-    def infer_batch(self, buffers: Sequence[NDArray[Any]]) -> list[Vector]:
+    @property
+    def prepares(self) -> bool:
+        """Whether it runs on a GPU; see MLInference."""
+        return self._model.prepares
+
+    def prepare(self, buffers: Buffers) -> Buffers:
+        """Begin to upload pictures; see MLInference."""
+        shape = (*self.input_size, 3)
+        is_plain = all(each.dtype == np.uint8 and each.shape == shape for each in buffers)
+        return self._model.prepare(buffers) if is_plain else buffers
+
+    def infer_batch(self, buffers: Buffers) -> list[Vector]:
         """Return one float32 [embedding_dim] of length 1 for each buffer, in order.
 
         Raises:
@@ -107,7 +119,7 @@ class ImageEmbeddingInference(ModelInference[Vector]):
             self._check(buffer, f"number {number} of {len(buffers)}" if len(buffers) > 1 else "")
         self.load()
         if all(buffer.dtype == np.uint8 for buffer in buffers):
-            return list(self._model.encode_crops(np.stack(buffers)))
+            return list(self._model.encode_crops(buffers))
         pixels = np.empty((len(buffers), 3, *self.input_size), np.float32)
         for row, buffer in zip(pixels, buffers, strict=True):
             to_pixels = normalise if buffer.dtype == np.uint8 else normalise_floats

@@ -187,9 +187,16 @@ class ModelCopy(Generic[Result]):
         prepared = None
         if self.lane.in_hand > 1 and self.inference.prepares:
             # Another batch has the lane: what of this one needs no device is done meanwhile.
-            buffers = [buffer for buffer, _ in items]
-            prepared = await asyncio.to_thread(self.inference.prepare, buffers)
+            prepared = await self._prepared([buffer for buffer, _ in items])
         return await self.lane.run(self._infer_on_lane, items, prepared)
+
+    async def _prepared(self, buffers: Buffers) -> Buffers | None:
+        try:
+            return await asyncio.to_thread(self.inference.prepare, buffers)
+        except Exception:
+            # The pass itself will tell, if it is more than this.
+            log.exception("a batch of %s could not be prepared", self.name)
+            return None
 
     async def test(self) -> None:
         """Test it where it is loaded; `error` tells what was found."""

@@ -48,8 +48,15 @@ def providers(device: str) -> list[Any]:
     """Return what a session is asked to run on, in order."""
     if device == HOST or "CUDAExecutionProvider" not in available_providers():
         return ["CPUExecutionProvider"]
-    # Convolutions would round to TF32 and still call themselves fp32.
-    options = {"device_id": device_number(device), "use_tf32": "0"}
+    options = {
+        "device_id": device_number(device),
+        # Convolutions would round to TF32 and still call themselves fp32.
+        "use_tf32": "0",
+        # By default every convolution tries all its algorithms at each new size of a batch.
+        "cudnn_conv_algo_search": "HEURISTIC",
+        # By default the arena doubles: memory that torch beside it would need.
+        "arena_extend_strategy": "kSameAsRequested",
+    }
     return [("CUDAExecutionProvider", options), "CPUExecutionProvider"]
 
 

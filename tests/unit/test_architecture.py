@@ -100,6 +100,7 @@ CLIP = {
     "handlers.clip",
     "handlers.clip_arithmetic",
     "handlers.clip_checkpoint",
+    "handlers.clip_cuda",
     "handlers.clip_layers",
     "handlers.clip_text",
     "handlers.clip_tower",

@@ -514,7 +514,12 @@ def test_a_gpu_is_asked_for_by_its_number(monkeypatch: pytest.MonkeyPatch) -> No
     (provider, options), fallback = onnx_vendors.providers("cuda:2")
 
     assert (provider, fallback) == ("CUDAExecutionProvider", "CPUExecutionProvider")
-    assert options == {"device_id": "2", "use_tf32": "0"}
+    assert options == {
+        "device_id": "2",
+        "use_tf32": "0",
+        "cudnn_conv_algo_search": "HEURISTIC",
+        "arena_extend_strategy": "kSameAsRequested",
+    }
     assert onnx_vendors.providers("cpu") == ["CPUExecutionProvider"]
 
 
