@@ -17,6 +17,8 @@ SECTIONS: Mapping[str, str] = {
     "formats": "bench.formats",
     "task_types": "bench.task_types",
     "queue": "bench.queue",
+    "vectors": "bench.vectors",
+    "startup": "bench.startup",
     "overhead": "bench.overhead",
     "gpu": "bench.gpu",
 }
