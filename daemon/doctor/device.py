@@ -11,6 +11,7 @@ from daemon.doctor.facts import Facts
 from daemon.doctor.findings import Finding, fail, ok, warn
 from daemon.errors import ConfigError
 from daemon.jobs import TaskType
+from handlers.gpus import lane_devices
 
 PART = "device"
 LOW_BYTES = 2 << 30
@@ -46,12 +47,16 @@ def look(facts: Facts) -> Iterator[Finding]:
     else:
         settings = facts.settings
         try:
-            seen = _see(settings.device)
+            # One lane each, and a copy of each model.
+            seen = {device: _see(device) for device in lane_devices(settings.device)}
         except ConfigError as error:
             mend = "install inferd with its requirements (make setup)"
             yield fail(PART, "torch_unusable", error.message, mend)
         else:
-            yield from judge(seen, settings.device, must=settings.require_gpu)
+            for device, found in seen.items():
+                # What auto does without a GPU is said of auto.
+                asked = device if found.is_available else settings.device
+                yield from judge(found, asked, must=settings.require_gpu)
     for name, device in sorted(facts.devices.items()):
         yield from ran(name, device, facts)
 

@@ -82,9 +82,16 @@ def judge(url: str, answer: Answer, facts: Facts) -> Iterator[Finding]:
 def degraded(models: JsonObject) -> Iterator[Finding]:
     """Judge the models' check of /health: whether memory made a model fall back."""
     for name, model in models.items():
-        words = model.get("degraded") if isinstance(model, dict) else None
-        if words:
-            yield warn(PART, "out_of_memory", f"{name} {_degradation(words)}", mends.MEMORY)
+        if not isinstance(model, dict):
+            continue
+        copies = model.get("copies") or []
+        for copy in copies or [model]:
+            where = f"{name} of {copy.get('lane')}" if copies else name
+            if words := copy.get("degraded"):
+                yield warn(PART, "out_of_memory", f"{where} {_degradation(words)}", mends.MEMORY)
+            if copies and copy.get("error"):
+                found = f"{where} fails, and the other GPUs do its work; it is tried again"
+                yield warn(PART, "model_error", found, "see the daemon's log, and nvidia-smi")
 
 
 def _degradation(said: Any) -> str:

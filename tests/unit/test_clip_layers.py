@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from handlers.clip import MEAN, STD, ClipModel, _normalised, normalise
+from handlers.clip import MEAN, STD, ClipModel, _constants, _normalised, normalise
 from handlers.clip_layers import image_tower, reduce, restore, text_tower
 from handlers.clip_precision import least_cosine
 from handlers.clip_text import ClipTextModel
@@ -154,7 +154,9 @@ def test_bytes_are_normalised_on_the_device_to_the_last_bit() -> None:
     ramp = np.arange(256, dtype=np.uint8).repeat(3).reshape(1, 16, 16, 3)
     assert len(MEAN) == len(STD) == 3
 
-    assert np.array_equal(_normalised(torch.from_numpy(ramp)).numpy(), normalise(ramp))
+    found = _normalised(torch.from_numpy(ramp), *_constants("cpu"))
+
+    assert np.array_equal(found.numpy(), normalise(ramp))
 
 
 def test_crops_give_the_vectors_of_their_normalised_pixels(tmp_path: Path) -> None:
@@ -162,7 +164,7 @@ def test_crops_give_the_vectors_of_their_normalised_pixels(tmp_path: Path) -> No
     model.load()
     crops = np.random.default_rng(1).integers(0, 256, (3, 64, 64, 3), dtype=np.uint8)
 
-    assert np.array_equal(model.encode_crops(crops), model.encode_images(normalise(crops)))
+    assert np.array_equal(model.encode_crops(list(crops)), model.encode_images(normalise(crops)))
 
 
 # -- weights -------------------------------------------------------------------------------------

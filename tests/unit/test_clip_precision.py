@@ -599,10 +599,10 @@ def test_a_gpu_is_true_in_every_precision_and_so_is_the_way_back(
     assert model.provenance.device == GPU
     assert least_cosine(model.encode_images(pixels()), expected()) >= 0.9999
     crops = np.random.default_rng(1).integers(0, 256, (3, 64, 64, 3), dtype=np.uint8)
-    on_gpu = model.encode_crops(crops)
+    on_gpu = model.encode_crops(list(crops))
     model.move_to("cpu")
     assert model.provenance.device == "cpu"
     assert least_cosine(model.encode_images(pixels()), expected()) >= 0.9999
-    assert least_cosine(model.encode_crops(crops), on_gpu) >= 0.9999
+    assert least_cosine(model.encode_crops(list(crops)), on_gpu) >= 0.9999
     model.move_to(GPU)
     assert least_cosine(model.encode_images(pixels()), expected()) >= 0.9999

@@ -233,6 +233,23 @@ def test_out_of_gpu_memory_is_named_with_its_mend() -> None:
     assert "INFERD_CLIP__BATCH_SIZE" in found.mend
 
 
+def test_of_several_gpus_each_that_fails_is_named() -> None:
+    degraded = {"device": "cpu", "why": "out_of_memory", "max_batch": 1}
+    copies = [
+        {"lane": "cuda:0", "loaded": True, "degraded": degraded},
+        {"lane": "cuda:1", "loaded": True},
+        {"lane": "cuda:2", "loaded": False, "error": "model_error"},
+    ]
+    told = {"ok": True, "clip": {"loaded": True, "degraded": degraded, "copies": copies}}
+
+    found = list(running.degraded(told))
+
+    assert [(each.code, each.found.partition(" fails")[0][:14]) for each in found] == [
+        ("out_of_memory", "clip of cuda:0"),
+        ("model_error", "clip of cuda:2"),
+    ]
+
+
 @pytest.mark.parametrize(
     ("host", "expected"),
     [
@@ -325,6 +342,25 @@ def test_the_device_that_runs_is_held_against_the_one_asked_for(
     what: device.Seen, asked: str, must: bool, expected: str
 ) -> None:
     assert codes(device.judge(what, asked, must=must)) == [expected]
+
+
+@pytest.mark.parametrize(
+    ("is_available", "expected"), [(True, ["ok"] * 3), (False, ["ok"] + ["gpu_unused"] * 2)]
+)
+def test_each_gpu_is_looked_at(
+    monkeypatch: pytest.MonkeyPatch, is_available: bool, expected: list[str]
+) -> None:
+    asked: list[str] = []
+
+    def see(name: str) -> device.Seen:
+        asked.append(name)
+        return seen(is_available=is_available, name=name)
+
+    monkeypatch.setattr(device, "_see", see)
+    monkeypatch.setattr(device, "lane_devices", lambda _asked: ["cuda:0", "cuda:1"])
+
+    assert codes(device.look(facts())) == expected
+    assert asked == ["cuda:0", "cuda:1"]
 
 
 def test_a_face_model_on_the_cpu_beside_clip_on_the_gpu_is_told() -> None:

@@ -151,7 +151,9 @@ def test_a_model_of_other_sizes_is_a_config_error() -> None:
 def test_the_demo_says_what_ran(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(image_embedding, "ImageEmbeddingInference", clip_models.untrained)
+    monkeypatch.setattr(
+        image_embedding, "ImageEmbeddingInference", lambda *_any: clip_models.untrained()
+    )
     path = tmp_path / "picture.jpg"
     path.write_bytes(photo(300, 200))
 
