@@ -81,7 +81,7 @@ def measure(options: Options) -> Sequence[Row]:
     note = "" if has_bf16 else "this processor has no bf16: inferd would choose fp32"
     rows = []
     for size in BATCH_SIZES[-1:] if options.size == "smallest" else BATCH_SIZES:
-        works = [partial(model.encode_crops, crops[:size]) for model in models]
+        works = [partial(model.encode_crops, list(crops[:size])) for model in models]
         (one, stock), (exact, ours), (fewer, fast) = rounds_in_turns(
             works, rounds, time.process_time
         )
@@ -133,7 +133,7 @@ def compare(settings: Settings, rounds: int) -> None:
     rows = []
     for size in BATCH_SIZES:
         models = (stock, exact, reduced)
-        works = [partial(model.encode_crops, crops[:size]) for model in models]
+        works = [partial(model.encode_crops, list(crops[:size])) for model in models]
         (one, times), (ours, exact_times), (fewer, reduced_times) = rounds_in_turns(
             works, rounds, clock
         )
