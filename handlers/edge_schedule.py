@@ -6,8 +6,8 @@ from datetime import datetime, time
 
 QUIET_SECONDS = 60.0
 """So long nothing was stored or deleted: nobody is at work."""
-LEAST_CHANGED = 20_000
-"""Fewer are searched one by one in less than 3 ms, exactly, which no index is."""
+LEAST_CHANGED = 50_000
+"""Fewer are searched one by one as fast as through an index (3.5 ms at 20,000), and exactly."""
 CHANGED_SHARE = 0.1
 RETRY_SECONDS = 3600.0
 
@@ -38,9 +38,9 @@ class Schedule:
         if self.hours is None:
             return quiet_seconds >= QUIET_SECONDS
         begin, end = self.hours
-        if begin <= end:
+        if begin < end:
             return begin <= now.time() < end
-        return now.time() >= begin or now.time() < end  # over midnight
+        return now.time() >= begin or now.time() < end  # over midnight, or all day
 
 
 NEVER = Schedule(is_on=False)

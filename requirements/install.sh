@@ -55,6 +55,12 @@ compile_all() {
     # that are no Python; a failure there is no concern of ours.
     PYTHONDONTWRITEBYTECODE='' "$python" -W ignore -m compileall -q -j 0 \
         "$("$python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" >/dev/null 2>&1 || true
+    # Our own too, for who starts them where nothing may be written, or is told not to.
+    for package in daemon handlers http_shim demos; do
+        if [ -d "${lists%/*}/$package" ]; then
+            PYTHONDONTWRITEBYTECODE='' "$python" -m compileall -q "${lists%/*}/$package" || true
+        fi
+    done
 }
 
 case $flavour in

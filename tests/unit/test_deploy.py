@@ -198,7 +198,7 @@ def test_packages_come_by_their_hashes_and_no_build_tools_stay() -> None:
 
     assert any("requirements/install.sh .venv cpu" in run for run in runs)
     assert not [run for run in runs if re.search(r"pip install|apt-get|curl|wget", run)]
-    assert all("pip uninstall -y pip" in run for run in runs)
+    assert all("pip uninstall -y pip" in run for run in runs if "compileall" not in run)
 
 
 def test_the_images_environment_and_words_are_the_daemons() -> None:
