@@ -203,8 +203,6 @@ class Worker:
 
     async def _is_urgent(self, task_type: TaskType) -> bool:
         """Whether the next job is too urgent to wait until there is room."""
-        if task_type in self._away:
-            return False
         try:
             rank = await self._queue.next_rank(task_type)
         except StorageError as error:

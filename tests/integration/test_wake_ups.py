@@ -1,5 +1,6 @@
 """What is due begins at its moment although no poll comes: the real clock, a poll of hours."""
 
+import asyncio
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -14,6 +15,8 @@ from tests.queue_bench import FACES, IMAGE, Bench, ManualClock, open_bench
 ID = "550e8400-e29b-41d4-a716-446655440000"
 OTHER = "550e8400-e29b-41d4-a716-446655440001"
 HOURS = 10_000.0
+SETTLE_SECONDS = 0.1
+"""For a worker to look at all that there is, and wait; a longer look would hide no fault."""
 
 
 class WallClock(ManualClock):
@@ -87,7 +90,20 @@ async def test_a_job_whose_process_died_begins_once_it_is_taken_back(bench: Benc
     await bench.accept(job_id=ID)
     await bench.queue.lease(IMAGE, 1, seconds=-1)
     async with working(bench, Handler(), poll_seconds=HOURS):
+        await asyncio.sleep(SETTLE_SECONDS)
         await bench.queue.reclaim()
         row = await reaches(bench, ID, "completed")
 
     assert row["lost"] == 1
+
+
+async def test_such_a_job_that_is_retried_begins_at_its_moment(bench: Bench) -> None:
+    # It is leased by another loop than the one that finds the moment.
+    await bench.accept(job_id=ID)
+    await bench.queue.lease(IMAGE, 1, seconds=-1)
+    await bench.queue.reclaim()
+    handler = once(RetryableError("torn in transit", code="media_store_error"))
+    async with working(bench, handler, queue={"backoff_seconds": 0.3}, poll_seconds=HOURS):
+        row = await reaches(bench, ID, "completed")
+
+    assert (row["lost"], row["attempt"]) == (1, 3)
