@@ -9,6 +9,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from weakref import WeakValueDictionary
 
 from daemon.errors import RetryableError
 from handlers.decoders import Decoders
@@ -59,6 +60,8 @@ class Previews:
         self._decoders = decoders
         self._monotonic = monotonic
         self._slots = asyncio.Semaphore(AT_A_TIME)
+        self._locks: WeakValueDictionary[tuple[int, int], asyncio.Lock] = WeakValueDictionary()
+        """There for as long as somebody holds or wants one."""
         self._waiting = 0
         self._kept: OrderedDict[tuple[int, int], tuple[float, Preview]] = OrderedDict()
         self._bytes = 0
@@ -77,7 +80,8 @@ class Previews:
             raise PreviewsBusyError
         self._waiting += 1
         try:
-            async with self._slots:
+            lock = self._locks.setdefault(key, asyncio.Lock())
+            async with lock, self._slots:
                 # Another one may have asked for the same meanwhile.
                 if (found := self._find(key)) is not None:
                     return found
