@@ -27,8 +27,8 @@ from daemon.errors import (
 from daemon.jobs import JsonObject, dump_json
 from daemon.redaction import Redactor, secrets_of
 from daemon.settings import MediaStoreSettings
-from daemon.urgency import Turns
 from handlers.blame import Blame
+from handlers.turns import Turns
 from handlers.upload_form import FIELDS, TAKEN, WRONG_FIELD, form, id_in
 
 _MAX_REDIRECTS = 3
