@@ -1,11 +1,11 @@
-"""`python -m bench.memory`: what the daemon and its decoders keep in memory, in four lives.
+"""`python -m bench.memory`: what the daemon and its decoders keep in memory, in five lives.
 
 A million jobs that wait, and leasing from them; ten thousand pictures of mixed sizes in a row, with
-models that cost nothing; as many as fit in some minutes through CLIP with random weights; and a
-hundred thousand events that wait for a broker that is away. The daemon's own memory and that of its
-decoders should be flat: it depends on what runs at a time, not on how much waits or was done. What
-it has mapped of files (libraries, and the vectors and log of embedded Qdrant) grows with what is
-stored, and is the kernel's to take back.
+models that cost nothing; as many as fit in some minutes through CLIP with random weights; a hundred
+thousand events that wait for a broker that is away; and models that are unloaded while idle, and
+loaded again. The daemon's own memory and that of its decoders should be flat: it depends on what
+runs at a time, not on how much waits or was done. What it has mapped of files (libraries, and the
+vectors and log of embedded Qdrant) grows with what is stored, and is the kernel's to take back.
 
 The parts around the daemon are the tests' own, so this needs the development tools and mosquitto.
 """
@@ -20,6 +20,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from urllib.request import urlopen
 
+from bench import models_memory
 from bench.pictures import mixed
 from bench.table import show
 from daemon.identity import own_identity
@@ -224,7 +225,13 @@ def _fill(folder: Path, statement: str, *values: object) -> None:
         file.execute(statement, values)
 
 
-LIVES = ("waiting", "pictures", "clip", "outbox")
+LIVES = ("waiting", "pictures", "clip", "outbox", "models")
+
+
+def models(folder: Path) -> None:
+    """Show models that come and go."""
+    with parts(folder) as (broker, store):
+        models_memory.models(folder, broker, store)
 
 
 def main() -> int:
@@ -241,6 +248,7 @@ def main() -> int:
         "pictures": lambda folder: pictures(folder, arguments.pictures),
         "clip": lambda folder: clip(folder, arguments.seconds),
         "outbox": lambda folder: outbox(folder, arguments.events),
+        "models": models,
     }
     asked = arguments.lives or LIVES
     if unknown := set(asked) - set(LIVES):
