@@ -19,6 +19,7 @@ COMMANDS = {
     "schemas": ("daemon.cli.schemas", "print the contracts: OpenAPI of REST, AsyncAPI of MQTT"),
     "submit": ("daemon.cli.submit", "ask the running daemon for jobs: ids, lists or folders"),
     "search": ("daemon.cli.search", "find pictures and faces by picture, id, text or face"),
+    "faces": ("daemon.cli.faces", "show the faces of a picture, and which are stored"),
     "jobs": ("daemon.cli.jobs", "list, show, retry and cancel jobs"),
     "delete": ("daemon.cli.delete", "remove what is known of pictures: vectors and jobs"),
     "demo": ("demos.quickstart", "start all parts here and send real pictures through"),

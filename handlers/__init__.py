@@ -39,7 +39,8 @@ imports no model library; those load when the daemon opens a handler.
     media_store              pictures in, face results out
     image_store, face_store  the documented stores, on qdrant_store and its base vector_store;
                              claims: one model a collection; engine_choice: where vectors lie
-    search, query_vectors    what is near a text, a picture, a face, or something stored
+    search, query_vectors, duplicates
+                             what is near a text, a picture, a face, or something stored
     vector_engine, vector_points
                              what stores and engines say to each other
     blame, disk_room         who is at fault for a failure; whether a disk has room for vectors

@@ -5,6 +5,7 @@ from collections.abc import Collection, Sequence
 from daemon.errors import InvalidRequestError, NotFoundError
 from daemon.jobs import JsonObject
 from handlers import query_vectors
+from handlers.duplicates import cluster_of
 from handlers.face_store import QdrantFaceStore
 from handlers.image_store import QdrantImageStore
 from handlers.inference import Provenance, Vector
@@ -129,6 +130,60 @@ class Search:
             query = await query_vectors.of_picture(parts, data, content_type)
         found = await _near(parts, query.vector, limit, min_score)
         return _answer(parts.store, query.ran, query.told, found)
+
+    async def duplicates(self, media_store_id: int, *, min_score: float, limit: int) -> JsonObject:
+        """Return the cluster of a stored picture: its near-duplicates, theirs, and so on.
+
+        Args:
+            media_store_id: the picture; it is not among the results.
+            min_score: least cosine of a link.
+            limit: most results.
+
+        Raises:
+            NotFoundError: code vector_not_found; nothing is stored of it.
+        """
+        images = self._pictures()
+        await images.handler.claim.require()
+        ran = await query_vectors.loaded(images.runner)
+        found = await cluster_of(images.store, media_store_id, min_score=min_score, limit=limit)
+        await images.store.confirm_claim()
+        return {
+            "collection": images.store.collection,
+            "model": ran.to_wire(),
+            "query": {
+                "kind": "duplicates",
+                "media_store_id": media_store_id,
+                "min_score": min_score,
+            },
+            "complete": found.is_complete,
+            "results": [
+                {
+                    "media_store_id": member.point.point_id,
+                    "score": round(member.score, DECIMALS),
+                    "near": member.near,
+                    "near_score": round(member.near_score, DECIMALS),
+                    "job_id": member.point.payload.get("job_id"),
+                }
+                for member in found.members
+            ],
+        }
+
+    async def faces_of(self, media_store_id: int) -> list[JsonObject] | None:
+        """Return which faces of a picture have a stored vector, in their order.
+
+        None where nobody embeds faces here.
+        """
+        if self._faces is None:
+            return None
+        await self._faces.handler.claim.require()
+        return [
+            {
+                "point_id": point.point_id,
+                "face_index": point.payload.get("face_index"),
+                "job_id": point.payload.get("job_id"),
+            }
+            for point in await self._faces.store.find_by_media_store_id(media_store_id)
+        ]
 
     def _parts(self, collection: str) -> ImageParts | FaceParts:
         match collection:

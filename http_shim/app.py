@@ -29,6 +29,7 @@ from http_shim.doors.immich import ImmichDoor
 from http_shim.doors.model_names import ModelNames
 from http_shim.doors.openai import OpenAIDoor
 from http_shim.errors import answer_errors
+from http_shim.face_routes import add_face_routes
 from http_shim.health_routes import add_health_routes
 from http_shim.job_routes import add_job_routes
 from http_shim.media_routes import add_media_routes
@@ -107,6 +108,7 @@ def create_app(
     app.cleanup_ctx.append(feeding)
     add_job_routes(app)
     add_media_routes(app)
+    add_face_routes(app)
     add_queue_routes(app)
     add_search_routes(app)
     add_health_routes(app)

@@ -43,6 +43,12 @@ class Searcher(Protocol):
     ) -> JsonObject:
         """Return what is like a stored picture, or like one of its faces."""
 
+    async def duplicates(self, media_store_id: int, *, min_score: float, limit: int) -> JsonObject:
+        """Return the cluster of near-duplicates of a stored picture."""
+
+    async def faces_of(self, media_store_id: int) -> list[JsonObject] | None:
+        """Return which faces of a picture have a stored vector; None where nobody can tell."""
+
     async def by_picture(
         self,
         collection: str,

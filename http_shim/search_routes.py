@@ -14,6 +14,7 @@ from http_shim.auth import authorization_of
 from http_shim.bodies import read_body
 from http_shim.errors import DrainingError, error_response
 from http_shim.keys import AUTHENTICATOR, HEALTH, SEARCH
+from http_shim.media_routes import media_store_id_of
 from http_shim.queries import parse_query
 from http_shim.search_door import Searcher
 
@@ -22,6 +23,9 @@ FACES = "face_embeddings"
 FILLED_BY = {IMAGES: "image_embedding", FACES: "face_embedding"}
 """The collections, and the task type that puts vectors there."""
 PATH = "/search/{collection}"
+DUPLICATES_PATH = "/search/image_embeddings/{media_store_id}/duplicates"
+LOOSEST_LINK = 0.5
+"""Looser ones would link nearly everything."""
 MAX_RESULTS = 1000
 MAX_FACE_INDEX = 1_000_000
 SEARCH_SECONDS = 60.0
@@ -53,10 +57,20 @@ class NamedQuery(PictureQuery):
     )
 
 
+class DuplicatesQuery(BaseModel):
+    """The query of GET /search/image_embeddings/{media_store_id}/duplicates."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    min_score: float = Field(0.95, ge=LOOSEST_LINK, le=1, allow_inf_nan=False)
+    limit: int = Field(100, ge=1, le=MAX_RESULTS)
+
+
 def add_search_routes(app: web.Application) -> None:
     """Add the routes of searches."""
     app.router.add_get(PATH, search_by_name)
     app.router.add_post(PATH, search_by_picture)
+    app.router.add_get(DUPLICATES_PATH, find_duplicates)
 
 
 def kind_of(request: web.Request) -> str:
@@ -113,11 +127,26 @@ async def search_by_picture(request: web.Request) -> web.Response:
         )
 
 
+async def find_duplicates(request: web.Request) -> web.Response:
+    """Answer the cluster of near-duplicates of a stored picture; needs a token."""
+    searcher = _admit_to(request, IMAGES)
+    media_store_id = media_store_id_of(request)
+    asked = parse_query(request, DuplicatesQuery)
+    with request.app[SEARCH].enter(with_picture=False):
+        return await _answer(
+            searcher.duplicates(media_store_id, min_score=asked.min_score, limit=asked.limit)
+        )
+
+
 def _admit(request: web.Request) -> tuple[str, Searcher]:
+    collection = request.match_info["collection"]
+    return collection, _admit_to(request, collection)
+
+
+def _admit_to(request: web.Request, collection: str) -> Searcher:
     request.app[AUTHENTICATOR].authorize(authorization_of(request.headers))
     if request.app[HEALTH].is_draining:
         raise DrainingError("the daemon is stopping and begins no more searches")
-    collection = request.match_info["collection"]
     if collection not in FILLED_BY:
         raise NotFoundError(f"there is no such collection; there are {', '.join(FILLED_BY)}")
     searcher = request.app[SEARCH].searcher
@@ -127,7 +156,7 @@ def _admit(request: web.Request) -> tuple[str, Searcher]:
             f" so {collection} cannot be searched",
             code="not_configured",
         )
-    return collection, searcher
+    return searcher
 
 
 def _check_names(collection: str, asked: NamedQuery) -> None:

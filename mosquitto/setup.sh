@@ -13,7 +13,8 @@ usage: mosquitto/setup.sh [--tls HOST]... [--require-certificate] FOLDER [USER].
                           address of the broker, of a private CA made here; may be repeated
   --require-certificate   with --tls: only clients with a certificate of that CA are let in
   FOLDER                  made where it is not there
-  USER                    inferd (the daemon) is always made; ops may read all; others are clients
+  USER                    inferd (the daemon) is always made; ops may read all,
+                          librarian may delete pictures; others are clients
 
 Then: mosquitto -c FOLDER/mosquitto.conf
 USAGE

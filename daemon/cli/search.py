@@ -35,6 +35,7 @@ exit codes:
 examples:
   python -m daemon search --text "a dog on a beach"
   python -m daemon search --image photo.jpg --limit 3 --json
+  python -m daemon search --duplicates 12345 --min-score 0.97
 """
 
 
@@ -54,6 +55,8 @@ def main(argv: Sequence[str], *, prog: str) -> int:
     is_face = options.faces or options.face is not None
     if options.face_index is not None and not is_face:
         parser.error("--face-index goes with --face FILE, or with --like ID --faces")
+    if options.duplicates is not None:
+        return _find_duplicates(options, settings)
     file = options.image or options.face
     picture = None
     if file is not None:
@@ -73,6 +76,36 @@ def main(argv: Sequence[str], *, prog: str) -> int:
             f"{error}: start it with `python -m daemon`, or name another one with --inference URL",
         )
     return _tell(answer, options, is_face=is_face)
+
+
+def _find_duplicates(options: argparse.Namespace, settings: Settings) -> int:
+    asked = {"limit": options.limit, "min_score": options.min_score}
+    query = urlencode({name: value for name, value in asked.items() if value is not None})
+    path = f"/search/{PICTURES}/{options.duplicates}/duplicates?{query}"
+    try:
+        answer = call(
+            "GET",
+            f"{options.inference}{path}",
+            token=options.token or configured.token(settings),
+            seconds=options.timeout,
+        )
+    except UnreachableError as error:
+        return _fail(UNREACHABLE, str(error))
+    if answer.status != HTTPStatus.OK:
+        return _refuse(answer)
+    if options.json:
+        print_out(json.dumps(answer.body))
+        return COMPLETED
+    found: list[JsonObject] = answer.body["results"]
+    rows = [["score", "media_store_id", "near", "near_score", "job_id"]]
+    for each in found:
+        scores = f"{each['score']:.4f}", f"{each['near_score']:.4f}"
+        name, near = str(each["media_store_id"]), str(each["near"])
+        rows.append([scores[0], name, near, scores[1], str(each["job_id"])])
+    print_out(_aligned(rows, numbers={0, 1, 2, 3}) if found else "no duplicates")
+    if not answer.body["complete"]:
+        _say(f"there may be more than {options.limit}: --limit N shows more")
+    return COMPLETED
 
 
 def _query(options: argparse.Namespace) -> str:
@@ -162,8 +195,11 @@ def _table(results: list[JsonObject], *, is_face: bool) -> str:
                 str(found.get("job_id")),
             ]
         )
-    widths = [max(len(row[column]) for row in rows) for column in range(len(heads))]
-    numbers = {0, 1, 2} if is_face else {0, 1}
+    return _aligned(rows, numbers={0, 1, 2} if is_face else {0, 1})
+
+
+def _aligned(rows: list[list[str]], *, numbers: set[int]) -> str:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return "\n".join(
         shown(
             "  ".join(
@@ -205,6 +241,12 @@ def _parser(prog: str, settings: Settings) -> argparse.ArgumentParser:
     what.add_argument("--image", type=Path, metavar="FILE", help="pictures like this one")
     what.add_argument(
         "--like", type=checked.media_store_id, metavar="ID", help="pictures like a stored one"
+    )
+    what.add_argument(
+        "--duplicates",
+        type=checked.media_store_id,
+        metavar="ID",
+        help="near-duplicates of a stored picture, theirs, and so on (--min-score: 0.95)",
     )
     what.add_argument("--text", help="pictures that show what a text says")
     what.add_argument("--face", type=Path, metavar="FILE", help="faces like the one in a picture")

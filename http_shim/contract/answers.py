@@ -9,7 +9,7 @@ from pydantic import ConfigDict, Field
 from pydantic.json_schema import SkipJsonSchema
 
 from daemon.jobs import TaskType
-from daemon.wire.results import Box, Provenance, Unit
+from daemon.wire.results import Box, Face, ImageSize, Provenance, Unit
 from daemon.wire.schema import (
     JOB_ID,
     Code,
@@ -196,3 +196,65 @@ class SearchAnswer(WireModel):
     model: Provenance = Field(description="The model whose vectors were compared.")
     query: TextQuery | LikeQuery | PictureQuery | FaceQuery
     results: list[Match]
+
+
+class DuplicatesQuestion(WireModel):
+    """The cluster of a stored picture was asked for."""
+
+    kind: Literal["duplicates"]
+    media_store_id: MediaStoreId
+    min_score: Cosine
+
+
+class Duplicate(WireModel):
+    """One picture of a cluster."""
+
+    media_store_id: MediaStoreId
+    score: Cosine = Field(
+        description="Cosine to the picture that was asked for; low at the end of a long chain."
+    )
+    near: MediaStoreId = Field(description="The picture of the cluster that brought it in.")
+    near_score: Cosine = Field(description="Cosine to that one.")
+    job_id: Uuid | None = Field(description="The job that stored it.", examples=[JOB_ID])
+
+
+class DuplicatesAnswer(WireModel):
+    """A picture's near-duplicates, theirs, and so on; the most alike first."""
+
+    collection: Literal["image_embeddings"]
+    model: Provenance = Field(description="The model whose vectors were compared.")
+    query: DuplicatesQuestion
+    complete: bool = Field(description="False where there may be more than `limit`.")
+    results: list[Duplicate]
+
+
+class KnownFace(Face):
+    """One face of a picture, as its newest result has it."""
+
+    stored: bool | None = Field(
+        description="Whether its vector is stored; null where this daemon has no faces' vectors."
+    )
+
+
+class FaceVector(WireModel):
+    """The stored vector of one face."""
+
+    point_id: Uuid
+    face_index: Count | None
+    job_id: Uuid | None = Field(description="The job that stored it.", examples=[JOB_ID])
+
+
+class FacesAnswer(WireModel):
+    """What is known of the faces of a picture."""
+
+    media_store_id: MediaStoreId
+    job_id: Uuid | None = Field(
+        description="The job whose result this is: the newest face_embedding, else face_detection; "
+        "null where only vectors are left."
+    )
+    task_type: Literal["face_embedding", "face_detection"] | None
+    image: ImageSize | None
+    faces: list[KnownFace]
+    vectors: list[FaceVector] | None = Field(
+        description="What is stored; null where this daemon has no faces' vectors."
+    )

@@ -2,7 +2,8 @@
 
 from daemon.jobs import JsonObject
 from daemon.wire.schema import JOB_ID
-from http_shim.contract.answers import SearchAnswer
+from http_shim.contract.answers import DuplicatesAnswer, SearchAnswer
+from http_shim.contract.media_operations import MEDIA_STORE_ID
 from http_shim.contract.operations import (
     BODY_ERRORS,
     VECTOR_CODES,
@@ -12,7 +13,7 @@ from http_shim.contract.operations import (
     Operation,
     query_parameters,
 )
-from http_shim.search_routes import NamedQuery, PictureQuery
+from http_shim.search_routes import DuplicatesQuery, NamedQuery, PictureQuery
 
 _EXAMPLE: JsonObject = {
     "collection": "image_embeddings",
@@ -74,6 +75,44 @@ SEARCH_OPERATIONS = (
         ),
         answers={200: Answer(text="The nearest.", model=SearchAnswer, example=_EXAMPLE)},
         errors=(_ERRORS, {404: ["vector_not_found"], 422: ["bad_text"]}),
+    ),
+    Operation(
+        method="get",
+        path="/search/image_embeddings/{media_store_id}/duplicates",
+        name="findDuplicates",
+        tag="search",
+        summary="Find the near-duplicates of a stored picture, theirs, and so on.",
+        text="Pictures are linked where their cosine is `min_score` or more; all that is linked to "
+        "the picture is its cluster. `score` is the cosine to the picture that was asked for, "
+        "`near_score` that to the picture `near` that brought it in.",
+        access="token",
+        path_parameters={"media_store_id": MEDIA_STORE_ID},
+        query=query_parameters(
+            DuplicatesQuery,
+            {"limit": "How many results at most.", "min_score": "The least cosine of a link."},
+        ),
+        answers={
+            200: Answer(
+                text="The cluster, the most alike first.",
+                model=DuplicatesAnswer,
+                example={
+                    "collection": "image_embeddings",
+                    "model": _EXAMPLE["model"],
+                    "query": {"kind": "duplicates", "media_store_id": 12345, "min_score": 0.95},
+                    "complete": True,
+                    "results": [
+                        {
+                            "media_store_id": 12346,
+                            "score": 0.981,
+                            "near": 12345,
+                            "near_score": 0.981,
+                            "job_id": JOB_ID,
+                        }
+                    ],
+                },
+            )
+        },
+        errors=(_ERRORS, {404: ["vector_not_found"]}),
     ),
     Operation(
         method="post",

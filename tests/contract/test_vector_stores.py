@@ -271,10 +271,12 @@ async def test_a_removed_point_is_gone(images: QdrantImageStore) -> None:
 async def test_removing_by_picture_leaves_other_pictures(faces: QdrantFaceStore) -> None:
     await faces.upsert([face(m, i) for m in (1, 2, 2**63 - 1) for i in range(3)])
 
+    assert await faces.count_of_media(2**63 - 1) == 3
     await faces.remove_by_media_store_id(2**63 - 1)
     await faces.remove_by_media_store_id(1)
 
-    assert await faces.count() == 3
+    assert await faces.count_of_media(1) == await faces.count_of_media(7) == 0
+    assert await faces.count_of_media(2) == await faces.count() == 3
     assert await indexes_of(faces, 2) == [0, 1, 2]
 
 

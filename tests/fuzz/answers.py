@@ -9,6 +9,7 @@ from daemon.topics import is_probe
 
 TOPICS = re.compile(
     r"inference/job/[0-9a-fA-F-]{36}/(accepted|rejected|started|progress|completed|failed)"
+    r"|inference/media/[0-9]{1,19}/deleted"
     r"|inference/rejected/[a-z][a-z0-9_]{0,63}"
     r"|inference/worker/[A-Za-z0-9_.-]{1,64}/(availability|info|stats)"
     r"|inference/reply/.+",
@@ -29,10 +30,10 @@ def check_topic(topic: str) -> None:
 
 
 def asked(topic: str, payload: bytes, *, max_bytes: int) -> int:
-    """Return how many answers a message must have: accepted, rejected, or of a cancel either."""
+    """Return how many answers a message must have: accepted, rejected, an end or a removal."""
     if is_probe(topic):
         return 0
-    if topic.startswith("inference/cancel/") or len(payload) > max_bytes:
+    if topic.startswith(("inference/cancel/", "inference/delete/")) or len(payload) > max_bytes:
         return 1
     try:
         batch = parse_batch(parse_json(payload))

@@ -154,6 +154,8 @@ topics = st.one_of(
     _levels.map("inference/request/".__add__),
     st.sampled_from([f"inference/cancel/{job_id}" for job_id in JOB_IDS]),
     _levels.map("inference/cancel/".__add__),
+    st.sampled_from(["inference/delete/1", f"inference/delete/{2**63}"]),
+    _levels.map("inference/delete/".__add__),
 )
 correlations = st.one_of(st.none(), st.binary(max_size=200), st.just(b"x" * 65_535))
 

@@ -4,7 +4,7 @@ import asyncio
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import event, given
@@ -15,6 +15,7 @@ from daemon.database import Connection, Database
 from daemon.intake import Intake
 from daemon.job_queue import JobQueue
 from daemon.jobs import TaskType
+from daemon.removal import Removal
 from daemon.requests import MqttRequest
 from daemon.settings import QueueSettings
 from daemon.topics import is_probe
@@ -46,7 +47,14 @@ class Door:
         cancellation = Cancellation(
             self._queue, stop_running=_nothing_runs, clock=epoch_ms, worker_id="fuzz"
         )
-        self._receive = _receiver(intake, cancellation)
+        removal = Removal(
+            self._queue,
+            cancellation,
+            forget_vectors=_no_vectors,
+            clock=epoch_ms,
+            worker_id="fuzz",
+        )
+        self._receive = _receiver(intake, cancellation, removal, lambda: cast("Any", NoHome()))
 
     def close(self) -> None:
         self._runner.run(self._queue.__aexit__(None, None, None))
@@ -87,6 +95,17 @@ async def _nothing_runs(_job_id: str) -> bool:
     return False
 
 
+async def _no_vectors(_media_store_id: int) -> dict[str, int]:
+    return {}
+
+
+class NoHome:
+    """Home Assistant is not asked for."""
+
+    def takes(self, _topic: str) -> bool:
+        return False
+
+
 @pytest.fixture
 def door(tmp_path: Path) -> Iterator[Door]:
     door = Door(tmp_path / "queue.db")
@@ -116,7 +135,7 @@ def test_every_message_is_answered_and_none_breaks_anything(door: Door) -> None:
             fresh = [row for row in own if _word(row) == "accepted" and not _is_duplicate(row)]
             # `force` drops the row of the job whose place it takes.
             dropped = [row for row in own if _word(row) == "completed" and _is_superseded(row)]
-            assert added == len(fresh) - len(dropped)
+            assert added == len(fresh) - len(dropped) - sum(map(_deleted, own))
             seen.update(words)
             for row in said:
                 event(f"{_word(row)} {json.loads(row['payload'])['data'].get('code', '')}")
@@ -126,14 +145,16 @@ def test_every_message_is_answered_and_none_breaks_anything(door: Door) -> None:
 
     try_one()
 
-    assert seen == {"accepted", "rejected", "completed", "failed"}
+    assert seen == {"accepted", "rejected", "completed", "failed", "deleted"}
     assert [row[0] for row in door.read("PRAGMA integrity_check")] == ["ok"]
 
 
 def check_answers(message: MqttRequest, words: Sequence[str]) -> None:
-    """Fail unless each request was accepted or refused, and each cancel answered."""
+    """Fail unless each request was accepted or refused, and each cancel and delete answered."""
     if message.topic.startswith("inference/cancel/") and not is_probe(message.topic):
         assert words.count("rejected") + words.count("completed") == 1
+    elif message.topic.startswith("inference/delete/") and not is_probe(message.topic):
+        assert words.count("rejected") + words.count("deleted") == 1
     else:
         assert words.count("accepted") + words.count("rejected") == asked(
             message.topic, message.payload, max_bytes=MAX_BYTES
@@ -153,6 +174,11 @@ def _word(row: dict[str, Any]) -> str:
 def _is_superseded(row: dict[str, Any]) -> bool:
     told: str = json.loads(row["payload"])["data"]["error_message"]
     return told.startswith("superseded:")
+
+
+def _deleted(row: dict[str, Any]) -> int:
+    told = json.loads(row["payload"])
+    return int(told["data"]["jobs"]) if told["event"] == "media_deleted" else 0
 
 
 def _is_duplicate(row: dict[str, Any]) -> bool:

@@ -252,7 +252,7 @@ def test_the_token_comes_from_the_environment(door: Door, monkeypatch: pytest.Mo
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        ([], "one of the arguments --image --like --text --face is required"),
+        ([], "one of the arguments --image --like --duplicates --text --face is required"),
         (["--text", "x", "--like", "1"], "not allowed with"),
         (["--like", "x"], "'x' is no media_store_id"),
         (["--text", "x", "--faces"], "--faces goes with --like"),

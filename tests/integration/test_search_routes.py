@@ -43,6 +43,12 @@ ANSWERS = {
     "text": answer_to("image_embeddings", {"kind": "text", "text": "dog"}),
     "like": answer_to("image_embeddings", {"kind": "like", "media_store_id": 7}),
     "picture": answer_to("image_embeddings", {"kind": "picture"}),
+    "duplicates": {
+        **answer_to(
+            "image_embeddings", {"kind": "duplicates", "media_store_id": 7, "min_score": 0.9}
+        ),
+        "complete": True,
+    },
 }
 
 
@@ -53,6 +59,7 @@ class Scripted:
         self.collections = ["image_embeddings", "face_embeddings"]
         self.asked: list[tuple[Any, ...]] = []
         self.error: Exception | None = None
+        self.faces: list[JsonObject] | None = []
         self.go = asyncio.Event()
         self.go.set()
 
@@ -69,6 +76,15 @@ class Scripted:
         min_score: float | None,
     ) -> JsonObject:
         return await self._answer("like", collection, media_store_id, face_index, limit, min_score)
+
+    async def duplicates(self, media_store_id: int, *, min_score: float, limit: int) -> JsonObject:
+        return await self._answer("duplicates", media_store_id, min_score, limit)
+
+    async def faces_of(self, media_store_id: int) -> list[JsonObject] | None:
+        self.asked.append(("faces", media_store_id))
+        if self.error is not None:
+            raise self.error
+        return self.faces
 
     async def by_picture(
         self,

@@ -1,0 +1,68 @@
+"""`faces`: shows the faces of a picture as the running daemon knows them."""
+
+import argparse
+import json
+import os
+from collections.abc import Sequence
+
+from daemon.jobs import JsonObject
+from daemon.settings import Settings
+from demos.client import ClientError
+from demos.client import arguments as checked
+from demos.client.exit_codes import COMPLETED, REJECTED, UNREACHABLE
+from demos.client.management import Door, RefusedError, add_place, say
+from demos.client.terminal import print_out
+
+_EPILOG = """\
+By the newest result of face_embedding, else of face_detection. A face whose vector is stored is
+found by `search --like ID --faces --face-index N`.
+
+exit codes:
+  0  shown, also where the picture has none
+  2  usage
+  3  no daemon answers, or it cannot now
+  5  refused: nothing is known of the picture's faces, or no permission
+  78  wrong configuration
+
+example:
+  python -m daemon faces 12345
+"""
+
+
+def main(argv: Sequence[str], *, prog: str) -> int:
+    """Show them; return the exit code.
+
+    Raises:
+        ConfigError: the configuration is wrong.
+    """
+    settings = Settings.from_env(os.environ)
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        description="Show the faces of a picture: boxes, confidence, and what is stored.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("media_store_id", type=checked.media_store_id)
+    parser.add_argument("--json", action="store_true", help="print the daemon's whole answer")
+    add_place(parser, settings)
+    options = parser.parse_args(argv)
+    door = Door(options, parser)
+    try:
+        found = door.ask("GET", f"/faces/{options.media_store_id}")
+    except ClientError as error:
+        say(f"inferd: {error}")
+        return REJECTED if isinstance(error, RefusedError) else UNREACHABLE
+    if options.json:
+        print_out(json.dumps(found))
+        return COMPLETED
+    for face in found["faces"]:
+        print_out(_row(face))
+    if not found["faces"]:
+        print_out("no faces")
+    return COMPLETED
+
+
+def _row(face: JsonObject) -> str:
+    box = ", ".join(f"{face['bbox'][name]:.0f}" for name in ("x", "y", "width", "height"))
+    stored = {True: "stored", False: "no vector", None: "?"}[face["stored"]]
+    return f"face {face['face_index']}  box {box}  confidence {face['confidence']:.2f}  {stored}"
