@@ -158,7 +158,8 @@ class Search:
             "complete": found.is_complete,
             "results": [
                 {
-                    "media_store_id": member.point.point_id,
+                    "point_id": member.point.point_id,
+                    "media_store_id": member.point.payload.get("media_store_id"),
                     "score": round(member.score, DECIMALS),
                     "near": member.near,
                     "near_score": round(member.near_score, DECIMALS),

@@ -209,11 +209,12 @@ class DuplicatesQuestion(WireModel):
 class Duplicate(WireModel):
     """One picture of a cluster."""
 
-    media_store_id: MediaStoreId
+    point_id: int | str = Field(description="The media_store_id, but for points of scripts.")
+    media_store_id: MediaStoreId | None
     score: Cosine = Field(
         description="Cosine to the picture that was asked for; low at the end of a long chain."
     )
-    near: MediaStoreId = Field(description="The picture of the cluster that brought it in.")
+    near: int | str = Field(description="The point of the cluster that brought it in.")
     near_score: Cosine = Field(description="Cosine to that one.")
     job_id: Uuid | None = Field(description="The job that stored it.", examples=[JOB_ID])
 

@@ -102,6 +102,7 @@ SEARCH_OPERATIONS = (
                     "complete": True,
                     "results": [
                         {
+                            "point_id": 12346,
                             "media_store_id": 12346,
                             "score": 0.981,
                             "near": 12345,
