@@ -6,6 +6,7 @@
     intake       what came -> a job in the queue        worker   lease -> handle -> settle
     outbox       events -> broker, until confirmed      health   what the daemon says of itself
     cancellation a cancel -> the job's end              progress how far running jobs are
+    home_assistant announces this daemon there, obeys its switches
     worker_topics  what this daemon is, how busy it is  pause_watch  notices pauses, tells them
     watchdog     ends a process in which a model or the loop hangs
 
@@ -20,6 +21,7 @@
     identity     who a process is, and whether it lives   room   how many more may be leased
 
     events, requests, retry     the wire's shapes, and an error's fate: pure
+    home_discovery              what Home Assistant is told: pure
     wire/        all of the wire as models: documentation and oracle   asyncapi   MQTT's contract
     jobs, topics, settings, stage, bell, urgency, clock_steps, errors, redaction   small tools
 

@@ -39,6 +39,7 @@ imports no model library; those load when the daemon opens a handler.
     media_store              pictures in, face results out
     image_store, face_store  the documented stores, on qdrant_store and its base vector_store;
                              claims: one model a collection; engine_choice: where vectors lie
+    direct                   vectors and faces at once, for the doors of other products' shapes
     search, query_vectors, duplicates
                              what is near a text, a picture, a face, or something stored
     vector_engine, vector_points
