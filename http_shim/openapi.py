@@ -104,7 +104,7 @@ def _models() -> list[type[BaseModel]]:
         for answer in operation.answers.values()
         if answer.model is not None
     ]
-    asked = [JobRequest, PauseRequest, RetryRequest, EmbeddingRequest]
+    asked: list[type[BaseModel]] = [JobRequest, PauseRequest, RetryRequest, EmbeddingRequest]
     return [*asked, ErrorBody, OpenAIErrorBody, *answered]
 
 
