@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from daemon.errors import InvalidRequestError
+from daemon.urgency import URGENCY
 
 Vector = NDArray[np.float32]
 CLIP = "ViT-B-32-quickgelu__openai"
@@ -65,6 +66,7 @@ class StandIn:
         self.go.set()
         self.under_way = 0
         self.most = 0
+        self.urgencies: set[int] = set()
         self.clip = CLIP
 
     async def clip_name(self) -> str:
@@ -87,6 +89,7 @@ class StandIn:
 
     async def _note(self, asked: Any) -> None:
         self.asked.append(asked)
+        self.urgencies.add(URGENCY.get())
         self.under_way += 1
         self.most = max(self.most, self.under_way)
         try:

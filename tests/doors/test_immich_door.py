@@ -162,6 +162,14 @@ async def test_detection_alone_gives_boxes_scores_and_landmarks(door: Door) -> N
     assert door.behind.asked == [("faces", b"x", 0.7, False)]
 
 
+async def test_who_waits_at_the_door_goes_before_every_job(door: Door) -> None:
+    await door.predict({**VISUAL, **FACES}, image=b"x")
+    await door.predict(TEXTUAL, text="x")
+
+    # Ranks of jobs are moments in milliseconds; stages take the least first.
+    assert door.behind.urgencies == {0}
+
+
 async def test_two_tasks_of_one_picture_are_answered_together(door: Door) -> None:
     answer = await door.predict({**VISUAL, **FACES}, image=b"x")
 

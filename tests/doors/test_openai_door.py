@@ -88,6 +88,8 @@ async def test_texts_and_pictures_come_back_in_their_order(
     assert found.usage.prompt_tokens == 41 * 5
     assert behind.most <= door.TOGETHER
     assert ("picture", b"p" * 100) in behind.asked
+    # Before every job, whose ranks are moments in milliseconds.
+    assert behind.urgencies == {0}
 
 
 async def test_the_models_are_what_runs_and_its_aliases(client: openai.AsyncOpenAI) -> None:
