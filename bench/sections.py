@@ -21,6 +21,7 @@ SECTIONS: Mapping[str, str] = {
     "startup": "bench.startup",
     "overhead": "bench.overhead",
     "gpu": "bench.gpu",
+    "gpu_passes": "bench.gpu_passes",
 }
 """Add yours here: "queue": "bench.queue"."""
 

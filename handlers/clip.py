@@ -133,7 +133,28 @@ class ClipModel(ClipTower):
             self._cuda.close()
             self._cuda = None
 
+    def cuda_passes(self, *, uses_graphs: bool = True) -> CudaPasses:
+        """Return passes of the loaded tower on its GPU, beside those that it runs by itself.
+
+        Raises:
+            RuntimeError: it is not loaded; or torch's own.
+        """
+        if self._module is None:
+            raise RuntimeError("run before load()")
+        return self._new_passes(self.provenance.device, self._module, uses_graphs=uses_graphs)
+
     def _passes_on(self, device: str, module: "torch.nn.Module") -> CudaPasses | None:
+        try:
+            return self._new_passes(device, module)
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise
+            log.warning("%s runs on %s without pinned memory: %s", self.model, device, error)
+            return None
+
+    def _new_passes(
+        self, device: str, module: "torch.nn.Module", *, uses_graphs: bool = True
+    ) -> CudaPasses:
         library = load_vendors().torch
         mean, std = _constants(device)
 
@@ -142,20 +163,15 @@ class ClipModel(ClipTower):
             vectors: torch.Tensor = library.nn.functional.normalize(features, dim=-1).float()
             return vectors
 
-        try:
-            return CudaPasses(
-                library,
-                vectors_of,
-                device=device,
-                batch_size=self._arithmetic.batch_size,
-                side=self.input_size,
-                dimension=self.embedding_dim,
-            )
-        except RuntimeError as error:
-            if is_out_of_memory(error):
-                raise
-            log.warning("%s runs on %s without pinned memory: %s", self.model, device, error)
-            return None
+        return CudaPasses(
+            library,
+            vectors_of,
+            device=device,
+            batch_size=self._arithmetic.batch_size,
+            side=self.input_size,
+            dimension=self.embedding_dim,
+            uses_graphs=uses_graphs,
+        )
 
     def _take(self, model: Any) -> "torch.nn.Module":
         visual: torch.nn.Module = model.visual

@@ -67,7 +67,8 @@ class Ring:
         self._stream: Any = torch.cuda.Stream(device)
         self._most = shape[0]
         self._free = [Slot(torch, device, shape) for _ in range(SLOTS)]
-        self._lock = threading.Lock()
+        # Whatever is collected while it is held may be a batch, which gives its slot back.
+        self._lock = threading.RLock()
         self._uploading = threading.Lock()
 
     def upload(self, buffers: Buffers) -> Uploaded | None:
@@ -90,13 +91,20 @@ class Ring:
     def give_back(self, slot: Slot) -> None:
         """Let a slot be filled again, once the device is done with it."""
         with self._lock:
-            self._free.append(slot)
+            is_closed = self._most == 0
+            if not is_closed:
+                self._free.append(slot)
+        if is_closed:
+            # Its memory goes to others as soon as nobody here holds it.
+            slot.arrived.synchronize()
 
     def close(self) -> None:
         """Give the memory back; what is uploaded stays good until it is dropped. Safe twice."""
         with self._lock:
             self._most = 0
-            self._free.clear()
+            free, self._free = self._free, []
+        for slot in free:
+            slot.arrived.synchronize()
 
     def _copy(self, buffers: Buffers, slot: Slot) -> None:
         count = len(buffers)

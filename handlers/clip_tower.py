@@ -4,6 +4,7 @@ Both are read from the same file, so a text may be compared with the pictures of
 """
 
 import logging
+import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -37,6 +38,10 @@ PREPROCESSING = "openai-preprocess-v1"
 UNTRAINED_SEED = 20210105
 """Fixed, so that a restart of a demo gives the same vectors. The day CLIP was published."""
 
+
+_BUILDING = threading.Lock()
+"""Copies on several lanes load at the same time: the generator of random weights is the process's,
+and memory for one whole model at a time is enough."""
 
 CPU_BATCH = 8
 """Of a full pass on a processor: larger ones are hardly faster, and the first waits for all."""
@@ -380,6 +385,10 @@ class ClipTower(ABC):
         return batch if device == "cpu" else batch.pin_memory().to(device, non_blocking=True)
 
     def _build(self) -> "torch.nn.Module":
+        with _BUILDING:
+            return self._built()
+
+    def _built(self) -> "torch.nn.Module":
         vendors = load_vendors()
         if self._path is None:
             # The generator of the process stays as it was.

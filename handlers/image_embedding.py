@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from daemon.errors import ConfigError, InferdError
 from daemon.settings import Settings
 from handlers.clip import ClipModel, normalise, normalise_floats
+from handlers.clip_cuda import CudaPasses
 from handlers.clip_input import read
 from handlers.clip_tower import CPU_BATCH
 from handlers.images import Limits
@@ -95,6 +96,14 @@ class ImageEmbeddingInference(ModelInference[Vector]):
         """
         self._check(buffer, label)
         return super().infer(buffer, label)
+
+    def cuda_passes(self, *, uses_graphs: bool = True) -> CudaPasses:
+        """Return passes of the loaded model on its GPU, to be measured by themselves.
+
+        Raises:
+            RuntimeError: it is not loaded; or torch's own.
+        """
+        return self._model.cuda_passes(uses_graphs=uses_graphs)
 
     @property
     def prepares(self) -> bool:

@@ -15,8 +15,11 @@ from daemon.errors import ConfigError, OutOfMemoryError, RetryableError
 from daemon.wire.worker import LoadedModel
 from handlers.assembly import HandlerSet
 from handlers.device import ModelRunner
+from handlers.image_embedding import ImageEmbeddingInference
 from handlers.inference import Buffers, Numbers
 from handlers.lane import DeviceLane, turn_on
+from handlers.self_test import synthetic_picture
+from tests import clip_models
 from tests.short_memory import BREAKS, GPU, WEIGHTS, Memory, ShortModel
 from tests.waiting import until
 
@@ -485,6 +488,24 @@ async def test_copies_are_unloaded_apart() -> None:
         assert runner.provenance.device == GPU
         await until(lambda: not runner.is_loaded)
         assert runner.idle_unloads == 2
+
+
+async def test_copies_that_load_at_the_same_time_are_the_same() -> None:
+    """Random weights too, which come from one generator of the process."""
+    copies = [
+        ImageEmbeddingInference(
+            None, None, settings=clip_models.settings(clip__weights="untrained")
+        )
+        for _ in BOTH
+    ]
+    picture = synthetic_picture(*copies[0].input_size)
+    async with lanes() as rig:
+        (first, lane), *others = zip(copies, rig.lanes, strict=True)
+        async with ModelRunner("clip", first, lane, others=others) as runner:
+            await runner.load()
+            vectors = [copy.infer(picture) for copy in copies]
+
+    np.testing.assert_allclose(vectors[0], vectors[1], atol=1e-5)
 
 
 async def test_each_copy_is_tested() -> None:
