@@ -110,7 +110,7 @@ class _Run:
         except KeyboardInterrupt:
             self._meter.say(
                 f"interrupted; {self._summary()}; up to {self._options.in_flight} more may have"
-                " been asked for; what was accepted goes on, and the same command too"
+                " been asked for; what was accepted goes on; the same command takes up the rest"
             )
             return INTERRUPTED
         except JournalError as error:
