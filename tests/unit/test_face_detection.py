@@ -14,6 +14,7 @@ from handlers.decoders import Decoders
 from handlers.device import ModelRunner
 from handlers.face_detection import FaceDetectionHandler, FaceDetectionInference
 from handlers.lane import DeviceLane
+from handlers.pictures import Pictures
 from handlers.self_test import synthetic_picture
 from tests.unit.face_graphs import detector_outputs, put_face, save_detector
 from tests.unit.face_rig import Store, astronaut, cut_out, ignore_steps, job, media_store
@@ -36,9 +37,8 @@ async def open_rig(stack: AsyncExitStack, settings: Settings, pictures: int = 4)
     )
     handler = FaceDetectionHandler(
         media_store=store.client,
-        decoders=decoders,
+        pictures=Pictures(store.client, decoders, files=8, decoded=pictures),
         runner=runner,
-        pictures=asyncio.Semaphore(pictures),
     )
     return Rig(handler, store)
 

@@ -28,6 +28,7 @@ from handlers.images import Limits
 from handlers.inference import Vector
 from handlers.lane import DeviceLane
 from handlers.media_store import MediaStoreClient
+from handlers.pictures import Pictures
 from handlers.timings import Timings
 from handlers.vector_engine import Point
 from tests import clip_models
@@ -221,7 +222,7 @@ async def rig(tmp_path: Path, inference: ImageEmbeddingInference) -> AsyncIterat
         ModelRunner("clip", inference, lane, max_batch=8) as runner,
         QdrantImageStore(path=tmp_path / "vectors") as store,
         ImageEmbeddingHandler(
-            media_store=media_store,
+            pictures=Pictures(media_store, decoders, files=8, decoded=2),
             decoders=decoders,
             runner=runner,
             store=store,
@@ -357,7 +358,7 @@ async def test_points_are_written_together_and_a_bad_one_fails_alone(
         ModelRunner("clip", inference, lane) as runner,
         PickyStore(tmp_path / "vectors") as store,
         ImageEmbeddingHandler(
-            media_store=MediaStoreClient(MediaStoreSettings()),
+            pictures=Pictures(MediaStoreClient(MediaStoreSettings()), decoders, files=8, decoded=2),
             decoders=decoders,
             runner=runner,
             store=store,
