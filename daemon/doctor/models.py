@@ -68,8 +68,8 @@ def file_of(model: ModelFile, *, is_offline: bool) -> Finding:
             "cascade",
             f"{name}: scikit-image's cascade finds upright frontal faces only, and guesses"
             " landmarks",
-            "set INFERD_FACES__PACK=buffalo_l for a real detector (its published weights are for"
-            " non-commercial research only)",
+            "set INFERD_FACES__PACK=yunet for a real detector, or buffalo_l (whose weights"
+            " are for non-commercial research only)",
         )
     examined = examine(model)
     if examined is None:
