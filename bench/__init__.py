@@ -5,6 +5,7 @@
     end_to_end   image embeddings from request to event, against the machine's ceiling, the bare
                  model, a user's loop and a server of Immich's shape
     face_peers   faces from request to event, against insightface's FaceAnalysis
+    faces        insightface's detect() and ours (section detection)
     clip         CLIP's image tower: open_clip's layers, ours in fp32, ours in bf16
     formats      decoding by format, against Pillow decoding every pixel
     task_types   what stages take of a job; three task types of the same pictures
@@ -24,8 +25,8 @@ What they are made of:
 
 Longer studies have a command each, `python -m bench.NAME`, and print tables of their own:
 
+    clip, faces  as above, with more columns and sizes
     decoders     what decoding in processes costs against threads
-    faces        insightface's detect() and ours, one at a time and batches
     decoding     exact against fast decoding of JPEGs, for embeddings and for faces
     scaled_faces its second half: what scaled decoding would do to faces
     memory       what stays in memory with many jobs, pictures and events

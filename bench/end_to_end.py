@@ -13,7 +13,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from bench.alone import least_cosine
@@ -63,9 +63,9 @@ class Rounds:
 
 def measure(options: Options, *, megapixels: int = 2) -> Sequence[Row]:
     """Return the rows of section end_to_end."""
-    rounds = options.pick(smallest=1, quick=3, normal=5, full=9)
+    rounds = options.pick(smallest=1, quick=2, normal=4, full=9)
     jobs = options.pick(smallest=4, quick=160, normal=300)
-    few = options.pick(smallest=3, quick=24, normal=40)
+    few = options.pick(smallest=3, quick=24, normal=24, full=40)
     group = f"{megapixels} MP 4:2:0"
     files = [sample.data for sample in generated() if sample.group == group]
     found = _measure(files, rounds=rounds, jobs=jobs, few=few)
@@ -103,24 +103,24 @@ def _measure(files: Sequence[bytes], *, rounds: int, jobs: int, few: int) -> Rou
         server = stack.enter_context(peer(folder / "clip.onnx", *store))
         name = str(alone.take({"pictures": 1})["name"])
         door = Peer(port, rig.stack.pid("daemon"), *store, name)
-        # All uploads before anything is timed; each peer's turn begins with the first picture.
-        ours, theirs, same = (
-            [rig.put(files, count) for _ in range(rounds + 1)] for count in (jobs, few, few)
-        )
+        # All of them before anything is timed. A turn of peers begins with the first picture.
+        counts = {"inferd": rounds * jobs + few, "peer": few, "door": few}
+        ids = {each: rig.put(files, count) for each, count in counts.items()}
+        ours = iter(ids["inferd"])
 
-        def turn() -> tuple[Took, Told, Told, Asked, Asked]:
+        def turn(count: int) -> tuple[Took, Told, Told, Asked, Asked]:
             return (
-                rig.run([(TASK, each) for each in ours.pop()]),
+                rig.run([(TASK, next(ours)) for _ in range(count)]),
                 alone.take({"pictures": few}),
                 plain.take({"pictures": few}),
-                server.ask(theirs.pop()),
-                door.ask(same.pop()),
+                server.ask(ids["peer"]),
+                door.ask(ids["door"]),
             )
 
         # Once for nobody: what a first time makes is made.
-        turn()
+        turn(few)
         for _ in range(rounds):
-            took, told, loop, asked, answered = turn()
+            took, told, loop, asked, answered = turn(jobs)
             found.inferd.append(took)
             found.alone.append(told)
             found.plain.append(loop)
@@ -137,6 +137,10 @@ def _free_port() -> int:
 
 def _rows(found: Rounds, note: str) -> list[Row]:
     inferd = Side.of("inferd, request on MQTT to completed event", [t.rate for t in found.inferd])
+    swing = Side.of(
+        "inferd, without the first and the last tenth of the jobs",
+        [took.rate_in_full_swing for took in found.inferd],
+    )
     first = found.alone[0]
     best = f"one core, batches of {first['single_batch']}, {first['precision']}"
 
@@ -176,6 +180,14 @@ def _rows(found: Rounds, note: str) -> list[Row]:
             "inferd / ceiling, all cores busy",
             f"the same by what {cores()} cores do of each at once",
             found.of_all_cores(),
+        ),
+        replace(
+            against(
+                "inferd in full swing / ceiling",
+                f"the ceiling by what {cores()} cores do of each at once",
+                found.of_all_cores(),
+            ),
+            ours=swing,
         ),
         against(
             "inferd / bare model",

@@ -11,17 +11,20 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bench.face_models import save_detector, save_recogniser
+from bench.face_weights import face_weights
 from bench.pictures import generated
+from bench.rows import Options, Row, Side
 from bench.table import show
 from bench.timing import rounds_in_turns
 from daemon.errors import InferdError
@@ -37,6 +40,10 @@ from handlers.scrfd_detector import INPUT_SIZE, ScrfdDetector
 FACES = (0, 1, 50, 200)
 BATCHES = (1, 2, 4, 8)
 PICTURES = 4
+REPEAT = 5
+"""A single turn is shorter than the clock is fine."""
+
+Figures: TypeAlias = NDArray[np.float64]
 
 
 class Canned:
@@ -78,25 +85,37 @@ def ratios(works: Sequence[Callable[[], object]], rounds: int) -> list[tuple[str
     ]
 
 
-def round_the_model(theirs: Any, ours: ScrfdDetector, picture: Pixels, rounds: int) -> None:
-    """Print what detect() costs besides the network's own run."""
+def round_times(
+    theirs: Any, ours: ScrfdDetector, picture: Pixels, rounds: int, counts: Sequence[int]
+) -> Iterator[tuple[int, Figures, Figures]]:
+    """Yield faces, and milliseconds of each round of theirs and ours, besides the network's run."""
     sessions = theirs.session, ours._model.session  # noqa: SLF001 - to put another in its place
     bgr = np.ascontiguousarray(picture[:, :, ::-1])
-    rows = []
-    for count in FACES:
+    for count in counts:
         theirs.session = ours._model.session = canned(  # noqa: SLF001
             count, is_batched=theirs.batched
         )
-        repeat = 5
         works = [
-            partial(repeated, repeat, theirs.detect, bgr),
-            partial(repeated, repeat, ours.detect, picture),
+            partial(repeated, REPEAT, theirs.detect, bgr),
+            partial(repeated, REPEAT, ours.detect, picture),
         ]
-        (their_ms, _), (our_ms, gain) = ratios(works, rounds)
+        (_, their_seconds), (_, our_seconds) = rounds_in_turns(works, rounds, time.process_time)
         found = len(ours.detect(picture))
-        each = [f"{float(milliseconds) / repeat:.2f}" for milliseconds in (their_ms, our_ms)]
-        rows.append((str(found), *each, gain))
+        yield found, their_seconds * 1000 / REPEAT, our_seconds * 1000 / REPEAT
     theirs.session, ours._model.session = sessions  # noqa: SLF001
+
+
+def round_the_model(theirs: Any, ours: ScrfdDetector, picture: Pixels, rounds: int) -> None:
+    """Print what detect() costs besides the network's own run."""
+    rows = [
+        (
+            str(found),
+            f"{np.median(other):.2f}",
+            f"{np.median(own):.2f}",
+            f"{np.median(other / own):.2f}",
+        )
+        for found, other, own in round_times(theirs, ours, picture, rounds, FACES)
+    ]
     height, width = picture.shape[:2]
     show(
         f"Round the detector's run, {width}x{height}: CPU milliseconds a picture",
@@ -106,7 +125,7 @@ def round_the_model(theirs: Any, ours: ScrfdDetector, picture: Pixels, rounds: i
 
 
 def repeated(times: int, work: Callable[[Any], object], argument: object) -> None:
-    """Do it several times: a single one is shorter than the clock is fine."""
+    """Do it several times."""
     for _ in range(times):
         work(argument)
 
@@ -162,28 +181,68 @@ def batches(
     )
 
 
-def compare(settings: Settings, rounds: int) -> None:
-    """Load the models, and print the tables.
+def open_both(settings: Settings) -> tuple[Any, ScrfdDetector]:
+    """Return insightface's detector and ours, of the same file.
 
     Raises:
-        ConfigError: one cannot be loaded.
+        ConfigError: it is nowhere, or no detector.
     """
-    where: Mapping[str, Any] = {
-        "models_dir": settings.models_path,
-        "device": "cpu",
-        "offline": True,
-    }
-    ours = ScrfdDetector(settings.faces, **where)
+    ours = ScrfdDetector(settings.faces, models_dir=settings.models_path, device="cpu")
     ours.load()
     files = ModelFiles(settings.faces.pack, settings.models_path, offline=True)
     named = str(settings.faces.detector or "")
     path = files.find(named, "INFERD_FACES__DETECTOR", DETECTOR_NAMES)
     theirs = open_model(path, "detection", "cpu")
     theirs.prepare(0, input_size=INPUT_SIZE, det_thresh=settings.faces.threshold)
+    return theirs, ours
+
+
+def measure(options: Options) -> Sequence[Row]:
+    """Return the rows of section detection: detect() of insightface and ours, round one network."""
+    rounds = options.pick(smallest=1, quick=5, normal=9)
+    with tempfile.TemporaryDirectory(prefix="inferd-bench-") as name:
+        weights = face_weights(Path(name) / "pack")
+        settings = Settings.from_env(weights.environ)
+        theirs, ours = open_both(settings)
+        limits = Limits.from_settings(settings.images)
+        picture = decode(weights.files[-1], limits).pixels()
+        rows = []
+        for found, other, own in round_times(theirs, ours, picture, rounds, (1, 50)):
+            rows.append(_row(f"round the network, {found} faces", other, own))
+        bgr = np.ascontiguousarray(picture[:, :, ::-1])
+        works: list[Callable[[], object]] = [
+            partial(theirs.detect, bgr),
+            partial(ours.detect, picture),
+        ]
+        (_, their_seconds), (_, our_seconds) = rounds_in_turns(works, rounds, time.process_time)
+        rows.append(_row("with the network", their_seconds * 1000, our_seconds * 1000))
+        note = f"{weights.told}; sessions of both with inferd's options"
+        return [replace(row, note=note) for row in rows]
+
+
+def _row(name: str, theirs: Figures, ours: Figures) -> Row:
+    return Row(
+        section="detection",
+        name=name,
+        unit="core-ms a picture",
+        better="less",
+        ours=Side.of("inferd's detect(), what is no face is dropped first", ours),
+        theirs=Side.of("insightface's detect()", theirs),
+    )
+
+
+def compare(settings: Settings, rounds: int) -> None:
+    """Load the models, and print the tables.
+
+    Raises:
+        ConfigError: one cannot be loaded.
+    """
+    theirs, ours = open_both(settings)
     limits = Limits.from_settings(settings.images)
     pictures = [decode(sample.data, limits).pixels() for sample in islice(generated(), PICTURES)]
     round_the_model(theirs, ours, pictures[-1], rounds)
     whole(theirs, ours, pictures, rounds)
+    where = {"models_dir": settings.models_path, "device": "cpu", "offline": True}
     batches(settings.faces, pictures, rounds, where)
 
 

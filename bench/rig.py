@@ -36,11 +36,21 @@ class Took:
     """By part: daemon (with its decoders), broker, media store, bench."""
     events: Sequence[Mapping[str, Any]]
     """The jobs' last events."""
+    ended: Sequence[float]
+    """When each of them came, in seconds since the first request."""
 
     @property
     def rate(self) -> float:
         """Jobs a second."""
         return self.jobs / self.seconds
+
+    @property
+    def rate_in_full_swing(self) -> float:
+        """Jobs a second of the middle: without the first tenth of the ends, and the last."""
+        times = sorted(self.ended)
+        first, last = len(times) // 10, len(times) - 1 - len(times) // 10
+        seconds = times[last] - times[first]
+        return (last - first) / seconds if seconds > 0 else self.rate
 
     def core_ms(self, *parts: str) -> float:
         """Return core-milliseconds a job of some parts."""
@@ -88,7 +98,8 @@ class Rig:
         spent = {part: now - used[part] for part, now in self._used().items()}
         if not may_fail and (bad := [each for each in events if each["status"] != "completed"]):
             raise RuntimeError(f"{len(bad)} jobs failed, the first so: {bad[0]}")
-        return Took(len(wanted), took, spent, events)
+        ended = [each - began for each in self._ended.times]
+        return Took(len(wanted), took, spent, events, ended)
 
     def _used(self) -> dict[str, float]:
         used = {part: core_seconds(self.stack.pid(part)) for part in PARTS}
@@ -134,12 +145,14 @@ class _Ended:
         self._changed = threading.Condition()
         self._missing: set[str] = set()
         self._payloads: list[bytes] = []
+        self.times: list[float] = []
+        """When the events came, by time.monotonic()."""
         self._refusal = ""
 
     def expect(self, job_ids: set[str]) -> None:
         with self._changed:
             self._missing = set(job_ids)
-            self._payloads = []
+            self._payloads, self.times = [], []
 
     def message(self, topic: str, payload: bytes) -> None:
         # Only kept: what is read of it here would cost the cores that are measured.
@@ -148,6 +161,7 @@ class _Ended:
             if job_id in self._missing:
                 self._missing.discard(job_id)
                 self._payloads.append(payload)
+                self.times.append(time.monotonic())
                 if not self._missing:
                     self._changed.notify_all()
 

@@ -13,6 +13,7 @@ from bench.rows import Measure
 SECTIONS: Mapping[str, str] = {
     "end_to_end": "bench.end_to_end",
     "faces": "bench.face_peers",
+    "detection": "bench.faces",
     "clip": "bench.clip",
     "formats": "bench.formats",
     "task_types": "bench.task_types",
