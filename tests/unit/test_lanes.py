@@ -12,6 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from daemon.errors import ConfigError, OutOfMemoryError, RetryableError
+from daemon.readings import Readings
 from daemon.wire.worker import LoadedModel
 from handlers.assembly import HandlerSet
 from handlers.device import ModelRunner
@@ -413,6 +414,31 @@ async def test_a_gpu_that_is_gone_at_the_start_is_told_and_does_not_end_the_daem
             (GPU, False, "model_error"),
             (OTHER, True, None),
         ]
+
+
+async def test_metrics_tell_what_each_lane_does() -> None:
+    one, two = Gpu(GPU), Gpu(OTHER)
+    one.absent.add(GPU)
+    async with lanes() as rig:
+        runner = await rig.add(one, two)
+        await runner.load()
+        await told(ask(runner, 1, 2, 3))
+        handlers = HandlerSet(runners=[runner], lanes=rig.lanes)
+        nobody: Any = None
+        readings = Readings(
+            queue=nobody, link=nobody, worker=nobody, watchdog=nobody, handlers=handlers
+        )
+        found = {
+            (each.name.removeprefix("inferd_lane_"), each.labels["lane"]): each.value
+            for each in await readings.lanes()
+        }
+        loaded = [each.labels["device"] for each in await readings.models()]
+
+    assert (found[("fit", GPU)], found[("fit", OTHER)]) == (0, 1)
+    assert (found[("batches", GPU)], found[("batches", OTHER)]) == (0, 1)
+    assert (found[("inputs", GPU)], found[("inputs", OTHER)]) == (0, 3)
+    assert (found[("batches_in_hand", GPU)], found[("batches_in_hand", OTHER)]) == (0, 0)
+    assert loaded == [OTHER]
 
 
 async def test_where_no_gpu_works_the_cpu_does_if_it_may() -> None:
