@@ -25,6 +25,7 @@ from daemon.errors import PermanentError, RetryableError
 from daemon.health import Health
 from daemon.settings import DoorsSettings
 from daemon.stage import StageClosedError
+from daemon.urgency import SOONEST
 from http_shim import bodies
 from http_shim.app import create_immich_app, serve
 from http_shim.doors import immich
@@ -166,8 +167,7 @@ async def test_who_waits_at_the_door_goes_before_every_job(door: Door) -> None:
     await door.predict({**VISUAL, **FACES}, image=b"x")
     await door.predict(TEXTUAL, text="x")
 
-    # Ranks of jobs are moments in milliseconds; stages take the least first.
-    assert door.behind.urgencies == {0}
+    assert door.behind.urgencies == {SOONEST}
 
 
 async def test_two_tasks_of_one_picture_are_answered_together(door: Door) -> None:

@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from daemon.errors import PermanentError, RetryableError
 from daemon.settings import AuthSettings
+from daemon.urgency import SOONEST
 from http_shim.doors import openai as door
 from tests.doors.stand_in import CLIP, StandIn, vector
 from tests.integration.rest_rig import MAX_BODY, Rig, rest
@@ -88,8 +89,8 @@ async def test_texts_and_pictures_come_back_in_their_order(
     assert found.usage.prompt_tokens == 41 * 5
     assert behind.most <= door.TOGETHER
     assert ("picture", b"p" * 100) in behind.asked
-    # Before every job, whose ranks are moments in milliseconds.
-    assert behind.urgencies == {0}
+    # Before every job.
+    assert behind.urgencies == {SOONEST}
 
 
 async def test_the_models_are_what_runs_and_its_aliases(client: openai.AsyncOpenAI) -> None:
