@@ -184,7 +184,7 @@ class JobRejected(Envelope):
     data: Refusal
 
 
-_REMOVED = {
+_REMOVED: dict[str, Any] = {
     "media_store_id": 12345,
     "jobs": 2,
     "cancelled": 0,

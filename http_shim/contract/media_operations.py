@@ -86,7 +86,7 @@ MEDIA_OPERATIONS = (
             200: Answer(
                 text="What was removed.",
                 model=Removed,
-                example=Removed.model_config["json_schema_extra"]["examples"][0],  # type: ignore[index, call-overload]
+                example=Removed.model_config["json_schema_extra"]["examples"][0],  # type: ignore[index]
             )
         },
         errors=(
