@@ -5,6 +5,8 @@ from collections import deque
 WINDOW_SECONDS = 30.0
 LEAST_SECONDS = 2.0
 """Before it, a rate would be a guess."""
+LEAST_ENDED = 3
+"""Fewer tell nothing of how long the rest takes."""
 
 
 class Rate:
@@ -36,4 +38,6 @@ class Rate:
     def seconds_left(self, waiting: int) -> float | None:
         """Return how long so many take; None while that is not known."""
         rate = self.per_second
-        return waiting / rate if rate else None
+        if not rate or self._samples[-1][1] - self._samples[0][1] < LEAST_ENDED:
+            return None
+        return waiting / rate

@@ -15,7 +15,9 @@ from tests.console.rig import Stack, stack
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 
 
-@pytest.fixture(scope="session")
+# Of a module, never of the session: while it runs, Playwright's event loop counts as running in this
+# thread, and no other test could begin one of its own.
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     """Return the system's Chromium; without it the test skips, but never in CI."""
     found = next((path for name in NAMES if (path := shutil.which(name))), None)
@@ -30,7 +32,7 @@ def browser() -> Iterator[Browser]:
         browser.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory, browser: Browser) -> Iterator[Stack]:
     """Run one stack for all tests that leave it as they found it, or only add to it."""
     with stack(tmp_path_factory.mktemp("console")) as running:

@@ -40,6 +40,17 @@ DROP = """
 """
 
 
+SHIFTS = """
+() => new Promise((done) => {
+  new PerformanceObserver((list) => {
+    done(list.getEntries().reduce((sum, each) => sum + (each.hadRecentInput ? 0 : each.value), 0));
+  }).observe({ type: "layout-shift", buffered: true });
+  // Where nothing moved, nothing is observed.
+  setTimeout(() => done(0), 1000);
+})
+"""
+
+
 @dataclass
 class Watched:
     """A page, and what went wrong on it."""
@@ -90,6 +101,10 @@ class Watched:
             for each in found["violations"]
             for node in each["nodes"]
         ]
+
+    def shifts(self) -> float:
+        """Return how much moved by itself since the page was opened, as browsers measure it."""
+        return float(self.page.evaluate(SHIFTS))
 
     def is_too_wide(self) -> bool:
         """Whether one has to scroll sideways."""

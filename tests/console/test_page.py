@@ -5,7 +5,7 @@ import urllib.request
 from typing import Any
 
 import pytest
-from playwright.sync_api import expect
+from playwright.sync_api import FilePayload, expect
 
 from tests.console.conftest import Opener, picture
 from tests.console.rig import Stack
@@ -29,7 +29,7 @@ def done(running: Stack, media_store_id: int, *tasks: str) -> list[dict[str, Any
     return [running.daemon.job(each) for each in ids]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def library(running: Stack, portrait: bytes) -> dict[str, int]:
     """Return the ids of a few pictures that are done."""
     files = {
@@ -199,8 +199,12 @@ def test_several_files_are_chosen_and_one_that_is_no_picture_says_so(
     page = open_page(running).ready()
     with page.page.expect_file_chooser() as chooser:
         page.by("#add").click()
-    good = {"name": "moon.png", "mimeType": "image/png", "buffer": picture("moon.png")}
-    bad = {"name": "words.png", "mimeType": "image/png", "buffer": b"only words, no picture"}
+    good: FilePayload = {"name": "moon.png", "mimeType": "image/png", "buffer": picture("moon.png")}
+    bad: FilePayload = {
+        "name": "words.png",
+        "mimeType": "image/png",
+        "buffer": b"only words, no picture",
+    }
     chooser.value.set_files([good, bad])
 
     expect(page.by("#adding-sum")).to_have_text("2 pictures done")
@@ -277,6 +281,22 @@ def test_colours_are_the_systems_until_chosen_and_the_choice_stays(
     expect(root).to_have_attribute("data-theme", "light")
     page.page.reload()
     expect(root).to_have_attribute("data-theme", "light")
+
+
+def test_nothing_is_pushed_around_as_the_page_fills(
+    running: Stack, library: dict[str, int], open_page: Opener
+) -> None:
+    page = open_page(running).ready()
+    expect(page.tile(library["coffee.png"]).locator("img")).to_be_visible()
+
+    # Of the browser's own measure of layout shifts "good" is below 0.1.
+    assert page.shifts() < 0.02
+
+
+def test_axe_would_notice(running: Stack, open_page: Opener) -> None:
+    page = open_page(running).ready()
+    page.page.evaluate("document.getElementById('main').append(document.createElement('button'))")
+    assert any(each.startswith("button-name") for each in page.violations())
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

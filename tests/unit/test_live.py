@@ -56,7 +56,6 @@ async def test_without_watchers_nothing_is_kept() -> None:
     live = Live()
     live.hear([message("completed")])
     live.tell("queue", {})
-    assert not live.is_watched
     with live.watch() as watcher:
         assert live.is_watched
         assert await watcher.take(TICK) == b""

@@ -18,8 +18,10 @@ def test_nothing_is_guessed_in_the_first_moments_nor_while_nothing_ends() -> Non
     rate = Rate()
     assert rate.per_second is None
     rate.add(0, 0, is_busy=True)
-    rate.add(1, 3, is_busy=True)
+    rate.add(1, 1, is_busy=True)
     assert rate.per_second is None
+    rate.add(2.5, 2, is_busy=True)
+    assert rate.seconds_left(5) is None
     stuck = Rate()
     stuck.add(0, 7, is_busy=True)
     stuck.add(10, 7, is_busy=True)

@@ -6,6 +6,7 @@ const SHOWN = 24;
 const REMEMBERED = 200;
 const PACE = 1500;
 const NEW_A_TURN = 6;
+const SAME_TURN = 60000;
 
 const pictures = new Map();
 let open = () => {};
@@ -22,7 +23,8 @@ export function note(job, { now = false } = {}) {
   if (!job.completed_at) return;
   const entry = pictures.get(job.media_store_id) ?? { id: job.media_store_id, at: 0, jobs: new Map() };
   entry.jobs.set(job.task_type, job);
-  entry.at = Math.max(entry.at, job.completed_at);
+  // A tile keeps its place as the other tasks of its picture end.
+  if (job.completed_at - entry.at > SAME_TURN) entry.at = job.completed_at;
   pictures.set(job.media_store_id, entry);
   if (now) paint(SHOWN);
   else timer ||= setTimeout(() => paint(NEW_A_TURN), PACE);

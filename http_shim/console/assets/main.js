@@ -52,7 +52,11 @@ function begin() {
       showDaemon(report);
       linkState(report, state.up);
     })
-    .on("latest", ({ jobs }) => noteAll(jobs))
+    .on("latest", ({ jobs }) => {
+      noteAll(jobs);
+      // The last part of a snapshot: all of it is shown at once.
+      byId("main").removeAttribute("data-waiting");
+    })
     .on("job", (event) => {
       if (!event.data?.job_id) return;
       heard(event.data);

@@ -4,13 +4,19 @@ import { byId, clock, count, duration, h, keyed, number, setText, taskName, toas
 
 const PAUSES = [["Until resumed", null], ["For 15 minutes", 900], ["For 1 hour", 3600], ["For 8 hours", 28800]];
 
-export function showQueue(queue, { mayWrite }) {
+export function showQueue(queue, { mayWrite, taskTypes }) {
   const tasks = Object.entries(queue.task_types);
-  headline(queue, tasks);
+  headline(queue, tasks, idle(mayWrite, taskTypes));
   keyed(byId("tasks"), tasks, ([name]) => name, ([name]) => card(name), (element, [name, task]) => fill(element, name, task, mayWrite));
 }
 
-function headline(queue, tasks) {
+function idle(mayWrite, taskTypes) {
+  const searches = taskTypes.includes("image_embedding") || taskTypes.includes("face_embedding");
+  const purposes = [mayWrite ? "to add it" : null, searches ? "to search with it" : null].filter(Boolean);
+  return purposes.length ? `Drop a picture anywhere on this page ${purposes.join(", or ")}.` : "Everything that was asked for is done.";
+}
+
+function headline(queue, tasks, otherwise) {
   const waiting = tasks.reduce((sum, [, task]) => sum + task.pending, 0);
   const running = tasks.reduce((sum, [, task]) => sum + task.processing, 0);
   const speed = tasks.reduce((sum, [, task]) => sum + (task.per_second ?? 0), 0);
@@ -27,7 +33,7 @@ function headline(queue, tasks) {
   if (queue.delayed) said.push(`${number(queue.delayed)} wait for another try`);
   if (queue.undelivered) said.push(`${count(queue.undelivered, "result")} the media store has not taken`);
   if (paused) said.push(paused === tasks.length ? "everything is paused" : `${number(paused)} of ${tasks.length} paused`);
-  setText(byId("subline"), said.join(" · ") || "Drop a picture anywhere on this page to add it, or to search with it.");
+  setText(byId("subline"), said.join(" · ") || otherwise);
   document.title = waiting ? `${number(waiting)} · inferd` : "inferd";
 }
 
