@@ -207,6 +207,7 @@ def test_every_topic_that_the_daemon_knows_is_a_channel() -> None:
         assert mqtt.channel(topics.job_event(job_id, event)) == event.value
     assert mqtt.channel(topics.dead_letter("x y")) == "deadLetter"
     assert mqtt.channel(topics.media_deleted(12345)) == "mediaDeleted"
+    assert mqtt.channel(topics.pause("w", "image_embedding")) == "pause"
     for name in ("availability", "info", "stats"):
         assert mqtt.channel(getattr(topics, name)("w")) == name
     for topic_filter, name in (
@@ -232,7 +233,8 @@ def test_a_builder_of_topics_without_a_channel_would_be_noticed() -> None:
     }
 
     jobs = {"job_event", "dead_letter", "media_deleted"}
-    assert builders == jobs | {"availability", "info", "stats"}
+    workers = {"availability", "info", "stats", "pause", "pause_filter"}
+    assert builders == jobs | workers
 
 
 # -- codes -------------------------------------------------------------------------------------
