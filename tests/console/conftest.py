@@ -15,8 +15,8 @@ from tests.console.rig import Stack, stack
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 
 
-# Of a module, never of the session: while it runs, Playwright's event loop counts as running in this
-# thread, and no other test could begin one of its own.
+# Of a module, never of the session: while it is open, Playwright's event loop counts as running
+# in this thread, and no other test could begin one of its own.
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     """Return the system's Chromium; without it the test skips, but never in CI."""
