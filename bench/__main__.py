@@ -5,6 +5,7 @@ Figures of other machines, or of another run, are not comparable.
 """
 
 import argparse
+import signal
 import subprocess
 import sys
 import tempfile
@@ -28,6 +29,7 @@ LAST_WORDS = 4000
 def main(argv: list[str]) -> int:
     """Measure, print and write; 1 where a section failed."""
     arguments = _parser().parse_args(argv)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))
     names = list(dict.fromkeys(arguments.only)) or list(SECTIONS)
     for line in machine.lines():
         print(line)
@@ -108,13 +110,21 @@ def _wait(process: "subprocess.Popen[bytes]", seconds: float) -> str:
     try:
         code = process.wait(seconds)
     except subprocess.TimeoutExpired:
-        process.terminate()
-        try:
-            process.wait(STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
+        _end(process)
         return f"it took more than {seconds:.0f} s"
+    except BaseException:
+        # Ctrl-C, or SIGTERM: what the section has started goes with it.
+        _end(process)
+        raise
     return f"it ended with {code}" if code else ""
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    process.terminate()
+    try:
+        process.wait(STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
 
 
 if __name__ == "__main__":
