@@ -15,6 +15,11 @@ CLIP = "ViT-B-32-quickgelu__openai"
 PACK = "buffalo_l"
 
 
+def float32(numbers: Any) -> Vector:
+    """Return what came over the wire as the array that it stands for."""
+    return np.asarray(numbers, np.float32)
+
+
 def vector(seed: int, size: int = 512) -> Vector:
     """Return numbers of length 1, among them some that decimal text could spoil."""
     found = np.random.default_rng(seed).standard_normal(size).astype(np.float32)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from tests.acceptance.rig import Daemon, MediaStore, ask, finished
 from tests.broker import Broker, Client
+from tests.doors.stand_in import float32
 
 SECONDS = 120
 UNTRAINED = "ViT-B-32-quickgelu__UNTRAINED"
@@ -109,8 +110,8 @@ def test_every_door_gives_the_vector_that_a_job_stored(world: World, client: ope
     url = f"data:image/png;base64,{base64.b64encode(world.picture).decode()}"
     found = client.embeddings.create(model=UNTRAINED, input=[url, "a portrait"])
 
-    by_immich = np.float32(json.loads(answer["clip"]))
-    by_openai = np.float32(found.data[0].embedding)
+    by_immich = float32(json.loads(answer["clip"]))
+    by_openai = float32(found.data[0].embedding)
     assert (answer["imageWidth"], answer["imageHeight"]) == (512, 512)
     assert np.linalg.norm(by_immich) == pytest.approx(1, abs=1e-5)
     # A batch of another size may round otherwise in the last bits.
@@ -127,9 +128,9 @@ def test_a_text_has_one_vector_at_both_doors(world: World, client: openai.OpenAI
     found = client.embeddings.create(model="ViT-B-32__openai", input="ein Hund am Strand 🐕")
 
     assert set(answer) == {"clip"}
-    assert np.float32(json.loads(answer["clip"])) @ np.float32(
-        found.data[0].embedding
-    ) == pytest.approx(1, abs=1e-5)
+    assert float32(json.loads(answer["clip"])) @ float32(found.data[0].embedding) == pytest.approx(
+        1, abs=1e-5
+    )
     assert found.model == UNTRAINED
 
 
@@ -235,7 +236,7 @@ def test_people_are_told_apart_by_what_immich_would_store(tmp_path: Path, assets
                 faces = faces["facial-recognition"]
                 found[name] = Found(
                     [face["boundingBox"] for face in faces],
-                    [np.float32(json.loads(face["embedding"])) for face in faces],
+                    [float32(json.loads(face["embedding"])) for face in faces],
                 )
 
     assert len(set(people.values())) > 1
@@ -246,7 +247,8 @@ def test_people_are_told_apart_by_what_immich_would_store(tmp_path: Path, assets
         assert box["x1"] < x < box["x2"], name
         assert box["y1"] < y < box["y2"], name
         vectors[name] = each.vectors[0]
-    same, other = [], []
+    same: list[float] = []
+    other: list[float] = []
     names = list(vectors)
     for number, name in enumerate(names):
         for second in names[number + 1 :]:

@@ -29,7 +29,7 @@ from daemon.urgency import SOONEST
 from http_shim import bodies
 from http_shim.app import create_immich_app, serve
 from http_shim.doors import immich
-from tests.doors.stand_in import StandIn, vector
+from tests.doors.stand_in import StandIn, float32, vector
 from tests.waiting import until
 
 MAX_PICTURE = 200_000
@@ -107,7 +107,7 @@ async def test_a_picture_is_answered_as_immich_reads_it(door: Door) -> None:
     assert set(answer.body) == {"clip", "imageHeight", "imageWidth"}
     assert (answer.body["imageHeight"], answer.body["imageWidth"]) == (480, 640)
     # To the last bit: text must not cost what arithmetic kept.
-    assert np.array_equal(np.float32(numbers(answer.body["clip"])), vector(18))
+    assert np.array_equal(float32(numbers(answer.body["clip"])), vector(18))
     assert door.behind.asked == [("picture", b"bytes of a picture")]
 
 
@@ -129,7 +129,7 @@ async def test_faces_have_whole_numbers_for_corners_and_text_for_vectors(door: D
     assert first["boundingBox"] == {"x1": -4, "y1": 11, "x2": 17, "y2": 41}
     assert all(isinstance(each, int) for each in first["boundingBox"].values())
     assert (first["score"], second["score"]) == (0.91, 0.72)
-    assert np.array_equal(np.float32(numbers(second["embedding"])), vector(1))
+    assert np.array_equal(float32(numbers(second["embedding"])), vector(1))
     assert door.behind.asked == [("faces", b"group", 0.7, True)]
 
 

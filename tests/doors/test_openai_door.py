@@ -19,7 +19,7 @@ from daemon.errors import PermanentError, RetryableError
 from daemon.settings import AuthSettings
 from daemon.urgency import SOONEST
 from http_shim.doors import openai as door
-from tests.doors.stand_in import CLIP, StandIn, vector
+from tests.doors.stand_in import CLIP, StandIn, float32, vector
 from tests.integration.rest_rig import MAX_BODY, Rig, rest
 from tests.waiting import until
 
@@ -63,7 +63,7 @@ async def test_a_text_is_embedded_whichever_way_the_numbers_travel(
     raw = await client.embeddings.create(model=CLIP, input="a dog", encoding_format="base64")
 
     for found in (by_default, as_numbers):
-        assert np.array_equal(np.float32(found.data[0].embedding), vector(5))
+        assert np.array_equal(float32(found.data[0].embedding), vector(5))
     packed: Any = raw.data[0].embedding
     assert base64.b64decode(packed) == vector(5).astype("<f4").tobytes()
     assert by_default.model == CLIP
@@ -82,7 +82,7 @@ async def test_texts_and_pictures_come_back_in_their_order(
     lengths = [*range(1, 41), 100, 17, 200]
     assert [each.index for each in found.data] == list(range(43))
     assert all(
-        np.array_equal(np.float32(each.embedding), vector(length))
+        np.array_equal(float32(each.embedding), vector(length))
         for each, length in zip(found.data, lengths, strict=True)
     )
     # Pictures have no tokens.
