@@ -83,11 +83,12 @@ LAYERS = (
         "daemon.bell",
         "daemon.clock_steps",
     },
-    {"daemon.errors", "daemon.redaction", "daemon.urgency"},
+    {"daemon.cores", "daemon.errors", "daemon.redaction", "daemon.urgency"},
 )
 """From the top down; a module imports from layers below its own only."""
 
 SEEN_BY_HANDLERS = {
+    "daemon.cores",
     "daemon.errors",
     "daemon.jobs",
     "daemon.redaction",
@@ -102,6 +103,7 @@ CLIP = {
     "handlers.clip_checkpoint",
     "handlers.clip_cuda",
     "handlers.clip_layers",
+    "handlers.clip_passes",
     "handlers.clip_text",
     "handlers.clip_tower",
     "handlers.clip_vendors",
@@ -148,6 +150,7 @@ VENDORS = {
         "daemon.schema",
         "daemon.doctor.queue_file",
         "demos.client.journal",
+        "bench.machine",
         "bench.memory",
         "bench.raw_queue",
     },
