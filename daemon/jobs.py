@@ -117,7 +117,7 @@ class Lease:
     fence: int
     """Rises with every lease of the job; a settle with an older fence changes nothing."""
     rank: int = 0
-    """Its place in the queue's order, less is sooner: created_at less what its priority is worth."""
+    """Its place in the order, less is sooner: created_at minus what its priority is worth."""
 
 
 def dump_json(value: Any) -> str:

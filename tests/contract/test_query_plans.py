@@ -63,8 +63,10 @@ PLANS = {
     "CANCEL": [BY_JOB_ID],
     "REQUEUE": [BY_JOB_ID],
     "FIND_FAILED": [
-        "SEARCH jobs USING COVERING INDEX jobs_failed"
-        " (error_code=? AND task_type=? AND (completed_at,status)>(?,?) AND completed_at<?)"
+        (
+            "SEARCH jobs USING COVERING INDEX jobs_failed"
+            " (error_code=? AND task_type=? AND (completed_at,status)>(?,?) AND completed_at<?)"
+        )
     ],
     "REQUEUE_ALL": [BY_ROWID],
     "FIND_MEDIA": [

@@ -8,6 +8,7 @@ exists, lets the daemon stand still while it holds the lock.
 
 import os
 import signal
+import sqlite3
 import sys
 import time
 from pathlib import Path
@@ -15,6 +16,7 @@ from pathlib import Path
 import daemon.database
 import handlers.assembly
 from daemon.__main__ import main
+from tests.crash.faults import watch_connections
 from tests.faults import stand_ins
 
 _true_time_ns, _true_time = time.time_ns, time.time
@@ -54,14 +56,14 @@ def install_busy_timeout(milliseconds: int) -> None:
 
 def install_stop(file: Path) -> None:
     """Stand still (SIGSTOP) within a transaction once `file` exists, whose lock is then held."""
-    write = daemon.database.Connection.commit
 
-    async def commit(connection: daemon.database.Connection) -> None:
-        if file.exists():  # noqa: ASYNC240 - the next line stops everything anyhow
-            os.kill(os.getpid(), signal.SIGSTOP)
-        await write(connection)
+    class Stopping(sqlite3.Connection):
+        def commit(self) -> None:
+            if file.exists():
+                os.kill(os.getpid(), signal.SIGSTOP)
+            super().commit()
 
-    daemon.database.Connection.commit = commit  # type: ignore[assignment, method-assign]
+    watch_connections(Stopping)
 
 
 if __name__ == "__main__":

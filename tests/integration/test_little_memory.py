@@ -157,7 +157,8 @@ from handlers.memory_ladder import MemoryLadder
 from tests.clip_models import TINY
 
 handlers.clip_tower.architecture = lambda model: TINY
-settings = Settings.from_env({"INFERD_CLIP__WEIGHTS": "untrained", "INFERD_DEVICE": "cpu"})
+settings = Settings.from_env({"INFERD_CLIP__WEIGHTS": "untrained", "INFERD_DEVICE": "cpu",
+                              "INFERD_CLIP__BATCH_SIZE": "1024", "INFERD_CLIP__PASSES": "4"})
 inference = ImageEmbeddingInference(64, (64, 64), settings=settings)
 COUNT = 4096
 ladder = MemoryLadder("clip", inference, max_batch=COUNT, require_gpu=False, retry_seconds=60,
@@ -169,7 +170,7 @@ alone = [inference.infer(each) for each in pictures[:COUNT:64]]
 ladder.run(items[:256])
 
 pages = int(open("/proc/self/statm").read().split()[0])
-limit = pages * resource.getpagesize() + 100 * 2**20
+limit = pages * resource.getpagesize() + 60 * 2**20
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 found = ladder.run(items)
 failed = [repr(each) for each in found if isinstance(each, Exception)]
@@ -182,7 +183,7 @@ json.dump({
     "state": ladder.state and ladder.state.to_wire(),
 }, sys.stdout)
 """
-"""A batch of 200 MB under a limit of 100 more than the process has; 4,096 pictures of 64x64."""
+"""A batch of 200 MB under a limit of 60 more than the process has; 4,096 pictures of 64x64."""
 
 
 def test_a_real_shortage_costs_no_picture() -> None:

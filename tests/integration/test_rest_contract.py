@@ -88,8 +88,8 @@ async def jobs(rig: Rig) -> None:
         ("POST", f"{UNKNOWN}/cancel"),
     ):
         await rig.ask(method, which)
-    for body in ({"code": "internal"}, {}, {"code": "internal", "limit": "x"}):
-        await rig.ask("POST", "/job/retry", json=body)
+    for asked in ({"code": "internal"}, {}, {"code": "internal", "limit": "x"}):
+        await rig.ask("POST", "/job/retry", json=asked)
 
 
 async def media(rig: Rig) -> None:
