@@ -6,12 +6,14 @@
     intake       what came -> a job in the queue        worker   lease -> handle -> settle
     outbox       events -> broker, until confirmed      health   what the daemon says of itself
     cancellation a cancel -> the job's end              progress how far running jobs are
+    removal      all of a picture goes                  live     events for who watches the console
     home_assistant announces this daemon there, obeys its switches
     worker_topics  what this daemon is, how busy it is  pause_watch  notices pauses, tells them
     watchdog     ends a process in which a model or the loop hangs
 
     job_queue    the verbs, each one transaction        job_reader  looks, changes nothing
     admission    accepted, known already, or refused    settlement  how leases end
+    job_batches  many jobs at a time, by hand
     pauses       task types that are not leased
     announcer    events into the outbox                 job_rows    rows <-> jobs
     statements   all SQL by name                        database    one door to the SQLite file
@@ -23,9 +25,9 @@
     events, requests, retry     the wire's shapes, and an error's fate: pure
     home_discovery              what Home Assistant is told: pure
     wire/        all of the wire as models: documentation and oracle   asyncapi   MQTT's contract
-    jobs, topics, settings, stage, bell, urgency, clock_steps, errors, redaction   small tools
+    jobs, topics, settings, stage, bell, urgency, clock_steps, cores, errors, redaction: small tools
 
-Imports go downward only, row by row; `handlers` may import jobs, errors, redaction, settings,
-stage and urgency; nothing imports `http_shim` but app.
+Imports go downward only, row by row; `handlers` may import cores, jobs, errors, redaction,
+settings, stage and urgency; nothing imports `http_shim` but app.
 tests/unit/test_architecture.py holds the tree to this.
 """

@@ -18,12 +18,14 @@ imports no model library; those load when the daemon opens a handler.
                              (which precision it runs in) the only files with torch and open_clip;
                              clip_precision: how two precisions are measured and judged;
                              clip_catalog: what is known of published weights without them;
-                             clip_cuda: passes on a GPU; clip_staging: pictures on their way there
+                             clip_passes: several at a time on a CPU; clip_cuda: on a GPU;
+                             clip_staging: pictures on their way there
     text_embedding           the documented inference class of texts
     scrfd_detector, arcface  the detector and the recogniser, on onnx_model, the life they share;
                              onnx_vendors: the only file with insightface, onnxruntime and onnx,
                              face_pixels: with cv2; scrfd_outputs: numbers -> boxes; face_batches:
-                             how many at a time; arcface_untrained: random weights
+                             how many at a time, side_by_side: on several threads;
+                             arcface_untrained: random weights
     detectors                which of the detectors the settings mean; yunet_detector: OpenCV's
     faces                    what a face is; face_files: which files are its models,
                              face_alignment: the geometry of 112x112 faces
@@ -36,7 +38,10 @@ imports no model library; those load when the daemon opens a handler.
                              process (decoder_pool, decoder_process) that may crash;
                              file_costs: what costs too much to be opened at all
     clip_input               bytes -> the square that CLIP takes, large JPEGs the fast way
-    media_store              pictures in, face results out
+    pictures                 what jobs share of a picture: fetched, decoded, searched once; shared:
+                             work done once for all who want it; turns: a bound, the urgent first
+    media_store              pictures in, face results out; upload_form: and up
+    previews                 small pictures for people to look at
     image_store, face_store  the documented stores, on qdrant_store and its base vector_store;
                              claims: one model a collection; engine_choice: where vectors lie
     direct                   vectors and faces at once, for the doors of other products' shapes
