@@ -239,6 +239,19 @@ async def test_a_turn_whose_caller_went_away_is_the_next_ones() -> None:
         assert lane.in_hand == 0
 
 
+async def test_of_lanes_with_room_the_least_loaded_has_the_turn() -> None:
+    async with DeviceLane() as one, DeviceLane() as two:
+        rooms = {one: 3, two: 3}
+        given = [await turn_on(rooms) for _ in range(4)]
+        assert given == [one, two, one, two]
+
+        two.leave()
+        two.leave()
+        # Both have room, and the first has more in hand.
+        assert await turn_on(rooms) is two
+        assert (one.in_hand, two.in_hand) == (2, 1)
+
+
 async def test_who_gave_up_asking_is_in_nobodys_way() -> None:
     async with lanes() as rig:
         one, two = rig.lanes
