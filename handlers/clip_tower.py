@@ -197,7 +197,6 @@ class ClipTower(ABC):
                 ran_on, precision = self._start(module, device)
             except RuntimeError as error:
                 raise ConfigError(f"{self.model} does not run on {device}: {error}") from error
-        self._module = module
         trim()
         name = self._path.name if self._path else "UNTRAINED"
         self._provenance = Provenance(
@@ -206,6 +205,8 @@ class ClipTower(ABC):
             device=ran_on,
             precision=precision,
         )
+        # Last: other threads ask what runs as soon as it counts as loaded.
+        self._module = module
         if self.is_untrained:
             log.warning(
                 "UNTRAINED WEIGHTS: %s IS RANDOM (SEED %d), ITS VECTORS MEAN NOTHING",

@@ -140,11 +140,13 @@ class OnnxModel(ABC):
             opened = self._open(device)
         # ONNX Runtime would go to the CPU by itself after some failures, without a word.
         opened.model.session.disable_fallback()
-        self._model, self._provenance = opened.model, opened.provenance
+        self._provenance = opened.provenance
         passes = face_batches.passes(self._faces.passes, opened.provenance.device)
         self._batch = opened.batch.side_by_side(passes)
         self._sides.close()
         self._sides = SideBySide(passes, self.kind)
+        # Last: other threads ask what runs as soon as it counts as loaded.
+        self._model = opened.model
         if self._path is not None:
             log.info(
                 "loaded %s (%s) on %s in %.1f s, %s; %s",

@@ -44,13 +44,13 @@ class QuickModel:
 class QuickImages(ModelInference[Vector]):
     def __init__(
         self,
-        embedding_dim: int = 512,
-        input_size: tuple[int, int] = (224, 224),
+        embedding_dim: int | None = 512,
+        input_size: tuple[int, int] | None = (224, 224),
         *,
         settings: Settings | None = None,
     ) -> None:
         super().__init__(QuickModel("clip"))
-        self.embedding_dim, self.input_size = embedding_dim, input_size
+        self.embedding_dim, self.input_size = embedding_dim or 512, input_size or (224, 224)
 
     def infer_batch(self, buffers: Sequence[NDArray[Any]]) -> list[Vector]:
         return [vector_of(buffer) for buffer in buffers]

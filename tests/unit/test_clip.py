@@ -538,3 +538,22 @@ def test_using_a_model_too_early_is_a_bug(tmp_path: Path) -> None:
     ):
         with pytest.raises(RuntimeError):
             use()
+
+
+def test_a_model_that_counts_as_loaded_can_say_what_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The race: the event loop asked between the two, while the lane's thread was loading."""
+    asked: list[bool] = []
+    model = ClipModel(model=clip_models.MODEL, weights="untrained", models_dir=Path(), device="cpu")
+
+    def look() -> None:
+        asked.append(model.is_loaded)
+        if model.is_loaded:
+            assert model.provenance.device == "cpu"
+
+    monkeypatch.setattr("handlers.clip_tower.trim", look)
+    model.load()
+    look()
+    model.unload()
+
+    assert True in asked
+    assert False in asked
