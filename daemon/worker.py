@@ -28,6 +28,7 @@ from daemon.jobs import Clock, Job, JsonObject, Lease, TaskType, dump_result
 from daemon.logs import about
 from daemon.room import Room
 from daemon.settings import QueueSettings, WorkerSettings
+from daemon.stage import StageClosedError
 from daemon.urgency import URGENCY
 
 log = logging.getLogger(__name__)
@@ -329,6 +330,10 @@ class Worker:
                 result = await self._infer(job, handler)
                 # Raises here, as the handler's fault, what could not be stored later.
                 text = dump_result(result)
+            except StageClosedError:
+                # We end without having drained, for a fault of our own, which is not the job's.
+                await self._queue.release(lease)
+                return
             except Exception as error:  # noqa: BLE001 - anything a handler raises becomes a fate
                 is_away = isinstance(error, DependencyDownError)
                 (self._away.add if is_away else self._away.discard)(job.task_type)

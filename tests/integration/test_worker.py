@@ -14,6 +14,7 @@ from daemon.database import Connection
 from daemon.errors import DependencyDownError, HandlerError, PermanentError, RetryableError
 from daemon.jobs import Job, JobState, JsonObject, TaskType
 from daemon.settings import QueueSettings, WorkerSettings
+from daemon.stage import StageClosedError
 from daemon.worker import Report, Worker
 from tests.queue_bench import DEADLINE, FACES, IMAGE, NOON, Bench, open_bench, until
 
@@ -219,6 +220,26 @@ async def test_a_passing_error_is_tried_four_times_with_growing_waits(bench: Ben
     assert len(handler.handled) == 4
     assert waits[0] < waits[1] < waits[2]
     assert row["error_message"] == "media_store_error: busy (after 4 attempts)"
+
+
+async def test_a_daemon_that_ends_by_a_fault_of_its_own_charges_no_job_an_attempt(
+    bench: Bench,
+) -> None:
+    """The race: its parts were closed while jobs still ran, and each was charged an attempt."""
+    await bench.accept(job_id=ID)
+
+    async def closed_at_first(job: Job) -> JsonObject:
+        if len(handler.handled) == 1:
+            raise StageClosedError("infer-clip")
+        return await well(job)
+
+    handler = Handler(closed_at_first)
+
+    async with working(bench, handler):
+        row = await reaches(bench, ID, "completed")
+
+    assert [job.attempt for job in handler.handled] == [1, 1]
+    assert (row["attempt"], row["error_code"]) == (1, None)
 
 
 async def test_a_job_that_waits_for_its_retry_is_left_alone(bench: Bench) -> None:
