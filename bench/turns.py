@@ -59,6 +59,7 @@ class Turns:
         try:
             self._line(PREPARE_SECONDS)
         except BaseException:
+            # Ctrl-C too: `with` closes nothing whose entering failed.
             self.close()
             raise
         return self

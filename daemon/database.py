@@ -240,6 +240,7 @@ class Database:
             done = _at_once(work(Connection(raw)))
             raw.commit()
         except BaseException:
+            # Whatever it was: a transaction left open would lock the file for everybody.
             raw.rollback()
             raise
         return done

@@ -234,19 +234,15 @@ class Readings:
                     float(state.is_optimising),
                     name,
                 ),
-                Reading(
-                    "inferd_vectors_optimised",
-                    "Indexes built, by outcome.",
-                    state.optimised,
-                    {**name, "outcome": "done"},
-                    is_total=True,
-                ),
-                Reading(
-                    "inferd_vectors_optimised",
-                    "Indexes built, by outcome.",
-                    state.failed,
-                    {**name, "outcome": "failed"},
-                    is_total=True,
+                *(
+                    Reading(
+                        "inferd_vectors_optimised",
+                        "Indexes built, by outcome.",
+                        count,
+                        {**name, "outcome": outcome},
+                        is_total=True,
+                    )
+                    for outcome, count in (("done", state.optimised), ("failed", state.failed))
                 ),
                 Reading(
                     "inferd_vectors_optimise_seconds",

@@ -12,7 +12,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -60,7 +60,8 @@ class Passes:
         if count > 1:
             self._pool = ThreadPoolExecutor(count, thread_name_prefix="clip-pass")
             began = threading.Barrier(count)
-            wait([self._pool.submit(self._share, began, cores // count) for _ in range(count)])
+            # Told if it fails: with all cores each, the threads would stand in each other's way.
+            all_of(self._pool, partial(self._share, began), [cores // count] * count)
         # After theirs: a thread that has not counted yet takes over the last number that was set.
         torch.set_num_threads(cores)
 
