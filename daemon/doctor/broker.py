@@ -53,7 +53,8 @@ def look(facts: Facts) -> Iterator[Finding]:
             )
             yield from limits(line.most_bytes, line.window, settings)
             yield from daemons(line.wait_quiet(), facts)
-            yield from permissions.ours(line, facts.worker_id, _user(settings))
+            home = facts.settings.home_assistant
+            yield from permissions.ours(line, facts.worker_id, _user(settings), home)
     except LineError as error:
         yield _away(line, error)
         return

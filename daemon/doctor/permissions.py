@@ -5,11 +5,12 @@ message that comes back, writing by the reason code of a PUBACK (MQTT 5) or, bef
 
 What is sent for it leaves no trace:
 
-* to `inference/request/_probe` and `inference/cancel/_probe`, with QoS 0: a daemon passes over
-  exactly these (topics.is_probe), where any other request would become a job or a dead letter, and
-  no broker keeps QoS 0 for a daemon that is away. No task type and no job_id can be `_probe`;
+* to `inference/request/_probe`, `cancel/_probe` and `delete/_probe`, with QoS 0: a daemon passes
+  over exactly these (topics.is_probe), where any other request would become a job or a dead letter,
+  and no broker keeps QoS 0 for a daemon that is away. No task type and no id can be `_probe`;
 * to the topics of a job whose id was made up here and is nobody's, to a reply topic nobody has
   been told of: no client waits there. Whoever watches all jobs sees `{"event": "probe", ...}`;
+* to Home Assistant an empty announcement of a thing that is not there, which it passes over;
 * all of it expires after seconds and nothing is retained.
 """
 
@@ -21,8 +22,8 @@ from urllib.parse import unquote, urlsplit
 from daemon import topics
 from daemon.doctor.findings import Finding, fail, ok, warn
 from daemon.doctor.line import Line, LineError
-from daemon.settings import MqttSettings
-from daemon.topics import CANCEL_FILTER, REQUEST_FILTER
+from daemon.settings import HomeAssistantSettings, MqttSettings
+from daemon.topics import CANCEL_FILTER, DELETE_FILTER, REQUEST_FILTER
 
 PART = "permissions"
 ECHO_SECONDS = 2.0
@@ -35,14 +36,15 @@ def user_of(settings: MqttSettings) -> str:
     return unquote(urlsplit(settings.url.get_secret_value()).username or "")
 
 
-def ours(line: Line, worker_id: str, user: str) -> Iterator[Finding]:
+def ours(line: Line, worker_id: str, user: str, home: HomeAssistantSettings) -> Iterator[Finding]:
     """Try all that the daemon has to do.
 
     Raises:
         LineError: the broker fell silent.
     """
     mine = uuid.uuid4()
-    reads = {each: _reads(line, each, mine) for each in (REQUEST_FILTER, CANCEL_FILTER)}
+    filters = (REQUEST_FILTER, CANCEL_FILTER, DELETE_FILTER)
+    reads = {each: _reads(line, each, mine) for each in filters}
     unread = [each for each, is_read in reads.items() if is_read is False]
     if unread:
         yield fail(
@@ -51,17 +53,17 @@ def ours(line: Line, worker_id: str, user: str) -> Iterator[Finding]:
             f"the user {user} gets nothing of {', '.join(unread)}: every request is lost unheard",
             f"let it read them (`topic read {unread[0]}` in the acl file; {ACL}), then reload",
         )
-    elif None in reads.values():
+    elif untried := [each for each, is_read in reads.items() if is_read is None]:
+        probes = ", ".join(each.replace("+", topics.PROBE) for each in untried)
         yield warn(
             PART,
             "requests_unknown",
-            f"whether the user {user} reads requests and cancels cannot be tried: it may not send"
-            " one itself",
-            f"let it (`pattern write inference/request/+`, as in {ACL}), or send a request as"
-            " another user and wait for its `accepted`",
+            f"whether the user {user} reads {', '.join(untried)} cannot be tried: it may not write"
+            f" {probes} itself",
+            f"let it (as in {ACL}), or send a request as another user and wait for its `accepted`",
         )
     else:
-        yield ok(PART, f"the user {user} reads requests and cancels")
+        yield ok(PART, f"the user {user} reads requests, cancels and deletes")
     unwritten = [topic for topic in _written(mine, worker_id) if not _may_write(line, topic, mine)]
     if unwritten:
         told = "refused or unheard" if line.is_five else "not heard back; MQTT 3.1.1 does not tell"
@@ -73,6 +75,25 @@ def ours(line: Line, worker_id: str, user: str) -> Iterator[Finding]:
             yield warn(PART, "events_unknown", f"what {user} publishes is {found}", mend)
     else:
         yield ok(PART, f"the user {user} writes events, replies, dead letters and its state")
+    if home.enabled:
+        yield _announces(line, user, home)
+
+
+def _announces(line: Line, user: str, home: HomeAssistantSettings) -> Finding:
+    topic = f"{home.prefix}/sensor/inferd-doctor/{topics.PROBE}/config"
+    if not line.is_five:
+        found = "whether Home Assistant can be told cannot be tried: MQTT 3.1.1 does not tell"
+        return warn(PART, "home_assistant_unknown", found, "set INFERD_MQTT__VERSION=5")
+    # Empty, since Home Assistant takes back what it does not have, and complains of all else.
+    if line.publish(topic, b"") >= REFUSED:
+        return fail(
+            PART,
+            "home_assistant_refused",
+            f"the user {user} may not write {home.prefix}/+/+/+/config: Home Assistant never"
+            " finds this daemon",
+            f"let it (`topic write {home.prefix}/+/+/+/config`; {ACL}), then reload the broker",
+        )
+    return ok(PART, f"the user {user} announces itself to Home Assistant")
 
 
 def strangers(settings: MqttSettings) -> Iterator[Finding]:
@@ -127,6 +148,7 @@ def _reads(line: Line, every: str, mine: uuid.UUID) -> bool | None:
 def _written(mine: uuid.UUID, worker_id: str) -> list[str]:
     return [
         topics.job_event(str(mine), "completed"),
+        topics.media_deleted(topics.PROBE),
         f"{topics.ROOT}/reply/inferd-doctor/{mine}",
         f"{topics.ROOT}/rejected/{topics.PROBE}",
         f"{topics.ROOT}/worker/{worker_id}/probe",

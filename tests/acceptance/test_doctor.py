@@ -294,6 +294,7 @@ def test_what_cannot_be_tried_is_not_called_broken(tmp_path: Path, patient: Pati
     rules = [
         "user inferd",
         *("topic read inference/request/+", "topic read inference/cancel/+"),
+        *("topic read inference/delete/+", "topic write inference/media/+/+"),
         *("topic read inference/worker/+/+", "topic write inference/job/+/+"),
         *("topic write inference/reply/#", "topic write inference/rejected/+"),
         "topic write inference/worker/+/+\n",
@@ -302,6 +303,45 @@ def test_what_cannot_be_tried_is_not_called_broken(tmp_path: Path, patient: Pati
         said = patient.examine("--quick", INFERD_MQTT__URL=broker.url_for("inferd", SECRET))
 
     assert set(said.of("permissions")) == {"ok", "requests_unknown"}, said.text
+
+
+def test_an_acl_from_before_deletes_and_home_assistant_is_named(
+    tmp_path: Path, patient: Patient
+) -> None:
+    rules = [
+        "user inferd",
+        *("topic read inference/request/+", "topic read inference/cancel/+"),
+        *("topic read inference/worker/+/+", "topic write inference/job/+/+"),
+        *("topic write inference/reply/#", "topic write inference/rejected/+"),
+        "topic write inference/worker/+/+",
+        *("pattern write inference/request/+", "pattern write inference/cancel/+"),
+        "pattern write inference/delete/+\n",
+    ]
+    with Broker(tmp_path, passwords={"inferd": SECRET}, acl="\n".join(rules)) as broker:
+        said = patient.examine(
+            "--quick",
+            INFERD_MQTT__URL=broker.url_for("inferd", SECRET),
+            INFERD_HOME_ASSISTANT__ENABLED="true",
+        )
+
+    unread = said.found("permissions", "requests_unreadable")
+    assert "nothing of inference/delete/+:" in unread["found"]
+    assert "inference/media/..." in said.found("permissions", "events_refused")["found"]
+    refused = said.found("permissions", "home_assistant_refused")
+    assert "topic write homeassistant/+/+/+/config" in refused["mend"]
+
+
+def test_home_assistant_can_be_told_by_the_shipped_acl(made: Made, patient: Patient) -> None:
+    secret = password(made.folder, "inferd")
+
+    said = patient.examine(
+        "--quick",
+        INFERD_MQTT__URL=f"mqtt://inferd:{secret}@127.0.0.1:{made.port}",
+        INFERD_HOME_ASSISTANT__ENABLED="true",
+    )
+
+    assert set(said.of("permissions")) == {"ok"}, said.text
+    assert "announces itself to Home Assistant" in said.text
 
 
 def test_a_wrong_password_is_named_and_not_shown(made: Made, patient: Patient) -> None:
