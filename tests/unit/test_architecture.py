@@ -142,6 +142,7 @@ VENDORS = {
     "jwt": {"http_shim.auth", "demos.make_token"},
     "prometheus_client": {"daemon.metrics"},
     "paho": {"demos.client.link", "daemon.doctor.line"},
+    "shtab": {"daemon.cli.completion"},
     "tqdm": {"demos.client.terminal"},
     "sqlite3": {
         "daemon.database",
