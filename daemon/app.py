@@ -222,7 +222,7 @@ async def _open_doors(
 ) -> int | None:
     """Serve what is wanted over HTTP until the stack closes; return REST's port, if it has one."""
     if settings.doors.immich:
-        await _open_immich(stack, settings, health=health, handlers=handlers)
+        await _open_immich(stack, settings, health=health, handlers=handlers, metrics=metrics)
     if not settings.http.enabled:
         return None
     authenticate = Authenticator(settings.auth)
@@ -251,10 +251,15 @@ async def _open_doors(
 
 
 async def _open_immich(
-    stack: AsyncExitStack, settings: Settings, *, health: Health, handlers: HandlerSet
+    stack: AsyncExitStack,
+    settings: Settings,
+    *,
+    health: Health,
+    handlers: HandlerSet,
+    metrics: Metrics,
 ) -> None:
     doors, most = settings.doors, settings.media_store.max_bytes
-    app = create_immich_app(handlers.direct, doors, health, max_picture_bytes=most)
+    app = create_immich_app(handlers.direct, doors, health, max_picture_bytes=most, metrics=metrics)
     serving = serve(
         app,
         doors.immich_host,

@@ -27,6 +27,8 @@ CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 READ_SECONDS = 3.0
 """How long one source may take at a scrape; Prometheus itself waits ten by default."""
 SEARCH_KINDS = ("text", "like", "picture", "face")
+DOORS = ("immich", "openai")
+"""Compatible with other products' clients."""
 STAGES = ("fetch", "decode", "infer", "store", "deliver")
 MOST_CODES = 64
 OTHER = "other"
@@ -137,6 +139,19 @@ class Metrics:
             "kind",
             "outcome",
         )
+        self._door_requests = self._counter(
+            "inferd_door_requests",
+            "Requests at a door for other products' clients, and ok or the code of their error.",
+            "door",
+            "outcome",
+        )
+        self._door_seconds = Histogram(
+            "inferd_door_seconds",
+            "From a request's head at such a door to its answer, waiting for a place included.",
+            ("door",),
+            buckets=_STAGE_BUCKETS,
+            registry=self._registry,
+        )
         self._source_errors = self._counter(
             "inferd_scrape_errors", "Readings that were left out of a scrape.", "source"
         )
@@ -163,6 +178,8 @@ class Metrics:
             self._reclaimed.labels(task_type.value)
         for kind in SEARCH_KINDS:
             self._searches.labels(kind, "ok")
+        for door in DOORS:
+            self._door_requests.labels(door, "ok")
         for fate in ("published", "refused", "unconfirmed"):
             self._events.labels(fate)
 
@@ -223,6 +240,12 @@ class Metrics:
         """Count a search; `outcome` is ok, or the code of its error."""
         name = kind if kind in SEARCH_KINDS else OTHER
         self._of(self._searches, name, self._code(outcome)).inc()
+
+    def door_answered(self, door: str, outcome: str, seconds: float) -> None:
+        """Count a request at a door of DOORS; `outcome` is ok, or the code of its error."""
+        name = door if door in DOORS else OTHER
+        self._of(self._door_requests, name, self._code(outcome)).inc()
+        self._of(self._door_seconds, name).observe(max(0.0, seconds))
 
     def stage_took(self, task_type: TaskType, stage: str, seconds: float) -> None:
         """Note how long one stage of a job took."""

@@ -126,7 +126,12 @@ def create_app(
 
 
 def create_immich_app(
-    embedder: Embedder, settings: DoorsSettings, health: Health, *, max_picture_bytes: int
+    embedder: Embedder,
+    settings: DoorsSettings,
+    health: Health,
+    *,
+    max_picture_bytes: int,
+    metrics: Metrics | None = None,
 ) -> web.Application:
     """Return the application of the door that stands in for immich-machine-learning.
 
@@ -135,10 +140,12 @@ def create_immich_app(
         settings: the names that what runs answers to.
         health: while the daemon drains, nothing is answered.
         max_picture_bytes: larger pictures are answered 413.
+        metrics: where its answers are counted.
     """
     names = ModelNames(settings.running_by_asked)
     door = ImmichDoor(embedder, names, health, max_picture_bytes=max_picture_bytes)
     app = door.create_app()
+    app[keys.METRICS] = metrics or Metrics()
     app.on_response_prepare.append(_add_headers)
     return app
 

@@ -15,16 +15,18 @@ from aiohttp.typedefs import Handler
 from daemon.errors import InvalidRequestError, PermanentError
 from daemon.health import Health
 from daemon.jobs import JsonObject, dump_json
+from http_shim.doors.counting import counted
 from http_shim.doors.embedder import Embedder, Faces, Vector
 from http_shim.doors.immich_requests import Asked, Entry, invalid, read_form
 from http_shim.doors.model_names import ModelNames
 from http_shim.doors.waiting_room import WaitingRoom, within
-from http_shim.errors import DrainingError, ErrorResponse, answer_errors, error_response
+from http_shim.errors import DrainingError, answer_errors, error_response
 
 CLIP, FACES = "clip", "facial-recognition"
 VISUAL, TEXTUAL, DETECTION, RECOGNITION = "visual", "textual", "detection", "recognition"
 KNOWN = {CLIP: {VISUAL, TEXTUAL}, FACES: {DETECTION, RECOGNITION}}
 """The tasks of Immich that are done here, and their types; ocr is not."""
+PING = "/ping"
 PLACES = 8
 """Requests answered at a time: each holds a picture's file in memory."""
 MOST_WAITING = 256
@@ -54,7 +56,7 @@ class ImmichDoor:
             middlewares=[_say_why, answer_errors], client_max_size=self._max_picture_bytes
         )
         app.router.add_get("/", self.tell_name)
-        app.router.add_get("/ping", self.ping)
+        app.router.add_get(PING, self.ping)
         app.router.add_post("/predict", self.predict)
         return app
 
@@ -189,8 +191,11 @@ def _corners(bbox: Sequence[float]) -> list[int]:
 @web.middleware
 async def _say_why(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Put what is wrong into the status line, which is all that Immich's log shows."""
-    response = await handler(request)
-    if isinstance(response, ErrorResponse):
-        plain = re.sub(r"[^\x20-\x7e]+", " ", response.detail)[:MAX_REASON]
-        response.set_status(response.status, plain.strip() or None)
+    if request.path == PING:
+        # Asked every few seconds: it would hide how long answers take.
+        return await handler(request)
+    response, error = await counted("immich", request, handler)
+    if error is not None:
+        plain = re.sub(r"[^\x20-\x7e]+", " ", error.detail)[:MAX_REASON]
+        error.set_status(error.status, plain.strip() or None)
     return response

@@ -19,6 +19,7 @@ from daemon.health import Health
 from daemon.jobs import JsonObject, dump_json
 from http_shim.auth import Authenticator, authorization_of
 from http_shim.bodies import read_body
+from http_shim.doors.counting import counted
 from http_shim.doors.embedder import Embedder, Vector
 from http_shim.doors.model_names import ModelNames
 from http_shim.doors.openai_requests import EmbeddingRequest, parse_request, read_picture
@@ -43,8 +44,11 @@ def _as_openai(route: Routed) -> Routed:
 
     @wraps(route)
     async def answer(door: "OpenAIDoor", request: web.Request) -> web.StreamResponse:
-        response = await answer_errors(request, lambda asked: route(door, asked))
-        return _reshaped(response) if isinstance(response, ErrorResponse) else response
+        async def say_why(asked: web.Request) -> web.StreamResponse:
+            return await answer_errors(asked, lambda each: route(door, each))
+
+        response, error = await counted("openai", request, say_why)
+        return response if error is None else _reshaped(error)
 
     return answer
 

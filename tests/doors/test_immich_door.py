@@ -23,6 +23,7 @@ import pytest
 
 from daemon.errors import PermanentError, RetryableError
 from daemon.health import Health
+from daemon.metrics import Metrics
 from daemon.settings import DoorsSettings
 from daemon.stage import StageClosedError
 from daemon.urgency import SOONEST
@@ -30,6 +31,7 @@ from http_shim import bodies
 from http_shim.app import create_immich_app, serve
 from http_shim.doors import immich
 from tests.doors.stand_in import StandIn, float32, vector
+from tests.exposition import Exposition
 from tests.waiting import until
 
 MAX_PICTURE = 200_000
@@ -109,6 +111,27 @@ async def test_a_picture_is_answered_as_immich_reads_it(door: Door) -> None:
     # To the last bit: text must not cost what arithmetic kept.
     assert np.array_equal(float32(numbers(answer.body["clip"])), vector(18))
     assert door.behind.asked == [("picture", b"bytes of a picture")]
+
+
+async def test_answers_are_counted_by_outcome_and_pings_are_not() -> None:
+    metrics, health = Metrics(), Health(version="test", worker_id="door")
+    app = create_immich_app(
+        StandIn(), DoorsSettings(), health, max_picture_bytes=MAX_PICTURE, metrics=metrics
+    )
+    async with aiohttp.ClientSession() as session, serve(app, "127.0.0.1", 0) as port:
+        door = Door(port, StandIn(), health, session)
+        await door.predict(TEXTUAL, text="a dog")
+        assert (
+            await door.predict({"ocr": {"detection": {"modelName": "x"}}}, text="x")
+        ).status == 400
+        async with session.get(f"http://127.0.0.1:{port}/ping") as pong:
+            assert pong.status == 200
+
+    shown = Exposition((await metrics.render()).decode())
+    count = "inferd_door_requests_total"
+    assert shown.value(count, door="immich", outcome="ok") == 1
+    assert shown.value(count, door="immich", outcome="unknown_task") == 1
+    assert shown.value("inferd_door_seconds_count", door="immich") == 2
 
 
 async def test_a_text_is_answered_without_a_size(door: Door) -> None:

@@ -20,6 +20,7 @@ from daemon.settings import AuthSettings
 from daemon.urgency import SOONEST
 from http_shim.doors import openai as door
 from tests.doors.stand_in import CLIP, StandIn, float32, vector
+from tests.exposition import Exposition
 from tests.integration.rest_rig import MAX_BODY, Rig, rest
 from tests.waiting import until
 
@@ -104,6 +105,22 @@ async def test_the_models_are_what_runs_and_its_aliases(client: openai.AsyncOpen
     with pytest.raises(openai.NotFoundError) as caught:
         await client.models.retrieve("text-embedding-3-small")
     assert caught.value.code == "model_not_found"
+
+
+async def test_answers_are_counted_by_outcome_and_timed(
+    client: openai.AsyncOpenAI, rig: Rig
+) -> None:
+    await client.embeddings.create(model=CLIP, input="x")
+    await client.models.list()
+    with pytest.raises(openai.NotFoundError):
+        await client.embeddings.create(model="text-embedding-3-small", input="x")
+
+    shown = Exposition((await rig.metrics.render()).decode())
+    count = "inferd_door_requests_total"
+    assert shown.value(count, door="openai", outcome="ok") == 2
+    assert shown.value(count, door="openai", outcome="model_not_found") == 1
+    assert shown.value(count, door="immich", outcome="ok") == 0
+    assert shown.value("inferd_door_seconds_count", door="openai") == 3
 
 
 async def test_another_model_is_not_found_and_nothing_is_embedded(
