@@ -16,7 +16,7 @@ import qdrant_edge as edge
 
 from daemon.errors import ConfigError, InferdError, RetryableError
 from handlers.disk_room import require_room
-from handlers.edge_copy import put_back, put_in_place, recover
+from handlers.edge_copy import BEGUN, CHANGED, put_back, put_in_place, recover, remove
 from handlers.edge_vendor import to_filter, to_id, to_point, translated, upserting
 from handlers.vector_engine import CollectionSpec, Filter, Point, PointId
 
@@ -51,6 +51,7 @@ class Shard:
         self._copy: Any = None
         self._touched: dict[PointId, None] | None = None
         self._caught_up = 0
+        self._is_dropped = False
 
     def ensure(self, spec: CollectionSpec) -> None:
         """Create the payload indexes of a collection that are not there yet.
@@ -88,10 +89,10 @@ class Shard:
         ids = [0] if self._touched is None else self._ids(where)
         self._update(lambda: edge.UpdateOperation.delete_points_by_filter(found), ids)
 
-    def retrieve(self, point_ids: Sequence[PointId]) -> list[Point]:
+    def retrieve(self, point_ids: Sequence[PointId], *, with_vectors: bool = True) -> list[Point]:
         """Return those of the points that exist."""
         ids: list[Any] = list(point_ids)
-        return [to_point(record) for record in self.native.retrieve(ids, True, True)]
+        return [to_point(record) for record in self.native.retrieve(ids, True, with_vectors)]
 
     def flush(self) -> None:
         """Sync what was written to the disk, which also lets the log be cut."""
@@ -104,6 +105,14 @@ class Shard:
         self._write_changed()
         with suppress(RetryableError):
             translated(self.native.close)
+
+    def drop(self) -> None:
+        """Close the shard and remove all of it; one that is being optimised is left at that."""
+        self._is_dropped = True
+        self.drop_copy()
+        with suppress(RetryableError):
+            translated(self.native.close)
+        remove(self.folder)
 
     def _update(self, operation: Callable[[], Any], ids: Sequence[PointId]) -> None:
         if self._touched is not None:
@@ -133,15 +142,18 @@ class Shard:
 
     def begin_copy(self) -> None:
         """Have all on the disk, and note from now on which points change."""
+        self._require_there()
         self.flush()
         self._touched, self._caught_up = {}, 0
 
     def open_copy(self, copy: Path) -> None:
         """Open the optimised copy beside the shard."""
+        self._require_there()
         self._copy = translated(lambda: edge.EdgeShard.load(str(copy)))
 
     def catch_up(self) -> int:
         """Bring a slice of what changed into the copy; return how much is left."""
+        self._require_there()
         if self._touched is None or self._copy is None:
             raise RuntimeError("there is no copy")
         ids = list(self._touched)[:SLICE]
@@ -164,6 +176,7 @@ class Shard:
         Raises:
             DependencyDownError: it can't; the shard goes on as it was.
         """
+        self._require_there()
         if self._touched or self._copy is None:
             raise RuntimeError("the copy is not up to date")
         ours, theirs = (_count(each) for each in (self.native, self._copy))
@@ -197,6 +210,10 @@ class Shard:
             with suppress(RetryableError):
                 translated(copy.close)
 
+    def _require_there(self) -> None:
+        if self._is_dropped:
+            raise RetryableError(f"{self.spec.name} was dropped", code="vector_store_error")
+
     # ---- its files
 
     def _create_or_load(self, name: str) -> Any:
@@ -207,7 +224,7 @@ class Shard:
         if not self.folder.exists():
             # A folder that was only begun would load as an empty shard: make it aside, move it.
             require_room(parent)
-            begun = parent / f"{name}.begun"
+            begun = parent / f"{name}{BEGUN}"
             shutil.rmtree(begun, ignore_errors=True)
             edge.EdgeShard.create(str(begun), config).close()
             begun.rename(self.folder)
@@ -230,7 +247,7 @@ class Shard:
 
     @property
     def _changed_file(self) -> Path:
-        return self.folder.with_name(f"{self.folder.name}.changed")
+        return self.folder.with_name(f"{self.folder.name}{CHANGED}")
 
     def _read_changed(self) -> int:
         info = self.native.info()

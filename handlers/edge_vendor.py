@@ -11,7 +11,17 @@ import numpy as np
 import qdrant_edge as edge
 
 from daemon.errors import DependencyDownError, InferdError, RetryableError
-from handlers.vector_engine import AtLeast, Condition, Equals, Filter, Point, PointId
+from handlers.vector_engine import (
+    AtLeast,
+    Condition,
+    Equals,
+    Filter,
+    HasId,
+    Not,
+    OneOf,
+    Point,
+    PointId,
+)
 
 T = TypeVar("T")
 
@@ -54,8 +64,14 @@ def _to_condition(condition: Condition) -> Any:
     match condition:
         case Equals(field, value):
             return edge.FieldCondition(field, match=edge.MatchValue(value))
+        case OneOf(field, values):
+            return edge.FieldCondition(field, match=edge.MatchAny(list(values)))
         case AtLeast(field, value):
             return edge.FieldCondition(field, range=edge.RangeFloat(gte=value))
+        case HasId(point_ids):
+            return edge.HasIdCondition(set(point_ids))
+        case Not(negated):
+            return edge.Filter(must_not=[_to_condition(negated)])
 
 
 def to_id(point_id: Any) -> PointId:
@@ -65,6 +81,6 @@ def to_id(point_id: Any) -> PointId:
 
 def to_point(record: Any) -> Point:
     """Return a stored point in our words."""
-    return Point(
-        to_id(record.id), np.asarray(record.vector, dtype=np.float32), record.payload or {}
-    )
+    # Nothing where it was not asked for.
+    vector = [] if record.vector is None else record.vector
+    return Point(to_id(record.id), np.asarray(vector, dtype=np.float32), record.payload or {})

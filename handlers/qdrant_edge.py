@@ -18,8 +18,9 @@ from typing import TypeVar
 
 import qdrant_edge as edge
 
-from daemon.errors import RetryableError
+from daemon.errors import DependencyDownError, RetryableError
 from handlers.disk_room import require_room
+from handlers.edge_copy import collections_in, remove
 from handlers.edge_schedule import NEVER, IndexBoard, Schedule
 from handlers.edge_shard import Shard
 from handlers.edge_upkeep import Upkeep, WriteGate
@@ -102,13 +103,30 @@ class EdgeEngine:
         await self._gate.passing(spec.name)
         await self._run(lambda: self._ensure(spec))
 
+    async def collections(self) -> list[str]:
+        """Return the names of all collections, loaded or not."""
+        return await self._run(lambda: collections_in(self._folder))
+
+    async def drop_collection(self, collection: str) -> None:
+        """Close a shard and remove its folder."""
+        await self._gate.passing(collection)
+        await self._run(lambda: self._drop(collection))
+
+    async def flush(self, collection: str) -> None:
+        """Sync a shard's log to the disk."""
+        await self._run(lambda: self._shard(collection).flush())
+
     async def upsert(self, collection: str, points: Sequence[Point]) -> None:
         """Store points; the write-ahead log has them when this returns."""
         await self._update(collection, lambda shard: shard.upsert(points))
 
-    async def retrieve(self, collection: str, point_ids: Sequence[PointId]) -> list[Point]:
+    async def retrieve(
+        self, collection: str, point_ids: Sequence[PointId], *, with_vectors: bool = True
+    ) -> list[Point]:
         """Return those of the points that exist."""
-        return await self._run(lambda: self._shard(collection).retrieve(point_ids))
+        return await self._run(
+            lambda: self._shard(collection).retrieve(point_ids, with_vectors=with_vectors)
+        )
 
     async def search(
         self,
@@ -116,18 +134,20 @@ class EdgeEngine:
         vector: Vector,
         *,
         limit: int,
+        offset: int = 0,
         min_score: float | None = None,
         where: Filter | None = None,
     ) -> list[Match]:
-        """Return the most similar points, best first."""
+        """Return the most similar points, best first, but for the first `offset` of them."""
 
         def query() -> list[Match]:
             request = edge.QueryRequest(
                 limit,
                 query=edge.Query.Nearest(vector.tolist()),
+                offset=offset,
                 filter=to_filter(where),
                 score_threshold=min_score,
-                params=edge.SearchParams(hnsw_ef=max(SEARCH_WIDTH, 2 * limit)),
+                params=edge.SearchParams(hnsw_ef=max(SEARCH_WIDTH, 2 * (offset + limit))),
                 with_payload=True,
             )
             found = self._shard(collection).native.query(request)
@@ -150,6 +170,7 @@ class EdgeEngine:
         where: Filter | None = None,
         limit: int = 256,
         from_id: PointId | None = None,
+        with_vectors: bool = True,
     ) -> Page:
         """Return the next points by id."""
 
@@ -159,7 +180,7 @@ class EdgeEngine:
                 limit=limit,
                 filter=to_filter(where),
                 with_payload=True,
-                with_vector=True,
+                with_vector=with_vectors,
             )
             records, next_id = self._shard(collection).native.scroll(request)
             return Page([to_point(r) for r in records], None if next_id is None else to_id(next_id))
@@ -202,6 +223,20 @@ class EdgeEngine:
         if spec.name not in self._shards:
             self._shards[spec.name] = Shard(self._folder / spec.name, spec)
         self._shards[spec.name].ensure(spec)
+
+    def _drop(self, collection: str) -> None:
+        shard = self._shards.pop(collection, None)
+        try:
+            if shard is not None:
+                shard.drop()
+            else:
+                remove(self._folder / collection)
+        except OSError as error:
+            raise DependencyDownError(
+                f"the collection {collection} could not be removed: {error}",
+                code="vector_store_error",
+            ) from error
+        self._upkeep.forget(collection)
 
     def _flush(self) -> None:
         """Sync what was written to the disk, which also lets the log be cut."""

@@ -52,17 +52,31 @@ class LocalEngine:
         """Check a collection, or create it; local mode has no payload indexes."""
         await self._run(lambda: self._ensure(spec))
 
+    async def collections(self) -> list[str]:
+        """Return the names of all collections."""
+        found = await self._run(self._client.get_collections)
+        return sorted(each.name for each in found.collections)
+
+    async def drop_collection(self, collection: str) -> None:
+        """Delete a collection."""
+        await self._run(lambda: self._client.delete_collection(collection))
+
+    async def flush(self, collection: str) -> None:
+        """Do nothing: each point was a commit."""
+
     async def upsert(self, collection: str, points: Sequence[Point]) -> None:
         """Store points; each is one SQLite commit."""
         await self._run(
             lambda: self._client.upsert(collection, [qdrant_models.to_struct(p) for p in points])
         )
 
-    async def retrieve(self, collection: str, point_ids: Sequence[PointId]) -> list[Point]:
+    async def retrieve(
+        self, collection: str, point_ids: Sequence[PointId], *, with_vectors: bool = True
+    ) -> list[Point]:
         """Return those of the points that exist."""
         records = await self._run(
             lambda: self._client.retrieve(
-                collection, list(point_ids), with_payload=True, with_vectors=True
+                collection, list(point_ids), with_payload=True, with_vectors=with_vectors
             )
         )
         return [qdrant_models.to_point(record) for record in records]
@@ -73,15 +87,17 @@ class LocalEngine:
         vector: Vector,
         *,
         limit: int,
+        offset: int = 0,
         min_score: float | None = None,
         where: Filter | None = None,
     ) -> list[Match]:
-        """Return the most similar points, best first."""
+        """Return the most similar points, best first, but for the first `offset` of them."""
         response = await self._run(
             lambda: self._client.query_points(
                 collection,
                 query=vector.tolist(),
                 limit=limit,
+                offset=offset or None,
                 score_threshold=min_score,
                 query_filter=qdrant_models.to_filter(where) if where else None,
             )
@@ -104,6 +120,7 @@ class LocalEngine:
         where: Filter | None = None,
         limit: int = 256,
         from_id: PointId | None = None,
+        with_vectors: bool = True,
     ) -> Page:
         """Return the next points by id."""
         records, next_id = await self._run(
@@ -113,7 +130,7 @@ class LocalEngine:
                 limit=limit,
                 offset=from_id,
                 with_payload=True,
-                with_vectors=True,
+                with_vectors=with_vectors,
             )
         )
         points = [qdrant_models.to_point(record) for record in records]

@@ -12,7 +12,10 @@ from handlers.vector_engine import (
     Condition,
     Equals,
     Filter,
+    HasId,
     Match,
+    Not,
+    OneOf,
     Point,
     PointId,
 )
@@ -59,9 +62,9 @@ def to_struct(point: Point) -> models.PointStruct:
 
 def to_point(record: models.Record) -> Point:
     """Return a stored point."""
-    return Point(
-        _to_id(record.id), np.asarray(record.vector, dtype=np.float32), record.payload or {}
-    )
+    # Nothing where it was not asked for.
+    vector: Any = [] if record.vector is None else record.vector
+    return Point(_to_id(record.id), np.asarray(vector, dtype=np.float32), record.payload or {})
 
 
 def to_match(found: models.ScoredPoint) -> Match:
@@ -74,12 +77,18 @@ def to_next_id(offset: Any) -> PointId | None:
     return None if offset is None else _to_id(offset)
 
 
-def _to_condition(condition: Condition) -> models.FieldCondition:
+def _to_condition(condition: Condition) -> models.Condition:
     match condition:
         case Equals(field, value):
             return models.FieldCondition(key=field, match=models.MatchValue(value=value))
+        case OneOf(field, values):
+            return models.FieldCondition(key=field, match=models.MatchAny(any=list(values)))
         case AtLeast(field, value):
             return models.FieldCondition(key=field, range=models.Range(gte=value))
+        case HasId(point_ids):
+            return models.HasIdCondition(has_id=list(point_ids))
+        case Not(negated):
+            return models.Filter(must_not=[_to_condition(negated)])
 
 
 def _to_id(point_id: Any) -> PointId:

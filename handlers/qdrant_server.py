@@ -7,6 +7,7 @@ import asyncio
 import logging
 import math
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from typing import TypeVar
 from urllib.parse import urlsplit
 
@@ -104,6 +105,20 @@ class ServerEngine:
                 raise ConfigError(error.message, code=error.code) from error
             raise
 
+    async def collections(self) -> list[str]:
+        """Return the names of all collections; aliases are none."""
+        found = await self._call(self._client.get_collections())
+        return sorted(each.name for each in found.collections)
+
+    async def drop_collection(self, collection: str) -> None:
+        """Delete a collection; it is not made anew from now on."""
+        self._specs.pop(collection, None)
+        with suppress(_MissingError):
+            await self._call(self._client.delete_collection(collection))
+
+    async def flush(self, collection: str) -> None:
+        """Do nothing: the server syncs its log by itself."""
+
     async def upsert(self, collection: str, points: Sequence[Point]) -> None:
         """Store points; the server has applied them when this returns.
 
@@ -120,12 +135,14 @@ class ServerEngine:
             await self._verify(collection)
             raise
 
-    async def retrieve(self, collection: str, point_ids: Sequence[PointId]) -> list[Point]:
+    async def retrieve(
+        self, collection: str, point_ids: Sequence[PointId], *, with_vectors: bool = True
+    ) -> list[Point]:
         """Return those of the points that exist."""
         records = await self._on(
             collection,
             lambda: self._client.retrieve(
-                collection, list(point_ids), with_payload=True, with_vectors=True
+                collection, list(point_ids), with_payload=True, with_vectors=with_vectors
             ),
         )
         return [qdrant_models.to_point(record) for record in records]
@@ -136,15 +153,17 @@ class ServerEngine:
         vector: Vector,
         *,
         limit: int,
+        offset: int = 0,
         min_score: float | None = None,
         where: Filter | None = None,
     ) -> list[Match]:
-        """Return the most similar points, best first."""
+        """Return the most similar points, best first, but for the first `offset` of them."""
         response = await self._call(
             self._client.query_points(
                 collection,
                 query=vector.tolist(),
                 limit=limit,
+                offset=offset or None,
                 score_threshold=min_score,
                 query_filter=qdrant_models.to_filter(where) if where else None,
             )
@@ -168,6 +187,7 @@ class ServerEngine:
         where: Filter | None = None,
         limit: int = 256,
         from_id: PointId | None = None,
+        with_vectors: bool = True,
     ) -> Page:
         """Return the next points by id."""
         records, next_id = await self._call(
@@ -177,7 +197,7 @@ class ServerEngine:
                 limit=limit,
                 offset=from_id,
                 with_payload=True,
-                with_vectors=True,
+                with_vectors=with_vectors,
             )
         )
         points = [qdrant_models.to_point(record) for record in records]

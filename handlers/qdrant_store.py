@@ -61,6 +61,8 @@ class QdrantStore(VectorStore):
     indexes: ClassVar[dict[str, Literal["integer", "keyword"]]] = {
         "media_store_id": "integer",
         "job_id": "keyword",
+        "stored_at": "integer",
+        "request_id": "keyword",
     }
 
     def __init__(
@@ -153,6 +155,8 @@ class QdrantStore(VectorStore):
         limit: int = 10,
         min_score: float | None = None,
         where: Filter | None = None,
+        *,
+        offset: int = 0,
     ) -> list[Match]:
         """Return the points most similar to `vector`, best first."""
         engine = self._engine
@@ -160,7 +164,7 @@ class QdrantStore(VectorStore):
             raise ValueError("limit must be 1 or more")
         query = unit_vector(vector, self.dimension, "the query")
         found = await engine.search(
-            self.collection, query, limit=limit, min_score=min_score, where=where
+            self.collection, query, limit=limit, offset=offset, min_score=min_score, where=where
         )
         return [callers_match(match) for match in found]
 

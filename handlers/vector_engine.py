@@ -38,21 +38,43 @@ class Match:
 
 @dataclass(frozen=True, slots=True)
 class Equals:
-    """The payload's field is exactly this."""
+    """The payload's field is exactly this, or a list that holds it."""
 
     field: str
     value: int | str
 
 
 @dataclass(frozen=True, slots=True)
+class OneOf:
+    """The payload's field is one of these, or a list that holds one."""
+
+    field: str
+    values: tuple[int, ...] | tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class AtLeast:
-    """The payload's field is a number not below this."""
+    """The payload's field is a number not below this, compared as a float64."""
 
     field: str
     value: float
 
 
-Condition: TypeAlias = Equals | AtLeast
+@dataclass(frozen=True, slots=True)
+class HasId:
+    """The point is one of these."""
+
+    point_ids: tuple[PointId, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Not:
+    """A condition that does not hold; one on a field that is absent never does."""
+
+    condition: Equals | OneOf | AtLeast | HasId
+
+
+Condition: TypeAlias = Equals | OneOf | AtLeast | HasId | Not
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +92,10 @@ class Filter:
     def where(cls, *conditions: Condition) -> "Filter":
         """Return the filter that asks for all of `conditions`."""
         return cls(conditions)
+
+    def and_also(self, *conditions: Condition) -> "Filter":
+        """Return the filter that asks for `conditions` as well."""
+        return Filter(self.conditions + conditions)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,11 +143,28 @@ class VectorEngine(Protocol):
                 or the server refuses us, code vector_store_unauthorized.
         """
 
+    async def collections(self) -> list[str]:
+        """Return the names of all collections there are, opened or not, sorted."""
+
+    async def drop_collection(self, collection: str) -> None:
+        """Delete a collection with all that is in it; one that is not there is no error.
+
+        A crash amid it leaves the collection whole, empty or gone.
+        """
+
+    async def flush(self, collection: str) -> None:
+        """Return once what was stored there outlasts a power cut, as far as we can tell."""
+
     async def upsert(self, collection: str, points: Sequence[Point]) -> None:
         """Store points over those of the same ids; returns when a crash no longer loses them."""
 
-    async def retrieve(self, collection: str, point_ids: Sequence[PointId]) -> list[Point]:
-        """Return those of the points that exist, in any order."""
+    async def retrieve(
+        self, collection: str, point_ids: Sequence[PointId], *, with_vectors: bool = True
+    ) -> list[Point]:
+        """Return those of the points that exist, in any order.
+
+        Without vectors they have length 0 instead.
+        """
 
     async def search(
         self,
@@ -129,10 +172,11 @@ class VectorEngine(Protocol):
         vector: Vector,
         *,
         limit: int,
+        offset: int = 0,
         min_score: float | None = None,
         where: Filter | None = None,
     ) -> list[Match]:
-        """Return the most similar points, best first."""
+        """Return the most similar points, best first, but for the first `offset` of them."""
 
     async def delete(self, collection: str, point_ids: Sequence[PointId]) -> None:
         """Delete those of the points that exist."""
@@ -147,8 +191,9 @@ class VectorEngine(Protocol):
         where: Filter | None = None,
         limit: int = 256,
         from_id: PointId | None = None,
+        with_vectors: bool = True,
     ) -> Page:
-        """Return the next points by id, beginning with `from_id`."""
+        """Return the next points by id, beginning with `from_id`; ints come before UUIDs."""
 
     async def count(self, collection: str, where: Filter | None = None) -> int:
         """Return how many points there are, exactly."""

@@ -131,6 +131,8 @@ class VectorStore(ABC):
         limit: int = 10,
         min_score: float | None = None,
         where: Filter | None = None,
+        *,
+        offset: int = 0,
     ) -> list[Match]:
         """Return the points most similar to `vector`, best first.
 
@@ -139,6 +141,7 @@ class VectorStore(ABC):
             limit: most points to return, 1 or more.
             min_score: lowest cosine similarity, -1 to 1.
             where: conditions on the payload.
+            offset: how many of the best are left out.
 
         Raises:
             PermanentError: the vector is not sound, code bad_vector.
