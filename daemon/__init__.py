@@ -17,7 +17,8 @@
     pauses       task types that are not leased
     announcer    events into the outbox                 job_rows    rows <-> jobs
     statements   all SQL by name                        database    one door to the SQLite file
-    mqtt         the only file that knows gmqtt         broker_tls, logs
+    mqtt, mqtt_vendor  the only files that know gmqtt   broker_tls, logs
+    presence     what the availability says
     metrics      the only file that knows Prometheus    readings  what it reads of all parts
     migration    the schema's numbered steps            schema   which a file went through
     identity     who a process is, and whether it lives   room   how many more may be leased

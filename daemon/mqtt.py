@@ -1,4 +1,4 @@
-"""The link to the broker: the only module that knows gmqtt, and hides its sharp edges.
+"""The link to the broker: with mqtt_vendor the only module that knows gmqtt and its sharp edges.
 
 What it promises: a request is acknowledged only after `on_request` returned; `publish` returns
 once the broker confirmed and tells its reason code; a lost connection fails every publish that
@@ -16,9 +16,8 @@ import logging
 import random
 import struct
 import time
-import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, Literal, NoReturn, TypeAlias
+from typing import Any, TypeAlias
 from urllib.parse import unquote, urlsplit
 
 import gmqtt
@@ -28,7 +27,16 @@ from daemon import topics
 from daemon.broker_tls import broker_tls
 from daemon.errors import PublishError, StorageError
 from daemon.events import Message
-from daemon.jobs import JsonObject, dump_json
+from daemon.mqtt_vendor import (
+    DISCONNECT_SECONDS,
+    SentIds,
+    abort,
+    disconnect,
+    gather_writes,
+    to_request,
+    watch,
+)
+from daemon.presence import Presence
 from daemon.requests import MqttRequest
 from daemon.settings import MqttSettings
 
@@ -39,7 +47,6 @@ LONGEST_WAIT_SECONDS = 10.0
 STEADY_SECONDS = 10.0
 """A connection that ends sooner does not start the waits anew: a rival with our client_id, or a
 database that cannot store, would else make us reconnect many times a second."""
-DISCONNECT_SECONDS = 1.0
 WILL_DELAY_SECONDS = 5
 NEVER_RECONNECT = -2
 """gmqtt reconnects once with 0 and for ever with -1."""
@@ -62,6 +69,11 @@ OnRequest = Callable[[MqttRequest], Awaitable[None]]
 """Returns once a request is durable or durably refused; raises only if it could not be stored."""
 
 
+OnNews = Callable[[str, bytes], bool]
+"""Topic and payload; must not raise, and takes no time."""
+MayConnect = Callable[[], Awaitable[bool]]
+
+
 class TooLargeError(PublishError):
     """The broker said at connect that it takes no packet of this size."""
 
@@ -77,23 +89,47 @@ class MqttLink:
         *,
         subscriptions: Sequence[str],
         on_request: OnRequest,
+        watched: Sequence[str] = (),
+        on_news: OnNews = lambda _topic, _payload: False,
+        dropped: Sequence[str] = (),
+        is_worker: bool = True,
+        may_connect: MayConnect | None = None,
     ) -> None:
+        """Wire it up.
+
+        Args:
+            settings: where the broker is, and who we are there.
+            subscriptions: filters whose messages wait for us while we are away.
+            on_request: gets every message that is no news.
+            watched: filters whose retained messages are wanted at each connect, QoS 0.
+            on_news: gets each message first and at once; returns whether it was for it.
+            dropped: filters that our session may still hold, and must not.
+            is_worker: whether it tells the availability of a worker, and leaves its will.
+            may_connect: asked before each connect; False ends `run`.
+        """
         self._settings = settings
         self._url = urlsplit(settings.url.get_secret_value())
         self._subscriptions = subscriptions
         self._on_request = on_request
         self._up = asyncio.Event()
-        self._phase: Literal["online", "draining", "offline"] = "online"
-        self._paused: dict[str, int | None] = {}
-        self._is_all_paused = False
-        self._session_id = ""
+        self._presence = Presence(settings.client_id)
+        self._is_worker = is_worker
+        self._watched = watched
+        self._on_news = on_news
+        self._dropped = dropped
+        self._may_connect = may_connect
+        self._handling = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
         self._client: Any = None
         self._unconfirmed: dict[int, asyncio.Future[int]] = {}
-        self._sent = _SentIds()
+        self._sent = SentIds()
         self._window = asyncio.Semaphore(1)
         self._most_bytes = 0
         self._pubacks = 0
         self.connects = 0
+        self.heard_at = time.monotonic()
+        """When the latest message came, or the latest connection began to stand."""
         self.last_error: str | None = None
 
     @property
@@ -108,7 +144,7 @@ class MqttLink:
     async def run(self) -> None:
         """Connect, subscribe and reconnect until cancelled; then say offline and disconnect."""
         wait = FIRST_WAIT_SECONDS
-        while True:
+        while self._may_connect is None or await self._may_connect():
             connects, began = self.connects, time.monotonic()
             try:
                 await self._connect_once()
@@ -122,10 +158,14 @@ class MqttLink:
 
     async def drain(self) -> None:
         """Confirm no further requests and say so; the broker keeps what comes meanwhile."""
-        self._phase = "draining"
+        self._presence.phase = "draining"
         if self.is_up:
             with contextlib.suppress(PublishError):
                 await self._say_state("shutdown")
+
+    async def wait_idle(self) -> None:
+        """Return once no message is being handled."""
+        await self._idle.wait()
 
     async def tell_paused(self, until: Mapping[str, int | None], *, is_all: bool) -> None:
         """Say which task types are paused, now and again at each connect.
@@ -137,7 +177,7 @@ class MqttLink:
         Raises:
             PublishError: nobody heard.
         """
-        self._paused, self._is_all_paused = dict(until), is_all
+        self._presence.pause(until, is_all=is_all)
         if self.is_up:
             await self._say_state("paused" if until else "resumed")
 
@@ -208,7 +248,7 @@ class MqttLink:
             raise
         if deadline.expired() and self._client is client and self._pubacks == pubacks:
             log.warning("the broker confirms nothing, dropping the connection")
-            _abort(client)
+            abort(client)
         late = [PublishError("the broker did not confirm in time")] * (len(messages) - len(sent))
         topics_of_all = (topic for topic, _, _ in messages)
         return [_outcome(*each) for each in zip(topics_of_all, [*sent, *late], strict=True)]
@@ -239,6 +279,16 @@ class MqttLink:
         client.publish(topic, payload, qos=0, retain=retain, **properties)
         return True
 
+    def drop(self, filters: Sequence[str]) -> None:
+        """Unsubscribe, now and at each connect to come."""
+        self._dropped = filters
+        if self._client is not None:
+            self._unsubscribe(self._client)
+
+    def _unsubscribe(self, client: Any) -> None:
+        for name in self._dropped:
+            client.unsubscribe(name)
+
     def _properties(self, correlation_data: str | None) -> dict[str, bytes]:
         if correlation_data is None or self._settings.version != "5":
             return {}
@@ -255,9 +305,9 @@ class MqttLink:
 
     async def _connect_once(self) -> None:
         """Connect, then return or raise when that connection is over."""
-        self._session_id = str(uuid.uuid4())
+        self._presence.begin_session()
         lost = asyncio.Event()
-        sent = _SentIds()
+        sent = SentIds()
         client = self._make_client(sent, lost)
         seconds = self._settings.connect_timeout_seconds
         try:
@@ -265,14 +315,15 @@ class MqttLink:
                 async with asyncio.timeout(seconds):
                     await self._open(client, lost)
                     self._begin(client, sent)
-                    log.info("connected to the broker", extra={"broker": self._url.hostname})
+                    if self._is_worker:
+                        log.info("connected to the broker", extra={"broker": self._url.hostname})
                     await self._say_state("started")
             except TimeoutError:
                 self._check_version(client)
                 raise TimeoutError(f"no answer from the broker within {seconds:g} s") from None
-            await _watch(client, lost)
+            await watch(client, lost)
         except asyncio.CancelledError:
-            self._phase = "offline"
+            self._presence.phase = "offline"
             if self._client is client:
                 with contextlib.suppress(PublishError, TimeoutError):
                     async with asyncio.timeout(DISCONNECT_SECONDS):
@@ -280,7 +331,7 @@ class MqttLink:
             raise
         finally:
             self._end()
-            await _disconnect(client)
+            await disconnect(client)
 
     async def _open(self, client: Any, lost: asyncio.Event) -> None:
         """Connect and subscribe; gmqtt sets no end to either wait.
@@ -295,7 +346,12 @@ class MqttLink:
 
         def on_disconnect(_client: Any, packet: Any, *_: Any) -> None:
             if isinstance(packet, bytes) and packet[:1] == TAKEN_OVER:
-                log.error("another client took our client_id %s", self._settings.client_id)
+                log.log(
+                    # A session that is no worker's is meant to change hands.
+                    logging.ERROR if self._is_worker else logging.INFO,
+                    "another client took our client_id %s",
+                    self._settings.client_id,
+                )
             lost.set()
             if self._client is client:
                 self._end()
@@ -316,19 +372,24 @@ class MqttLink:
             keepalive=self._settings.keepalive_seconds,
             version=MQTTv50 if is_five else MQTTv311,
         )
-        _gather_writes(client)
+        gather_writes(client)
         # Retained requests are refused: we want to see the flag, and not again at every
         # subscribe. A 3.1.1 broker must hang up on options that it does not know.
         options = {"retain_handling_options": 2, "retain_as_published": True} if is_five else {}
-        client.subscribe(
-            [gmqtt.Subscription(name, qos=1, **options) for name in self._subscriptions]
-        )
-        await answered.wait()
+        wanted = [gmqtt.Subscription(name, qos=1, **options) for name in self._subscriptions]
+        wanted += [gmqtt.Subscription(name, qos=0) for name in self._watched]
+        if wanted:
+            client.subscribe(wanted)
+            await answered.wait()
         self._check_version(client)
         if lost.is_set():
             raise ConnectionResetError("the connection was lost before the broker let us in")
-        if any(code >= REFUSED for code in granted):
+        if any(code >= REFUSED for code in granted[: len(self._subscriptions)]):
             raise ConnectionRefusedError(f"the broker refused to subscribe us: {granted}")
+        if any(code >= REFUSED for code in granted):
+            log.warning("the broker does not let us see other daemons: %s", granted)
+        # Now that nothing falls between: what the session holds from an earlier configuration.
+        self._unsubscribe(client)
 
     def _check_version(self, client: Any) -> None:
         """Tell of a broker without MQTT 5; gmqtt changes its mind and waits for ever.
@@ -342,10 +403,10 @@ class MqttLink:
                 "unacceptable protocol version: the broker needs INFERD_MQTT__VERSION=3.1.1"
             )
 
-    def _make_client(self, sent: "_SentIds", lost: asyncio.Event) -> Any:
+    def _make_client(self, sent: SentIds, lost: asyncio.Event) -> Any:
         will = gmqtt.Message(
             topics.availability(self._settings.client_id),
-            self._describe("offline", "connection_lost"),
+            self._presence.will(),
             qos=1,
             retain=True,
             **(
@@ -361,7 +422,7 @@ class MqttLink:
             clean_session=False,
             # The default acknowledges before on_message begins.
             optimistic_acknowledgement=False,
-            will_message=will,
+            will_message=will if self._is_worker else None,
             persistent_storage=sent,
             logger=logging.getLogger("gmqtt"),
             **(five if self._settings.version == "5" else {}),
@@ -390,12 +451,17 @@ class MqttLink:
         async def on_message(
             _client: Any, topic: str | bytes, payload: bytes, _qos: int, properties: dict[str, Any]
         ) -> int:
-            if self._phase != "online":
+            if self._on_news(str(topic), bytes(payload)):
+                return 0
+            self.heard_at = time.monotonic()
+            if self._presence.phase != "online":
                 # Unconfirmed: the broker keeps it for the next start.
                 await lost.wait()
                 return 0
+            self._handling += 1
+            self._idle.clear()
             try:
-                await self._on_request(_request(topic, payload, properties))
+                await self._on_request(to_request(topic, payload, properties))
             except Exception as error:
                 # Not stored. Only a new connection makes the broker send it again; what is
                 # acknowledged after the abort goes nowhere.
@@ -404,13 +470,17 @@ class MqttLink:
                     _brief(error),
                     exc_info=None if isinstance(error, StorageError) else error,
                 )
-                _abort(client)
+                abort(client)
+            finally:
+                self._handling -= 1
+                if not self._handling:
+                    self._idle.set()
             return 0
 
         client.on_message = on_message
         return client
 
-    def _begin(self, client: Any, sent: "_SentIds") -> None:
+    def _begin(self, client: Any, sent: SentIds) -> None:
         told = client._package_handler._connack_properties  # noqa: SLF001 - no public way
         window = told.get("receive_maximum", [65535])[0]
         self._window = asyncio.Semaphore(max(1, min(window, MOST_UNCONFIRMED) - SPARE_IDS))
@@ -419,6 +489,7 @@ class MqttLink:
         self._client = client
         self.connects += 1
         self.last_error = None
+        self.heard_at = time.monotonic()
         self._up.set()
 
     def _end(self) -> None:
@@ -431,10 +502,6 @@ class MqttLink:
                 confirmed.set_exception(PublishError("the connection was lost"))
         self._unconfirmed.clear()
 
-    @property
-    def _state(self) -> str:
-        return "paused" if self._phase == "online" and self._is_all_paused else self._phase
-
     async def _say_state(self, reason: str) -> None:
         """Tell the retained availability; on the way to an end the reason is always that.
 
@@ -444,70 +511,16 @@ class MqttLink:
         Raises:
             PublishError: the connection is of no use; a broker that only refuses is not that bad.
         """
-        topic, state = topics.availability(self._settings.client_id), self._state
-        said = self._describe(state, reason if self._phase == "online" else "shutdown")
+        if not self._is_worker:
+            return
+        topic, state = topics.availability(self._settings.client_id), self._presence.state
+        said = self._presence.describe(reason)
         try:
             await self.publish(topic, said, retain=True)
         except PublishError as error:
             if error.reason_code is None:
                 raise
             log.error("nobody hears that we are %s: %s", state, error.message)  # noqa: TRY400 - the broker's word says it all
-
-    def _describe(self, state: str, reason: str) -> bytes:
-        paused: JsonObject = {}
-        if self._paused and state != "offline":
-            paused = {"paused": list(self._paused), "paused_until": self._paused}
-        return dump_json(
-            {
-                "v": 1,
-                "worker_id": self._settings.client_id,
-                "state": state,
-                "reason": reason,
-                "session_id": self._session_id,
-                "timestamp": time.time_ns() // 1_000_000,
-                **paused,
-            }
-        ).encode()
-
-
-class _SentIds:
-    """gmqtt's `persistent_storage`: tells the id of what was just sent and never replays.
-
-    It is truthy on purpose: gmqtt replaces a falsy one by its own.
-    """
-
-    is_empty = True
-
-    def __init__(self) -> None:
-        self.latest = 0
-
-    def push_message(self, mid: int, _package: bytes) -> None:
-        self.latest = mid
-
-    def remove_message_by_mid(self, mid: int) -> None:
-        """PUBACKs are handled by the link."""
-
-    def clear(self) -> None:
-        """A session that was not resumed: the outbox sends again."""
-
-    def get_all(self) -> list[tuple[int, bytes]]:
-        return []
-
-    async def wait_empty(self) -> None:
-        """Nothing is ever waited for."""
-
-
-def _request(topic: str | bytes, payload: bytes, properties: dict[str, Any]) -> MqttRequest:
-    correlation = properties.get("correlation_data", [None])[0]
-    return MqttRequest(
-        topic=topic if isinstance(topic, str) else topic.decode("utf-8", "replace"),
-        payload=bytes(payload),
-        is_retained=bool(properties.get("retain")),
-        response_topic=properties.get("response_topic", [None])[0],
-        correlation_data=None
-        if correlation is None
-        else base64.b64encode(bytes(correlation)).decode(),
-    )
 
 
 def _outcome(topic: str, sent: asyncio.Future[int] | PublishError) -> int | PublishError:
@@ -523,83 +536,6 @@ def _outcome(topic: str, sent: asyncio.Future[int] | PublishError) -> int | Publ
     if (code := sent.result()) >= REFUSED:
         return PublishError(f"the broker refused {topic}: 0x{code:02x}", reason_code=code)
     return code
-
-
-class _GatheringTransport:
-    """Gives what is written in one turn of the loop to the transport at once.
-
-    gmqtt writes packet by packet: a system call each, and one more for the broker to read it.
-    """
-
-    def __init__(self, transport: asyncio.Transport) -> None:
-        self._transport = transport
-        self._parts: list[bytes] = []
-        self._size = 0
-
-    def write(self, data: bytes) -> None:
-        if not self._parts:
-            asyncio.get_running_loop().call_soon(self._flush)
-        self._parts.append(data)
-        self._size += len(data)
-
-    def _flush(self) -> None:
-        parts, self._parts, self._size = self._parts, [], 0
-        if parts and not self._transport.is_closing():
-            self._transport.write(b"".join(parts))
-
-    def close(self) -> None:
-        self._flush()
-        self._transport.close()
-
-    def get_write_buffer_size(self) -> int:
-        return self._size + self._transport.get_write_buffer_size()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._transport, name)
-
-
-def _gather_writes(client: Any) -> None:
-    connection = client._connection  # noqa: SLF001 - no public way to its transport
-    gathering = _GatheringTransport(connection._transport)  # noqa: SLF001 - as above
-    connection._transport = gathering  # noqa: SLF001 - as above
-    connection._protocol._transport = gathering  # noqa: SLF001 - as above
-
-
-def _abort(client: Any) -> None:
-    connection = client._connection  # noqa: SLF001 - close() would flush, which may never end
-    if connection is not None:
-        connection._transport.abort()  # noqa: SLF001 - as above
-
-
-async def _watch(client: Any, lost: asyncio.Event) -> NoReturn:
-    """Stay while the connection stands.
-
-    gmqtt's own heartbeat waits for a flush that never ends when the peer stopped reading.
-
-    Raises:
-        ConnectionError: it is over, or has been silent for too long.
-    """
-    connection = client._connection  # noqa: SLF001 - no public way to the last sign of life
-    while not lost.is_set():
-        silence = time.monotonic() - connection._last_data_in  # noqa: SLF001 - as above
-        if silence > 2 * connection.keepalive:
-            _abort(client)
-            raise ConnectionAbortedError(f"no sign of life for {silence:.0f} s")
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(connection.keepalive / 4):
-                await lost.wait()
-    raise ConnectionResetError("the connection was lost")
-
-
-async def _disconnect(client: Any) -> None:
-    """Say goodbye if the peer listens; after a clean DISCONNECT the broker keeps our will back."""
-    try:
-        async with asyncio.timeout(DISCONNECT_SECONDS):
-            await client.disconnect()
-    except (OSError, TimeoutError):
-        pass
-    finally:
-        _abort(client)
 
 
 def _brief(error: Exception) -> str:

@@ -206,7 +206,7 @@ def _stop() -> Iterator[Point]:
         ("the worker drains", "daemon.worker:Worker.drain"),
         ("a running job is given back", "daemon.job_queue:JobQueue.release"),
         ("the last events are sent", "daemon.outbox:Outbox.flush"),
-        ("the link says goodbye", "daemon.mqtt:_disconnect"),
+        ("the link says goodbye", "daemon.mqtt:disconnect"),
         ("the vectors are closed", "handlers.qdrant_edge:EdgeEngine.close"),
         ("the queue is closed", "daemon.job_queue:JobQueue.__aexit__"),
         ("the database is closed", "daemon.database:Database.close"),

@@ -65,8 +65,10 @@ LAYERS = (
         "daemon.logs",
         "daemon.metrics",
     },
+    {"daemon.mqtt_vendor"},
     {
         "daemon.events",
+        "daemon.presence",
         "daemon.retry",
         "daemon.requests",
         "daemon.broker_tls",
