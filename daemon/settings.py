@@ -170,6 +170,13 @@ class MediaStoreSettings(_Group):
 
     url: HttpUrl = Field("http://localhost:8000", description="base URL of the media store")
     file_path: PathTemplate = Field("/entity/{id}/file", description="path of a picture's bytes")
+    variant: Literal["original", "preview"] = Field(
+        "original",
+        description="what is looked at: originals, or the media store's previews where it has them",
+    )
+    preview_path: PathTemplate = Field(
+        "/entity/{id}/preview", description="path of a picture's preview"
+    )
     results_path: PathTemplate = Field(
         "/entity/{id}/face-detection-results", description="path that takes face results"
     )

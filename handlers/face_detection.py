@@ -17,6 +17,7 @@ from handlers.faces import Face
 from handlers.images import Limits, decode
 from handlers.inference import Batch, ModelInference, Numbers, Pixels
 from handlers.media_store import MediaStoreClient
+from handlers.origin import frame_of
 from handlers.pictures import Pictures
 from handlers.timings import Timings
 
@@ -115,11 +116,12 @@ class FaceDetectionHandler:
                 height, width = (await picture.pixels()).shape[:2]
             with timings.stage("infer"):
                 faces, ran = await picture.faces(self._runner)
+        frame = frame_of(picture.origin, width, height)
         return {
-            "faces": [face.to_wire(index) for index, face in enumerate(faces)],
+            "faces": [frame.place(face).to_wire(index) for index, face in enumerate(faces)],
             "face_count": len(faces),
-            "image": {"width": width, "height": height},
-            "inference": {**ran.to_wire(), "timings_ms": timings.to_wire()},
+            "image": frame.image_to_wire(),
+            "inference": {**frame.noted(ran.to_wire()), "timings_ms": timings.to_wire()},
         }
 
     async def deliver(self, job: Job, result: JsonObject) -> None:

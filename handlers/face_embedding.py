@@ -39,6 +39,7 @@ from handlers.inference import (
     check_pixels,
     combined,
 )
+from handlers.origin import frame_of
 from handlers.pictures import Pictures
 from handlers.self_test import synthetic_picture
 from handlers.timings import Timings
@@ -183,27 +184,28 @@ class FaceEmbeddingHandler:
             with timings.stage("detect"):
                 faces, detector = await picture.faces(self._detector)
                 crops = await self._align(await picture.pixels(), faces)
+            frame = frame_of(picture.origin, width, height)
         with timings.stage("infer"):
             vectors, ran = await self._embed(crops)
         with timings.stage("store"):
             await self.claim.require()
             points = [
-                _point(job, index, face, vector, ran.model)
+                _point(job, index, frame.place(face), vector, ran.model)
                 for index, (face, vector) in enumerate(zip(faces, vectors, strict=True))
             ]
             await self._store.replace(media_id, points)
         return {
             "faces": [
-                {**face.to_wire(index), "point_id": face_point_id(media_id, index)}
+                {**frame.place(face).to_wire(index), "point_id": face_point_id(media_id, index)}
                 for index, face in enumerate(faces)
             ],
             "face_count": len(faces),
             "embedding_dimension": EMBEDDING_DIM,
             "stored_in_vector_db": True,
             "collection": self._store.collection,
-            "image": {"width": width, "height": height},
+            "image": frame.image_to_wire(),
             "inference": {
-                **ran.to_wire(),
+                **frame.noted(ran.to_wire()),
                 "detector": detector.to_wire(),
                 "timings_ms": timings.to_wire(),
             },

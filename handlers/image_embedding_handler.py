@@ -14,6 +14,7 @@ from handlers.clip_input import ClipInput
 from handlers.decoders import Decoders
 from handlers.device import ModelRunner
 from handlers.inference import Vector
+from handlers.origin import frame_of
 from handlers.pictures import Pictures
 from handlers.timings import Timings
 from handlers.vector_engine import Point
@@ -89,6 +90,7 @@ class ImageEmbeddingHandler:
                 media = await stack.enter_async_context(self._pictures.file(media_id))
             with timings.stage("decode"):
                 picture = await self.read(media.data, media.content_type)
+            frame = frame_of(media.origin, picture.width, picture.height)
             del media
         with timings.stage("infer"):
             vector, ran = await self._runner.infer_and_tell(picture.pixels)
@@ -100,8 +102,8 @@ class ImageEmbeddingHandler:
             "stored_in_vector_db": True,
             "collection": self._store.collection,
             "point_id": media_id,
-            "image": {"width": picture.width, "height": picture.height},
-            "inference": {**ran.to_wire(), "timings_ms": timings.to_wire()},
+            "image": frame.image_to_wire(),
+            "inference": {**frame.noted(ran.to_wire()), "timings_ms": timings.to_wire()},
         }
 
     async def read(self, data: bytes, content_type: str | None) -> ClipInput:

@@ -5,10 +5,11 @@ anywhere but the configured media store. Every wait ends, and every failure is o
 """
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from email.utils import parsedate_to_datetime
 from types import TracebackType
 from typing import Self
@@ -28,8 +29,11 @@ from daemon.jobs import JsonObject, dump_json
 from daemon.redaction import Redactor, secrets_of
 from daemon.settings import MediaStoreSettings
 from handlers.blame import Blame
+from handlers.origin import NO_PREVIEW, ORIGINAL, Origin, preview_origin
 from handlers.turns import Turns
 from handlers.upload_form import FIELDS, TAKEN, WRONG_FIELD, form, id_in
+
+log = logging.getLogger(__name__)
 
 _MAX_REDIRECTS = 3
 _REDIRECTS = frozenset((301, 302, 303, 307, 308))
@@ -40,6 +44,8 @@ _FORBIDDEN = 403
 _AWAY = frozenset((429, 502, 503, 504))
 """It asks for patience, or a proxy answers for it: no picture is at fault."""
 _WORTH_ANOTHER_TRY = frozenset((408, 425))
+_NO_FILE = frozenset(("media_not_found", "empty"))
+"""Codes of a picture that is not there."""
 _WEB_PAGE = "text/html"
 _HEAD_BYTES = 64
 _RETRY_AFTER_MAX_SECONDS = 300.0
@@ -59,6 +65,8 @@ class Media:
     """Never empty, never more than `max_bytes`."""
     content_type: str | None
     """What the media store calls it, such as image/jpeg; a claim, not a fact."""
+    origin: Origin = ORIGINAL
+    """Whether it is the original or a preview."""
 
 
 class MediaStoreClient:
@@ -82,6 +90,7 @@ class MediaStoreClient:
         self._redact = Redactor(secrets_of(settings))
         self._slots = Turns(settings.concurrency)
         self._blame = Blame()
+        self._told_of_no_preview = False
         self._open_session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
@@ -124,7 +133,9 @@ class MediaStoreClient:
         return str(self._base.with_user(None)).rstrip("/")
 
     async def fetch(self, media_store_id: int) -> Media:
-        """Return the bytes of one picture file.
+        """Return the bytes of one picture file: its preview where the settings say so.
+
+        A picture without a preview (404, 410, 204, or no bytes) comes as its original.
 
         Raises:
             PermanentError: code `media_not_found`, `media_store_refused`,
@@ -162,12 +173,36 @@ class MediaStoreClient:
         return error
 
     async def _fetch(self, media_store_id: int) -> Media:
-        url = self._url(self._settings.file_path, media_store_id)
+        if self._settings.variant == "original":
+            return await self._fetch_file(self._settings.file_path, media_store_id)
+        try:
+            return await self._fetch_file(
+                self._settings.preview_path, media_store_id, is_preview=True
+            )
+        except PermanentError as error:
+            if error.code not in _NO_FILE:
+                raise
+        media = await self._fetch_file(self._settings.file_path, media_store_id)
+        # Once: the results themselves tell each such picture.
+        if not self._told_of_no_preview:
+            self._told_of_no_preview = True
+            log.warning(
+                "the media store has no preview of picture %d: its original is used, and so is"
+                " that of every other without one; check INFERD_MEDIA_STORE__PREVIEW_PATH",
+                media_store_id,
+            )
+        return replace(media, origin=NO_PREVIEW)
+
+    async def _fetch_file(
+        self, template: str, media_store_id: int, *, is_preview: bool = False
+    ) -> Media:
+        url = self._url(template, media_store_id)
         async with self._slots, self._answer("GET", url) as response:
             if response.status != 200:  # noqa: PLR2004 - OK
                 await self._raise_for_status(response, f"picture {media_store_id}")
             data = await self._read(response, media_store_id)
             said = response.headers.get("Content-Type", "")
+            origin = preview_origin(response.headers) if is_preview else ORIGINAL
         if not data:
             raise PermanentError(f"the media store's file {media_store_id} is empty", code="empty")
         kind = said.partition(";")[0].strip().lower()[:100] or None
@@ -177,7 +212,7 @@ class MediaStoreClient:
                 " check INFERD_MEDIA_STORE__URL, and whether it is under maintenance",
                 code="media_store_error",
             )
-        return Media(data, kind)
+        return Media(data, kind, origin)
 
     async def upload(self, data: bytes, filename: str, content_type: str) -> int:
         """Put a picture into the store; return its media_store_id there.

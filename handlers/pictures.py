@@ -12,6 +12,7 @@ from handlers.device import ModelRunner
 from handlers.faces import Face
 from handlers.inference import Pixels, Provenance
 from handlers.media_store import Media, MediaStoreClient
+from handlers.origin import Origin
 from handlers.shared import Once, Shared
 from handlers.turns import Turns
 
@@ -19,8 +20,9 @@ from handlers.turns import Turns
 class UprightPicture:
     """A picture whose file is here; its pixels and faces are worked out once."""
 
-    def __init__(self, pixels: Once[Pixels]) -> None:
+    def __init__(self, pixels: Once[Pixels], origin: Origin) -> None:
         self._pixels = pixels
+        self.origin = origin
         self._faces: dict[ModelRunner[list[Face]], Once[tuple[list[Face], Provenance]]] = {}
 
     async def pixels(self) -> Pixels:
@@ -100,6 +102,7 @@ class Pictures:
         # Room for the pixels first: no file is at hand that cannot be decoded yet.
         async with self._decoded, AsyncExitStack() as file:
             media = [await file.enter_async_context(self._files.hold(media_store_id))]
+            origin = media[0].origin
 
             async def decode() -> Pixels:
                 pixels = await self._decoders.read_upright(
@@ -110,4 +113,4 @@ class Pictures:
                 await file.aclose()
                 return pixels
 
-            yield UprightPicture(Once(decode))
+            yield UprightPicture(Once(decode), origin)

@@ -14,6 +14,7 @@ from weakref import WeakValueDictionary
 from daemon.errors import RetryableError
 from handlers.decoders import Decoders
 from handlers.media_store import MediaStoreClient
+from handlers.origin import ORIGINAL, Origin, frame_of
 
 AT_A_TIME = 2
 """Previews being made: people wait for them, but jobs need the decoders too."""
@@ -42,7 +43,7 @@ class Preview:
     data: bytes
     """JPEG, upright, in RGB."""
     width: int
-    """Of the file's picture, upright, in pixels: what boxes and landmarks are told in."""
+    """Of the picture, upright, in pixels: what boxes and landmarks are told in."""
     height: int
 
 
@@ -86,7 +87,7 @@ class Previews:
                 if (found := self._find(key)) is not None:
                     return found
                 media = await self._media_store.fetch(media_store_id)
-                made = await self._make(media.data, media.content_type, side)
+                made = await self._make(media.data, media.content_type, side, media.origin)
         finally:
             self._waiting -= 1
         self._keep(key, made)
@@ -112,11 +113,14 @@ class Previews:
         self._keep((media_store_id, FIRST_SIDE), made)
         return media_store_id
 
-    async def _make(self, data: bytes, content_type: str | None, side: int) -> Preview:
+    async def _make(
+        self, data: bytes, content_type: str | None, side: int, origin: Origin = ORIGINAL
+    ) -> Preview:
         jpeg, width, height = await self._decoders.read_preview(
             data, side=side, content_type=content_type
         )
-        return Preview(jpeg, width, height)
+        frame = frame_of(origin, width, height)
+        return Preview(jpeg, frame.width, frame.height)
 
     def _find(self, key: tuple[int, int]) -> Preview | None:
         made_at, found = self._kept.get(key, (0.0, None))

@@ -15,11 +15,22 @@ Point: TypeAlias = Annotated[
 ]
 
 
-class ImageSize(WireModel):
-    """The picture as it was decoded, upright."""
+class PictureSize(WireModel):
+    """Of an upright picture."""
 
     width: int = Field(ge=1, description="Pixels.")
     height: int = Field(ge=1, description="Pixels.")
+
+
+class ImageSize(PictureSize):
+    """The upright picture that boxes and landmarks are told in."""
+
+    preview: PictureSize | SkipJsonSchema[None] = Field(
+        None,
+        description="The media store's preview, where that was looked at and not the original."
+        " Width and height above are then the original's where the store tells them; `notes` of"
+        " the inference say where they are the preview's.",
+    )
 
 
 class Provenance(WireModel):
