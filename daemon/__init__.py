@@ -16,7 +16,8 @@
     job_batches  many jobs at a time, by hand
     pauses       task types that are not leased
     announcer    events into the outbox                 job_rows    rows <-> jobs
-    statements   all SQL by name                        database    one door to the SQLite file
+    queue_backend what the verbs need of an engine      statements  all SQL by name
+    database     SQLite: one door to the file
     mqtt, mqtt_vendor  the only files that know gmqtt   broker_tls, logs
     presence     what the availability says
     metrics      the only file that knows Prometheus    readings  what it reads of all parts

@@ -6,10 +6,10 @@ from typing import Any, TypeAlias
 
 from daemon import statements as sql
 from daemon.announcer import Announcer
-from daemon.database import Connection
 from daemon.events import Event, Message, rejection_messages, terminal_events
 from daemon.job_rows import jobs_from_rows, pair
 from daemon.jobs import Job, JobState, dump_json
+from daemon.queue_backend import Connection, Turn
 from daemon.settings import QueueSettings
 
 STRICT_LEVEL_MS = 10**13
@@ -77,7 +77,7 @@ class Admission:
         self._announcer = announcer
         self._room_left = 0
         self._room_expires_at = 0
-        self._counted_at = -1
+        self._counted_at: int | None = -1
 
     async def admit(
         self, connection: Connection, submissions: Sequence[Submission], now: int
@@ -148,11 +148,13 @@ class Admission:
         most = self._settings.max_pending
         if not most:
             return wanted
-        # Changes with each commit of another connection, and with none of our own.
-        rows = list(await connection.execute_fetchall("PRAGMA data_version"))
-        is_stale = self._room_left < NEAR and rows[0][0] != self._counted_at
-        if now >= self._room_expires_at or self._room_left < wanted or is_stale:
-            self._counted_at = rows[0][0]
+        is_near, is_old = self._room_left < NEAR, now >= self._room_expires_at
+        if is_near or is_old:
+            await connection.take_turn(Turn.INTAKE)
+        changes = await connection.foreign_changes()
+        is_stale = is_near and (changes is None or changes != self._counted_at)
+        if is_old or self._room_left < wanted or is_stale:
+            self._counted_at = changes
             rows = list(await connection.execute_fetchall(sql.COUNT_PENDING, (most,)))
             self._room_left = most - int(rows[0][0])
             self._room_expires_at = now + 1000

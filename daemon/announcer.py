@@ -5,9 +5,9 @@ from functools import partial
 from typing import TypeAlias
 
 from daemon import statements as sql
-from daemon.database import Connection, Database
 from daemon.events import Event, Message, job_messages, terminal_messages
 from daemon.jobs import Clock, Job
+from daemon.queue_backend import Connection
 
 Listener: TypeAlias = Callable[[Sequence[Message]], None]
 """Hears at once what is committed; must neither raise nor wait."""
@@ -18,14 +18,12 @@ class Announcer:
 
     def __init__(
         self,
-        database: Database,
         *,
         owner: str,
         worker_id: str,
         clock: Clock,
         listener: Listener | None = None,
     ) -> None:
-        self._database = database
         self._listener = listener
         self.worker_id = worker_id
         self._owner = owner
@@ -47,4 +45,4 @@ class Announcer:
             # Cheaper than one statement over their JSON: payloads would be escaped and parsed.
             await connection.executemany(sql.ANNOUNCE, rows)
             if self._listener is not None:
-                self._database.after_commit(partial(self._listener, messages))
+                connection.after_commit(partial(self._listener, messages))

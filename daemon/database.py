@@ -24,6 +24,7 @@ import aiosqlite
 
 from daemon.errors import ConfigError, StorageError
 from daemon.identity import is_dead, own_identity
+from daemon.jobs import Clock
 from daemon.migration import (
     Migration,
     backup_path,
@@ -32,11 +33,11 @@ from daemon.migration import (
     released_migrations,
     split_statements,
 )
+from daemon.queue_backend import Row, TakenError, Turn
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-Row = aiosqlite.Row
 
 
 # UPDATE FROM 3.33, RETURNING 3.35, STRICT 3.37, ->> 3.38.
@@ -55,6 +56,7 @@ PASSING = frozenset(
     }
 )
 """What is wrong with the file, not with what was to be written."""
+TAKEN = frozenset({sqlite3.SQLITE_CONSTRAINT_UNIQUE, sqlite3.SQLITE_CONSTRAINT_PRIMARYKEY})
 PART = ".part"
 """End of the name of a copy that is being written."""
 PART_SEPARATOR = "+"
@@ -66,6 +68,7 @@ class Connection:
 
     def __init__(self, raw: sqlite3.Connection) -> None:
         self._raw = raw
+        self.afterwards: list[Callable[[], None]] = []
 
     async def execute(self, sql: str, parameters: Iterable[Any] = ()) -> sqlite3.Cursor:
         """Run a statement; `rowcount` of what is returned says how many rows changed."""
@@ -79,9 +82,24 @@ class Connection:
         """Return all rows of a query."""
         return self._raw.execute(sql, tuple(parameters)).fetchall()
 
+    async def take_turn(self, turn: Turn, *, shared: bool = False) -> None:
+        """Do nothing: BEGIN IMMEDIATE lets one transaction in at a time."""
+
+    async def foreign_changes(self) -> int | None:
+        """Return what changes with each commit of another connection, and with none of our own."""
+        number: int = self._raw.execute("PRAGMA data_version").fetchone()[0]
+        return number
+
+    def after_commit(self, tell: Callable[[], None]) -> None:
+        """Call this, which must not raise, once this transaction is committed; else never."""
+        self.afterwards.append(tell)
+
 
 class Database:
     """The open file; a context manager."""
+
+    clock: Clock | None = None
+    """Daemons on one file share a machine, and its clock."""
 
     def __init__(
         self,
@@ -98,7 +116,6 @@ class Database:
         self._door = asyncio.Lock()
         self._is_durable = False
         self._failure: StorageError | None = None
-        self._afterwards: list[Callable[[], None]] = []
         self._running: set[asyncio.Task[Any]] = set()
 
     async def __aenter__(self) -> Self:
@@ -143,7 +160,11 @@ class Database:
         self._reader = self._writer = None
 
     async def write(
-        self, work: Callable[[Connection], Awaitable[T]], *, durable: bool = False
+        self,
+        work: Callable[[Connection], Awaitable[T]],
+        *,
+        durable: bool = False,
+        is_repeatable: bool = False,  # noqa: ARG002 - a commit to the log costs little here
     ) -> T:
         """Run `work` as one transaction and return what it returns.
 
@@ -157,21 +178,16 @@ class Database:
                 that the event loop changes meanwhile.
             durable: the commit reaches the disk before this returns; otherwise it survives the
                 death of the process, but the last ones not a power cut.
+            is_repeatable: of no account here.
 
         Raises:
+            TakenError: another row stands for one that was to be written; nothing was written.
             StorageError: nothing was written.
         """
         task = asyncio.create_task(self._transact(work, durable=durable), name="database-write")
         self._running.add(task)
         task.add_done_callback(self._ended)
         return await asyncio.shield(task)
-
-    def after_commit(self, tell: Callable[[], None]) -> None:
-        """Call this, which must not raise, once the transaction that runs is committed; else never.
-
-        To be called from within `work` only.
-        """
-        self._afterwards.append(tell)
 
     async def check(self) -> None:
         """Return if the file can be written, as far as is known; asked only after a failure.
@@ -208,11 +224,14 @@ class Database:
         async with self._door:
             if self._writer is None:
                 raise StorageError("the queue is closed")
-            self._afterwards.clear()
             try:
                 # No public way to the connection's thread, and to what it works with.
                 writer: Any = self._writer
-                done: T = await writer._execute(self._run, writer._conn, work, durable)  # noqa: SLF001
+                done: T
+                done, afterwards = await writer._execute(self._run, writer._conn, work, durable)  # noqa: SLF001
+            except sqlite3.IntegrityError as error:
+                kind = TakenError if error.sqlite_errorcode in TAKEN else StorageError
+                raise kind(f"cannot write the queue: {error}") from error
             except sqlite3.Error as error:
                 failure = StorageError(
                     f"cannot write the queue: {error}", may_pass=_primary_code(error) in PASSING
@@ -223,27 +242,28 @@ class Database:
             if durable:
                 # Others may have had nothing to write, which always goes well.
                 self._failure = None
-            for tell in self._afterwards:
+            for tell in afterwards:
                 tell()
             return done
 
     def _run(
         self, raw: sqlite3.Connection, work: Callable[[Connection], Awaitable[T]], durable: bool
-    ) -> T:
-        """Run a transaction; on the connection's thread."""
+    ) -> tuple[T, list[Callable[[], None]]]:
+        """Run a transaction, and return what to call after it; on the connection's thread."""
         if durable is not self._is_durable:
             # Legal only outside a transaction. In WAL, FULL also syncs earlier commits.
             raw.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
             self._is_durable = durable
         try:
             raw.execute("BEGIN IMMEDIATE")
-            done = _at_once(work(Connection(raw)))
+            connection = Connection(raw)
+            done = _at_once(work(connection))
             raw.commit()
         except BaseException:
             # Whatever it was: a transaction left open would lock the file for everybody.
             raw.rollback()
             raise
-        return done
+        return done, connection.afterwards
 
 
 def _at_once(work: Awaitable[T]) -> T:

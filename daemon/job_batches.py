@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from daemon import statements as sql
 from daemon.announcer import Announcer
 from daemon.bell import Bell
-from daemon.database import Connection, Database
 from daemon.events import Event, Message
 from daemon.job_rows import jobs_from_rows
 from daemon.jobs import Clock, Job, TaskType, dump_json
+from daemon.queue_backend import Connection, QueueBackend
 
 RETRY_BATCH = 256
 """Jobs started again in one transaction."""
@@ -44,7 +44,7 @@ class JobBatches:
 
     def __init__(
         self,
-        database: Database,
+        database: QueueBackend,
         announcer: Announcer,
         *,
         clock: Clock,

@@ -1,4 +1,4 @@
-"""The queue's verbs over SQLite: the only place that moves a job from state to state.
+"""The queue's verbs: the only place that moves a job from state to state.
 
 Every verb is one transaction. Whoever leaves `processing` shows a lease, and the statement is
 guarded by its fence; whatever a client must hear of is written to the outbox in the same
@@ -6,7 +6,7 @@ transaction. Enqueues and settles that come together share one commit.
 """
 
 import asyncio
-import sqlite3
+import contextlib
 from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -15,7 +15,6 @@ from daemon import statements as sql
 from daemon.admission import Accepted, Admission, Outcome, Submission
 from daemon.announcer import Announcer, Listener
 from daemon.bell import Bell
-from daemon.database import Connection, Database
 from daemon.errors import ConflictError, JobNotFoundError, LeaseLostError, StorageError
 from daemon.events import Event, Message
 from daemon.job_batches import JobBatches
@@ -24,6 +23,7 @@ from daemon.job_rows import job_from_row, jobs_from_rows, pair
 from daemon.jobs import Clock, Job, JobState, JsonObject, Lease, TaskType, dump_json, dump_result
 from daemon.metrics import Metrics
 from daemon.pauses import Pauses
+from daemon.queue_backend import Connection, QueueBackend, TakenError, Turn
 from daemon.settings import QueueSettings
 from daemon.settlement import Settlement, lost_lease, settle, told
 from daemon.stage import Stage, StageClosedError
@@ -56,7 +56,7 @@ class JobQueue(JobReader):
 
     def __init__(
         self,
-        database: Database,
+        database: QueueBackend,
         settings: QueueSettings,
         *,
         clock: Clock,
@@ -70,7 +70,7 @@ class JobQueue(JobReader):
         self._metrics = metrics or Metrics()
         self._worker = worker
         self._announcer = Announcer(
-            database, owner=worker, worker_id=worker_id, clock=clock, listener=listener
+            owner=worker, worker_id=worker_id, clock=clock, listener=listener
         )
         self._admission = Admission(settings, self._announcer)
         self.ready = {task_type: Bell() for task_type in TaskType}
@@ -90,6 +90,8 @@ class JobQueue(JobReader):
         # One commit a group, and one group at a time: leases and settles get their turn between.
         self._groups: Stage[Sequence[Submission | Message], Sequence[Outcome | Exception | None]]
         self._groups = Stage("enqueue-group", self._enqueue_groups)
+        # Both of them: what admission remembers of the room is for one at a time.
+        self._admitting = asyncio.Lock()
         self._settling: Stage[Settlement, Job] = Stage(
             "settle", self._settle_batch, max_batch=SETTLE_BATCH
         )
@@ -165,7 +167,8 @@ class JobQueue(JobReader):
             answers = iter(outcomes)
             return [next(answers) if isinstance(item, Submission) else None for item in items]
 
-        outcomes = await self._database.write(work, durable=True)
+        async with self._admitting:
+            outcomes = await self._database.write(work, durable=True)
         self._count_outcomes(items, outcomes)
         self.message_ready.ring()
         for task_type in {each.job.task_type for each in outcomes if isinstance(each, Accepted)}:
@@ -214,11 +217,12 @@ class JobQueue(JobReader):
         self, statement: str, parameters: tuple[Any, ...], seconds: float
     ) -> list[Lease]:
         async def work(connection: Connection) -> list[Lease]:
+            await connection.take_turn(Turn.PAUSES, shared=True)
             now = self._clock()
             promoted = (await connection.execute(sql.PROMOTE, (now,))).rowcount
             if promoted:
                 # Of any task type, perhaps suspects.
-                self._database.after_commit(self._wake)
+                connection.after_commit(self._wake)
             until = now + int(seconds * 1000)
             rows = list(
                 await connection.execute_fetchall(
@@ -234,7 +238,7 @@ class JobQueue(JobReader):
             await self._announcer.write(connection, messages)
             return leases
 
-        leases = await self._database.write(work)
+        leases = await self._database.write(work, is_repeatable=True)
         for lease in leases:
             self._metrics.attempt_began(lease.job)
         if leases:
@@ -272,7 +276,7 @@ class JobQueue(JobReader):
             rows = await connection.execute_fetchall(sql.RENEW, (until, held))
             return {row["job_id"] for row in rows}
 
-        return await self._database.write(work)
+        return await self._database.write(work, is_repeatable=True)
 
     async def complete(self, lease: Lease, result: JsonObject, text: str | None = None) -> Job:
         """End a job well, with its event, in one commit.
@@ -560,20 +564,20 @@ class JobQueue(JobReader):
     ) -> Job:
         async def work(connection: Connection) -> Job | None:
             now = self._clock()
-            try:
-                rows = list(await connection.execute_fetchall(statement, parameters(now)))
-            except sqlite3.IntegrityError as error:
-                rival = await self._rival(connection, job_id)
-                raise ConflictError(
-                    "a newer job stands for this picture and task", existing_job_id=rival
-                ) from error
+            rows = await connection.execute_fetchall(statement, parameters(now))
             if not rows:
                 return None
             job = job_from_row(rows[0])
             await self._announcer.write(connection, messages(job, now))
             return job
 
-        job = await self._database.write(work, durable=True)
+        try:
+            job = await self._database.write(work, durable=True)
+        except TakenError as error:
+            raise ConflictError(
+                "a newer job stands for this picture and task",
+                existing_job_id=await self._rival(job_id),
+            ) from error
         if job is None:
             raise await self._unfit(job_id)
         if job.status.is_terminal:
@@ -581,10 +585,10 @@ class JobQueue(JobReader):
         self.message_ready.ring()
         return job
 
-    async def _rival(self, connection: Connection, job_id: str) -> str:
-        jobs = jobs_from_rows(await connection.execute_fetchall(sql.FIND, (job_id,)))
+    async def _rival(self, job_id: str) -> str:
+        jobs = jobs_from_rows(await self._database.read(sql.FIND, (job_id,)))
         pairs = dump_json([pair(job) for job in jobs])
-        found = jobs_from_rows(await connection.execute_fetchall(sql.FIND_PAIRS, (pairs,)))
+        found = jobs_from_rows(await self._database.read(sql.FIND_PAIRS, (pairs,)))
         return found[0].job_id if found else job_id
 
     async def _unfit(self, job_id: str) -> Exception:
@@ -607,18 +611,16 @@ class JobQueue(JobReader):
 
         async def work(connection: Connection) -> list[Job]:
             now = self._clock()
-            try:
-                rows = await connection.execute_fetchall(sql.HEAL, (now, job.job_id))
-            except sqlite3.IntegrityError:
-                return []
+            rows = await connection.execute_fetchall(sql.HEAL, (now, job.job_id))
             jobs = jobs_from_rows(rows)
             for healed in jobs:
                 await self._announcer.write(connection, self._announcer.ended(healed, now))
             return jobs
 
-        for healed in await self._database.write(work):
-            self._metrics.job_ended(healed)
-        self.message_ready.ring()
+        with contextlib.suppress(TakenError):
+            for healed in await self._database.write(work):
+                self._metrics.job_ended(healed)
+            self.message_ready.ring()
 
     async def delay_sync(self, job: Job, *, run_at: int | None, code: str, message: str) -> None:
         """Note that the result was refused again; without `run_at` it is offered no more.

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from daemon import statements as sql
-from daemon.database import Database
 from daemon.errors import JobNotFoundError
 from daemon.job_rows import jobs_from_rows
 from daemon.jobs import Clock, Job, JobState, JsonObject, TaskType, dump_json
+from daemon.queue_backend import QueueBackend
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +62,7 @@ class JobReader:
     Every method raises StorageError where the file cannot be read.
     """
 
-    def __init__(self, database: Database, clock: Clock) -> None:
+    def __init__(self, database: QueueBackend, clock: Clock) -> None:
         self._database = database
         self._clock = clock
 

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable
 
-from daemon.database import Row
 from daemon.jobs import Job, JobState, JsonObject, TaskType, load_json
+from daemon.queue_backend import Row
 
 _TASK_TYPES = {each.value: each for each in TaskType}
 _STATES = {each.value: each for each in JobState}

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from daemon.bell import Bell
-from daemon.database import Connection, Database, Row
 from daemon.errors import PublishError, StorageError
 from daemon.events import Message
 from daemon.jobs import Clock, dump_json
 from daemon.metrics import Metrics
+from daemon.queue_backend import Connection, QueueBackend, Row
 from daemon.retry import backoff_ms
 
 log = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ class Outbox:
 
     def __init__(
         self,
-        database: Database,
+        database: QueueBackend,
         publisher: Publisher,
         ready: Bell,
         *,

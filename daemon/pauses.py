@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 from daemon import statements as sql
 from daemon.bell import Bell
-from daemon.database import Connection, Database
 from daemon.errors import InvalidRequestError
 from daemon.jobs import Clock, TaskType
+from daemon.queue_backend import Connection, QueueBackend, Turn
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,9 @@ class Pauses:
         changed: rings when this daemon paused or resumed; what others did is found by looking.
     """
 
-    def __init__(self, database: Database, clock: Clock, *, resumed: Callable[[], None]) -> None:
+    def __init__(
+        self, database: QueueBackend, clock: Clock, *, resumed: Callable[[], None]
+    ) -> None:
         self._database = database
         self._clock = clock
         self._resumed = resumed
@@ -62,6 +64,7 @@ class Pauses:
             raise InvalidRequestError(f"{field}: must be in the future", field=field)
 
         async def work(connection: Connection) -> None:
+            await connection.take_turn(Turn.PAUSES)
             await connection.execute(sql.PAUSE, (task_type.value, now, end))
 
         await self._database.write(work, durable=True)

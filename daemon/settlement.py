@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 from daemon import statements as sql
 from daemon.announcer import Announcer
-from daemon.database import Connection
 from daemon.events import Message, terminal_events
 from daemon.job_rows import job_from_row
 from daemon.jobs import Job, JobState, JsonObject, Lease, dump_json
+from daemon.queue_backend import Connection
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

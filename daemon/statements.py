@@ -57,7 +57,7 @@ ORDER BY rank, id LIMIT 1
 NEXT_MOMENT = """
 SELECT min(moment) FROM (
     SELECT min(run_at) AS moment FROM jobs WHERE status = 'pending' AND run_at IS NOT NULL
-    UNION ALL SELECT min(until) FROM pauses WHERE resumed_at IS NULL AND until > ?)
+    UNION ALL SELECT min(until) FROM pauses WHERE resumed_at IS NULL AND until > ?) AS moments
 """
 LEASE_SUSPECT = """
 UPDATE jobs SET status = 'processing', attempt = attempt + 1, fence = fence + 1, seq = seq + 1,
@@ -170,11 +170,11 @@ WHERE job_id = ? AND status = 'sync_failed' AND run_at IS NOT NULL
 """
 COUNT_PENDING = """
 SELECT (SELECT count(*) FROM (SELECT 1 FROM jobs
-            WHERE status = 'pending' AND run_at IS NULL AND lost = 0 LIMIT ?1))
+            WHERE status = 'pending' AND run_at IS NULL AND lost = 0 LIMIT ?1) AS ready)
      + (SELECT count(*) FROM (SELECT 1 FROM jobs
-            WHERE status = 'pending' AND run_at IS NOT NULL LIMIT ?1))
+            WHERE status = 'pending' AND run_at IS NOT NULL LIMIT ?1) AS delayed)
      + (SELECT count(*) FROM (SELECT 1 FROM jobs
-            WHERE status = 'pending' AND run_at IS NULL AND lost > 0 LIMIT ?1))
+            WHERE status = 'pending' AND run_at IS NULL AND lost > 0 LIMIT ?1) AS suspect)
 """
 # Rows are numbered as they come: the smallest id is the oldest, and stands in every index.
 COUNT_LIVE = """

@@ -47,11 +47,11 @@ async def test_what_is_rolled_back_is_never_heard(tmp_path: Path) -> None:
     async with Database(tmp_path / "queue.db") as database:
 
         async def fail(connection: Connection) -> None:
-            database.after_commit(lambda: heard.append("of the failure"))
+            connection.after_commit(lambda: heard.append("of the failure"))
             await connection.execute("INSERT INTO nowhere VALUES (1)")
 
         async def work(connection: Connection) -> None:
-            database.after_commit(lambda: heard.append("of the work"))
+            connection.after_commit(lambda: heard.append("of the work"))
             await connection.execute("PRAGMA user_version")
 
         with pytest.raises(StorageError):

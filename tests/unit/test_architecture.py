@@ -70,6 +70,7 @@ LAYERS = (
         "daemon.events",
         "daemon.presence",
         "daemon.retry",
+        "daemon.queue_backend",
         "daemon.requests",
         "daemon.broker_tls",
         "daemon.migration",
@@ -148,7 +149,6 @@ VENDORS = {
     "tqdm": {"demos.client.terminal"},
     "sqlite3": {
         "daemon.database",
-        "daemon.job_queue",
         "daemon.migration",
         "daemon.schema",
         "daemon.doctor.queue_file",
