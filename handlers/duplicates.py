@@ -7,7 +7,7 @@ import numpy as np
 
 from daemon.errors import NotFoundError
 from handlers.image_store import QdrantImageStore
-from handlers.vector_engine import Match, Point, PointId
+from handlers.vector_engine import Filter, Match, Point, PointId
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -33,7 +33,12 @@ class Cluster:
 
 
 async def cluster_of(
-    store: QdrantImageStore, media_store_id: int, *, min_score: float, limit: int
+    store: QdrantImageStore,
+    media_store_id: int,
+    *,
+    min_score: float,
+    limit: int,
+    where: Filter | None = None,
 ) -> Cluster:
     """Return what is like a picture, what is like that, and so on: the transitive closure.
 
@@ -44,6 +49,7 @@ async def cluster_of(
         media_store_id: whose cluster; it is no member itself.
         min_score: least cosine of a link.
         limit: most members.
+        where: what members and all between them must be.
 
     Raises:
         NotFoundError: code vector_not_found; nothing is stored of the picture.
@@ -59,7 +65,9 @@ async def cluster_of(
     while waiting:
         point = waiting.popleft()
         # All that are known may come first, and one more tells that there is one.
-        found = await store.find(point.vector, limit=len(seen) + limit + 1, min_score=min_score)
+        found = await store.find(
+            point.vector, limit=len(seen) + limit + 1, min_score=min_score, where=where
+        )
         for match in found:
             if match.point_id in seen:
                 continue

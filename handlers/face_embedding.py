@@ -44,7 +44,7 @@ from handlers.pictures import Pictures
 from handlers.self_test import synthetic_picture
 from handlers.timings import Timings
 from handlers.vector_engine import Point
-from handlers.vector_points import face_point_id
+from handlers.vector_points import face_point_id, job_payload
 
 T = TypeVar("T")
 
@@ -268,12 +268,10 @@ def _align_all(pixels: Pixels, faces: Sequence[Face]) -> list[Pixels]:
 def _point(job: Job, face_index: int, face: Face, vector: Vector, model: str) -> Point:
     wire = face.to_wire(face_index)
     payload = {
-        "job_id": job.job_id,
-        "media_store_id": job.media_store_id,
+        **job_payload(job, model),
         "face_index": face_index,
         "bbox": wire["bbox"],
         "confidence": wire["confidence"],
-        "model": model,
     }
     return Point(face_point_id(job.media_store_id, face_index), vector, payload)
 

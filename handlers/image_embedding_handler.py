@@ -18,6 +18,7 @@ from handlers.origin import frame_of
 from handlers.pictures import Pictures
 from handlers.timings import Timings
 from handlers.vector_engine import Point
+from handlers.vector_points import job_payload
 from handlers.vector_store import VectorStore
 
 MAX_UPSERT = 64
@@ -94,9 +95,8 @@ class ImageEmbeddingHandler:
             del media
         with timings.stage("infer"):
             vector, ran = await self._runner.infer_and_tell(picture.pixels)
-        payload = {"job_id": job.job_id, "media_store_id": media_id, "model": ran.model}
         with timings.stage("store"):
-            await self._upserts.submit(Point(media_id, vector, payload))
+            await self._upserts.submit(Point(media_id, vector, job_payload(job, ran.model)))
         return {
             "embedding_dimension": int(vector.size),
             "stored_in_vector_db": True,

@@ -1,18 +1,21 @@
 """Search: pictures by a text; pictures and faces by another one, stored or given as bytes."""
 
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
 from daemon.errors import InvalidRequestError, NotFoundError
 from daemon.jobs import JsonObject
+from daemon.stored_filter import StoredFilter
 from handlers import query_vectors
 from handlers.duplicates import cluster_of
 from handlers.face_store import QdrantFaceStore
+from handlers.filters import to_filter
 from handlers.image_store import QdrantImageStore
 from handlers.inference import Provenance, Vector
 from handlers.qdrant_store import QdrantStore
 from handlers.query_vectors import FaceParts, ImageParts, QueryVector
-from handlers.vector_engine import Match, Point, PointId
-from handlers.vector_points import face_point_id
+from handlers.vector_engine import Filter, HasId, Match, Not, Point, PointId
+from handlers.vector_points import face_point_id, legal_id
 
 DECIMALS = 6
 """Of a score: what float32 can tell apart near 1."""
@@ -21,9 +24,10 @@ DECIMALS = 6
 class Search:
     """Answers searches over the collections whose task types run here.
 
-    Every search takes `limit`, the most results (1 or more), and `min_score`, the least cosine
-    (-1 to 1) of a result, and returns what REST answers: `collection`, `model`, `query`,
-    `results`, best first.
+    Every search takes `limit`, the most results (1 or more), `offset`, how many of the best are
+    left out, `min_score`, the least cosine (-1 to 1) of a result, and `where`, what the results are
+    narrowed to. It returns what REST answers: `collection`, `model`, `query`, `results`, best
+    first, and `next`, the offset of what follows, None where nothing does.
 
     Every search raises:
         NotFoundError: the collection is none of ours, or nobody embeds into it here.
@@ -41,7 +45,15 @@ class Search:
         found = [parts.store.collection for parts in (self._images, self._faces) if parts]
         return frozenset(found)
 
-    async def by_text(self, text: str, *, limit: int, min_score: float | None) -> JsonObject:
+    async def by_text(
+        self,
+        text: str,
+        *,
+        limit: int,
+        offset: int = 0,
+        min_score: float | None = None,
+        where: StoredFilter | None = None,
+    ) -> JsonObject:
         """Return the pictures that a text describes.
 
         Raises:
@@ -49,8 +61,9 @@ class Search:
         """
         images = self._pictures()
         query = await query_vectors.of_text(images, text)
-        found = await _near(images, query.vector, limit, min_score)
-        return _answer(images.store, query.ran, query.told, found)
+        window = _Window(limit, offset, min_score, to_filter(where))
+        found = await _near(images, query.vector, window)
+        return _answer(images.store, query.ran, query.told, found, window)
 
     async def by_likeness(
         self,
@@ -59,7 +72,9 @@ class Search:
         *,
         face_index: int = 0,
         limit: int,
-        min_score: float | None,
+        offset: int = 0,
+        min_score: float | None = None,
+        where: StoredFilter | None = None,
     ) -> JsonObject:
         """Return what is like a stored picture, or like a face of one; never that picture itself.
 
@@ -68,7 +83,9 @@ class Search:
             media_store_id: the picture.
             face_index: which of its faces; of pictures only 0 means anything.
             limit: see the class.
+            offset: see the class.
             min_score: see the class.
+            where: see the class; what it is like need not be in it.
 
         Raises:
             NotFoundError: code vector_not_found; nothing is stored of it.
@@ -91,9 +108,12 @@ class Search:
         if wanted not in vectors:
             raise NotFoundError(f"no vector is stored of {named}", code="vector_not_found")
         ran = await query_vectors.loaded(parts.runner)
-        found = await _near(parts, vectors[wanted], limit + len(own), min_score)
-        others = [match for match in found if match.point_id not in vectors]
-        return _answer(parts.store, ran, told, others[:limit])
+        others = Not(HasId(tuple(legal_id(point_id) for point_id in vectors)))
+        within = to_filter(where)
+        within = Filter.where(others) if within is None else within.and_also(others)
+        window = _Window(limit, offset, min_score, within)
+        found = await _near(parts, vectors[wanted], window)
+        return _answer(parts.store, ran, told, found, window)
 
     async def by_picture(
         self,
@@ -103,7 +123,9 @@ class Search:
         *,
         face_index: int | None = None,
         limit: int,
-        min_score: float | None,
+        offset: int = 0,
+        min_score: float | None = None,
+        where: StoredFilter | None = None,
     ) -> JsonObject:
         """Return what is like a picture file, or like a face in it.
 
@@ -113,7 +135,9 @@ class Search:
             content_type: what the sender called it.
             face_index: which of its faces, as face_detection orders them; None is the largest.
             limit: see the class.
+            offset: see the class.
             min_score: see the class.
+            where: see the class.
 
         Raises:
             PermanentError: it is no picture (the codes are those of a job), or has no such face,
@@ -128,16 +152,25 @@ class Search:
             raise InvalidRequestError("only faces have a face_index", field="face_index")
         else:
             query = await query_vectors.of_picture(parts, data, content_type)
-        found = await _near(parts, query.vector, limit, min_score)
-        return _answer(parts.store, query.ran, query.told, found)
+        window = _Window(limit, offset, min_score, to_filter(where))
+        found = await _near(parts, query.vector, window)
+        return _answer(parts.store, query.ran, query.told, found, window)
 
-    async def duplicates(self, media_store_id: int, *, min_score: float, limit: int) -> JsonObject:
+    async def duplicates(
+        self,
+        media_store_id: int,
+        *,
+        min_score: float,
+        limit: int,
+        where: StoredFilter | None = None,
+    ) -> JsonObject:
         """Return the cluster of a stored picture: its near-duplicates, theirs, and so on.
 
         Args:
             media_store_id: the picture; it is not among the results.
             min_score: least cosine of a link.
             limit: most results.
+            where: what the cluster is narrowed to: chains lead through nothing else.
 
         Raises:
             NotFoundError: code vector_not_found; nothing is stored of it.
@@ -145,7 +178,13 @@ class Search:
         images = self._pictures()
         await images.handler.claim.require()
         ran = await query_vectors.loaded(images.runner)
-        found = await cluster_of(images.store, media_store_id, min_score=min_score, limit=limit)
+        found = await cluster_of(
+            images.store,
+            media_store_id,
+            min_score=min_score,
+            limit=limit,
+            where=to_filter(where),
+        )
         await images.store.confirm_claim()
         return {
             "collection": images.store.collection,
@@ -202,18 +241,37 @@ class Search:
         return self._images
 
 
-async def _near(
-    parts: ImageParts | FaceParts, vector: Vector, limit: int, min_score: float | None
-) -> list[Match]:
+@dataclass(frozen=True, slots=True)
+class _Window:
+    """Which part of all that is stored, ordered by likeness, is wanted."""
+
+    limit: int
+    offset: int
+    min_score: float | None
+    within: Filter | None
+
+
+async def _near(parts: ImageParts | FaceParts, vector: Vector, window: _Window) -> list[Match]:
+    """Return what is wanted, and one more where more follows."""
     await parts.handler.claim.require()
-    found = await parts.store.find(vector, limit=limit, min_score=min_score)
+    found = await parts.store.find(
+        vector,
+        limit=window.limit + 1,
+        min_score=window.min_score,
+        where=window.within,
+        offset=window.offset,
+    )
     # Asked afterwards: a claim that still holds held all the time.
     await parts.store.confirm_claim()
     return found
 
 
 def _answer(
-    store: QdrantStore, ran: Provenance, told: JsonObject, found: Sequence[Match]
+    store: QdrantStore,
+    ran: Provenance,
+    told: JsonObject,
+    found: Sequence[Match],
+    window: _Window,
 ) -> JsonObject:
     return {
         "collection": store.collection,
@@ -228,8 +286,9 @@ def _answer(
                 "job_id": match.payload.get("job_id"),
                 "payload": match.payload,
             }
-            for match in found
+            for match in found[: window.limit]
         ],
+        "next": window.offset + window.limit if len(found) > window.limit else None,
     }
 
 

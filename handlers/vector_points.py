@@ -9,13 +9,14 @@ The ids are deterministic, so that doing a job twice changes nothing; their form
 
 import json
 import re
+import time
 from typing import Any
 from uuid import UUID, uuid5
 
 import numpy as np
 
 from daemon.errors import PermanentError
-from daemon.jobs import JsonObject, dump_json
+from daemon.jobs import Job, JsonObject, dump_json
 from handlers.inference import Vector
 from handlers.vector_engine import Match, Point, PointId
 
@@ -41,6 +42,34 @@ def face_point_id(media_store_id: int, face_index: int) -> str:
 def model_point_id(collection: str) -> str:
     """Return the id of the point that says which model a collection belongs to."""
     return str(uuid5(NAMESPACE, f"model:{collection}"))
+
+
+def job_payload(job: Job, model: str) -> JsonObject:
+    """Return what is stored with every vector of a job, to be found by: as of now.
+
+    Times are epoch milliseconds; `request_id` is absent where the client gave none.
+    """
+    payload: JsonObject = {
+        "job_id": job.job_id,
+        "media_store_id": job.media_store_id,
+        "model": model,
+        "stored_at": time.time_ns() // 1_000_000,
+    }
+    if job.request_id is not None:
+        payload["request_id"] = job.request_id
+    return payload
+
+
+def successor(point_id: PointId) -> PointId | None:
+    """Return the id that comes next in the order of engines, in which ints come before UUIDs.
+
+    Args:
+        point_id: one as `legal_id` returns it.
+    """
+    if isinstance(point_id, int):
+        return point_id + 1 if point_id < MAX_INT_ID else str(UUID(int=0))
+    number = UUID(point_id).int + 1
+    return str(UUID(int=number)) if number < 2**128 else None
 
 
 def legal_id(point_id: Any) -> PointId:

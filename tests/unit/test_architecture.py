@@ -14,6 +14,7 @@ PACKAGES = ("daemon", "handlers", "http_shim", "demos", "bench")
 
 LAYERS = (
     {"daemon.__main__"},
+    {"daemon.cli.completion"},
     {"daemon.cli"},
     {"daemon.doctor.checks"},
     {
@@ -83,10 +84,11 @@ LAYERS = (
         "daemon.topics",
         "daemon.settings",
         "daemon.stage",
+        "daemon.stored_filter",
         "daemon.bell",
         "daemon.clock_steps",
     },
-    {"daemon.cores", "daemon.errors", "daemon.redaction", "daemon.urgency"},
+    {"daemon.cores", "daemon.errors", "daemon.redaction", "daemon.spelling", "daemon.urgency"},
 )
 """From the top down; a module imports from layers below its own only."""
 
@@ -97,6 +99,7 @@ SEEN_BY_HANDLERS = {
     "daemon.redaction",
     "daemon.settings",
     "daemon.stage",
+    "daemon.stored_filter",
     "daemon.urgency",
 }
 
