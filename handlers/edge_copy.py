@@ -1,8 +1,9 @@
 """A shard's folders on the disk: the copy that is optimised, and the swap that a crash may cut.
 
 Beside the folder NAME of a collection there may be NAME.optimising-PID, a copy that is being worked
-on, and NAME.replaced, what NAME was before the swap. NAME.replaced without NAME is a swap that was
-cut between its two renames. All files of the new NAME are on the disk before the first of them.
+on, NAME.dropped, which is being removed, and NAME.replaced, what NAME was before the swap.
+NAME.replaced without NAME is a swap that was cut between its two renames. All files of the new NAME
+are on the disk before the first of them.
 """
 
 import errno
@@ -16,9 +17,39 @@ from pathlib import Path
 from daemon.errors import DependencyDownError
 from handlers.disk_room import ROOM_BYTES
 
+BEGUN = ".begun"
+"""Ends the name of a folder that is not a collection yet."""
+CHANGED = ".changed"
+"""Ends the name of a file beside a collection's folder: how much changed in it."""
+_REPLACED, _DROPPED, _OPTIMISING = ".replaced", ".dropped", ".optimising-"
 CHUNK = 4 << 20
 ROOM_COPIES = 3
 """The copy, its segments before and after, and room for what both get meanwhile."""
+
+
+def collections_in(parent: Path) -> list[str]:
+    """Return the names of the collections in an engine's folder, sorted."""
+    names = {each.name for each in parent.iterdir() if each.is_dir()} if parent.is_dir() else set()
+    cut = {name.removesuffix(_REPLACED) for name in names if name.endswith(_REPLACED)}
+    return sorted(cut | {name for name in names if not _is_aside(name)})
+
+
+def remove(folder: Path) -> None:
+    """Remove a collection's folder and all beside it; it is gone at one blow, its files follow."""
+    dropped = folder.with_name(f"{folder.name}{_DROPPED}")
+    recover(folder)
+    shutil.rmtree(dropped, ignore_errors=True)
+    if folder.exists():
+        folder.rename(dropped)
+        _sync(folder.parent)
+    folder.with_name(f"{folder.name}{CHANGED}").unlink(missing_ok=True)
+    shutil.rmtree(dropped, ignore_errors=True)
+
+
+def sweep(parent: Path) -> None:
+    """End the removals that a crash cut short."""
+    for dropped in parent.glob(f"*{_DROPPED}"):
+        shutil.rmtree(dropped, ignore_errors=True)
 
 
 def recover(folder: Path) -> None:
@@ -28,13 +59,13 @@ def recover(folder: Path) -> None:
         replaced.rename(folder)
         _sync(folder.parent)
     shutil.rmtree(replaced, ignore_errors=True)
-    for copy in folder.parent.glob(f"{folder.name}.optimising-*"):
+    for copy in folder.parent.glob(f"{folder.name}{_OPTIMISING}*"):
         shutil.rmtree(copy, ignore_errors=True)
 
 
 def working_copy(folder: Path) -> Path:
     """Return where this process copies a shard to."""
-    return folder.with_name(f"{folder.name}.optimising-{os.getpid()}")
+    return folder.with_name(f"{folder.name}{_OPTIMISING}{os.getpid()}")
 
 
 def require_room_for_copy(folder: Path) -> None:
@@ -100,7 +131,11 @@ def put_back(folder: Path, copy: Path) -> None:
 
 
 def _replaced(folder: Path) -> Path:
-    return folder.with_name(f"{folder.name}.replaced")
+    return folder.with_name(f"{folder.name}{_REPLACED}")
+
+
+def _is_aside(name: str) -> bool:
+    return name.endswith((BEGUN, _REPLACED, _DROPPED)) or _OPTIMISING in name
 
 
 def _files(folder: Path) -> Iterator[Path]:

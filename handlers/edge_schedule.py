@@ -80,6 +80,10 @@ class IndexBoard:
         """Return a collection's state, to be written."""
         return self._states.setdefault(collection, IndexState())
 
+    def remove(self, collection: str) -> None:
+        """Take a collection off the board."""
+        self._states.pop(collection, None)
+
     def forget(self) -> None:
         """Take everything off the board."""
         self._states.clear()

@@ -58,7 +58,11 @@ class WriteGate:
 
     @asynccontextmanager
     async def hold(self, collection: str) -> AsyncIterator[None]:
-        """Let no write begin meanwhile; those that have begun are the thread's to end first."""
+        """Let no write begin meanwhile; those that have begun are the thread's to end first.
+
+        Whoever else holds it is waited for.
+        """
+        await self.passing(collection)
         opened = self._closed[collection] = asyncio.Event()
         try:
             yield
@@ -114,6 +118,12 @@ class Upkeep:
     def touch(self) -> None:
         """Take note that something was stored or deleted just now."""
         self._changed_at = time.monotonic()
+
+    def forget(self, collection: str) -> None:
+        """Take a collection that was dropped off the board; from any thread."""
+        self._board.remove(collection)
+        self._settled.pop(collection, None)
+        self._not_before.pop(collection, None)
 
     async def _keep(self) -> None:
         while True:

@@ -10,9 +10,11 @@ One shard folder a collection. What was measured of 0.9.0 (512 numbers a vector,
   time (10 s and more at 20,000 points): edge_upkeep has another process do it, on a copy.
 """
 
+import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TypeVar
 
@@ -20,7 +22,7 @@ import qdrant_edge as edge
 
 from daemon.errors import DependencyDownError, RetryableError
 from handlers.disk_room import require_room
-from handlers.edge_copy import collections_in, remove
+from handlers.edge_copy import collections_in, remove, sweep
 from handlers.edge_schedule import NEVER, IndexBoard, Schedule
 from handlers.edge_shard import Shard
 from handlers.edge_upkeep import Upkeep, WriteGate
@@ -79,6 +81,7 @@ class EdgeEngine:
         """
         self._lock.acquire()
         self._thread.start()
+        await self._run(lambda: sweep(self._folder))
         self._upkeep.start()
 
     async def close(self) -> None:
@@ -115,6 +118,21 @@ class EdgeEngine:
     async def flush(self, collection: str) -> None:
         """Sync a shard's log to the disk."""
         await self._run(lambda: self._shard(collection).flush())
+
+    async def while_still(self, copy: Callable[[Path], None]) -> None:
+        """Run `copy` on the folder, in a thread, while nothing in it changes.
+
+        Searches go on; what is stored or deleted waits for it.
+        """
+        async with AsyncExitStack() as holding:
+            held = set[str]()
+            # Until no collection was made while others were waited for.
+            while new := set(await self.collections()) - held:
+                for name in sorted(new):
+                    await holding.enter_async_context(self._gate.hold(name))
+                held |= new
+            await self._run(self._flush)
+            await asyncio.to_thread(copy, self._folder)
 
     async def upsert(self, collection: str, points: Sequence[Point]) -> None:
         """Store points; the write-ahead log has them when this returns."""

@@ -64,6 +64,10 @@ class LocalEngine:
     async def flush(self, collection: str) -> None:
         """Do nothing: each point was a commit."""
 
+    async def while_still(self, copy: Callable[[Path], None]) -> None:
+        """Run `copy` on the folder while nothing in it changes; all calls wait for it."""
+        await self._thread.run(lambda: copy(self._folder))
+
     async def upsert(self, collection: str, points: Sequence[Point]) -> None:
         """Store points; each is one SQLite commit."""
         await self._run(

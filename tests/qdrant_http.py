@@ -52,6 +52,19 @@ def _refusal(status: int, what: str) -> web.Response:
     return web.json_response({"status": {"error": what}, "time": 0.001}, status=status)
 
 
+@routes.get("/collections")
+async def collections(request: web.Request) -> web.Response:
+    """Name the collections."""
+    return _answer(await request.app[CLIENT].get_collections())
+
+
+@routes.delete("/collections/{name}")
+async def drop(request: web.Request) -> web.Response:
+    """Delete a collection."""
+    client, name = _parts(request)
+    return _answer(await client.delete_collection(name))
+
+
 @routes.get("/collections/{name}/exists")
 async def exists(request: web.Request) -> web.Response:
     """Say whether there is a collection."""

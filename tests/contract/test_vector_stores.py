@@ -526,6 +526,44 @@ async def test_counts_and_deletes_by_condition(place: Place) -> None:
         await shared.close()
 
 
+async def test_a_dropped_collection_is_gone_and_may_be_made_anew(place: Place) -> None:
+    shared = place()
+    engine = await shared.open()
+    spec, other = CollectionSpec("drop.me", 4), CollectionSpec("keep", 4)
+    for each in (spec, other):
+        await engine.ensure_collection(each)
+        await engine.upsert(each.name, [Point(1, np.ones(4, np.float32))])
+        await engine.flush(each.name)
+
+    before = await engine.collections()
+    await engine.drop_collection("drop.me")
+    await engine.drop_collection("drop.me")
+    between = await engine.collections()
+    await engine.ensure_collection(CollectionSpec("drop.me", 8))
+
+    assert (before, between) == (["drop.me", "keep"], ["keep"])
+    assert (await engine.count("drop.me"), await engine.count("keep")) == (0, 1)
+    await shared.close()
+
+
+async def test_a_collection_is_named_and_dropped_without_having_been_opened(place: Place) -> None:
+    first = place()
+    engine = await first.open()
+    await engine.ensure_collection(CollectionSpec("left", 4))
+    await first.close()
+
+    second = place()
+    engine = await second.open()
+    assert await engine.collections() == ["left"]
+    await engine.drop_collection("left")
+    assert await engine.collections() == []
+    await second.close()
+
+    third = place()
+    assert await (await third.open()).collections() == []
+    await third.close()
+
+
 async def test_a_collection_that_is_not_there_is_no_vendors_error(place: Place) -> None:
     shared = place()
     engine = await shared.open()

@@ -421,3 +421,30 @@ async def test_a_process_killed_at_any_step_loses_nothing_confirmed(
     with pytest.raises(RetryableError):
         await engine.count("another")
     await engine.close()
+
+
+async def test_a_collection_may_be_dropped_while_it_is_optimised(
+    engine: EdgeEngine, tmp_path: Path
+) -> None:
+    await fill(engine, vectors(MANY))
+    working = asyncio.create_task(engine.optimise("c"))
+    await until(lambda: working_copy(tmp_path / "c").is_dir())
+
+    await engine.drop_collection("c")
+
+    assert not await working
+    assert await engine.collections() == []
+    assert names(tmp_path) == ["inferd.lock"]
+
+
+async def test_a_removal_that_was_cut_short_is_ended_at_the_next_start(tmp_path: Path) -> None:
+    (tmp_path / "c.dropped").mkdir()
+    (tmp_path / "c.dropped" / "segment").write_bytes(b"x")
+    engine = EdgeEngine(tmp_path)
+
+    await engine.open()
+    try:
+        assert await engine.collections() == []
+        assert names(tmp_path) == ["inferd.lock"]
+    finally:
+        await engine.close()
