@@ -6,6 +6,7 @@ from typing import Protocol
 
 from daemon.errors import RetryableError
 from daemon.jobs import JsonObject
+from daemon.stored_filter import StoredFilter
 
 MAX_SEARCHES = 16
 """Under way at a time; further ones are told to come again."""
@@ -29,7 +30,15 @@ class Searcher(Protocol):
     def collections(self) -> Collection[str]:
         """The collections that can be searched."""
 
-    async def by_text(self, text: str, *, limit: int, min_score: float | None) -> JsonObject:
+    async def by_text(
+        self,
+        text: str,
+        *,
+        limit: int,
+        offset: int,
+        min_score: float | None,
+        where: StoredFilter | None,
+    ) -> JsonObject:
         """Return the pictures that a text describes."""
 
     async def by_likeness(
@@ -39,11 +48,20 @@ class Searcher(Protocol):
         *,
         face_index: int,
         limit: int,
+        offset: int,
         min_score: float | None,
+        where: StoredFilter | None,
     ) -> JsonObject:
         """Return what is like a stored picture, or like one of its faces."""
 
-    async def duplicates(self, media_store_id: int, *, min_score: float, limit: int) -> JsonObject:
+    async def duplicates(
+        self,
+        media_store_id: int,
+        *,
+        min_score: float,
+        limit: int,
+        where: StoredFilter | None,
+    ) -> JsonObject:
         """Return the cluster of near-duplicates of a stored picture."""
 
     async def faces_of(self, media_store_id: int) -> list[JsonObject] | None:
@@ -57,7 +75,9 @@ class Searcher(Protocol):
         *,
         face_index: int | None,
         limit: int,
+        offset: int,
         min_score: float | None,
+        where: StoredFilter | None,
     ) -> JsonObject:
         """Return what is like a picture file, or like one of its faces."""
 

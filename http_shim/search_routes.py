@@ -5,7 +5,7 @@ from collections.abc import Awaitable
 from typing import Annotated
 
 from aiohttp import web
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, Field
 
 from daemon.errors import InvalidRequestError, NotFoundError, PermanentError, RetryableError
 from daemon.jobs import MAX_MEDIA_STORE_ID, JsonObject, dump_json
@@ -13,6 +13,7 @@ from daemon.stage import StageClosedError
 from http_shim.auth import authorization_of
 from http_shim.bodies import read_body
 from http_shim.errors import DrainingError, error_response
+from http_shim.filters import FilterQuery, decimal
 from http_shim.keys import AUTHENTICATOR, HEALTH, SEARCH
 from http_shim.media_routes import media_store_id_of
 from http_shim.queries import parse_query
@@ -27,23 +28,18 @@ DUPLICATES_PATH = "/search/image_embeddings/{media_store_id}/duplicates"
 LOOSEST_LINK = 0.5
 """Looser ones would link nearly everything."""
 MAX_RESULTS = 1000
+MAX_OFFSET = 10_000
+"""Each page costs as much as all before it together."""
 MAX_FACE_INDEX = 1_000_000
 SEARCH_SECONDS = 60.0
 """How long a search may take once its body is there; the first text waits for its model."""
 
 
-def _decimal(value: str) -> str:
-    if not (value.isascii() and value.isdigit()):
-        raise ValueError("must be a media_store_id in decimal digits")
-    return value
-
-
-class PictureQuery(BaseModel):
+class PictureQuery(FilterQuery):
     """The query of POST /search/{collection}; unknown names are refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     limit: int = Field(10, ge=1, le=MAX_RESULTS)
+    offset: int = Field(0, ge=0, le=MAX_OFFSET)
     min_score: float | None = Field(None, ge=-1, le=1, allow_inf_nan=False)
     face_index: int | None = Field(None, ge=0, le=MAX_FACE_INDEX)
 
@@ -52,15 +48,11 @@ class NamedQuery(PictureQuery):
     """The query of GET /search/{collection}."""
 
     text: str | None = None
-    like: Annotated[int, BeforeValidator(_decimal), Field(ge=0, le=MAX_MEDIA_STORE_ID)] | None = (
-        None
-    )
+    like: Annotated[int, BeforeValidator(decimal), Field(ge=0, le=MAX_MEDIA_STORE_ID)] | None = None
 
 
-class DuplicatesQuery(BaseModel):
+class DuplicatesQuery(FilterQuery):
     """The query of GET /search/image_embeddings/{media_store_id}/duplicates."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     min_score: float = Field(0.95, ge=LOOSEST_LINK, le=1, allow_inf_nan=False)
     limit: int = Field(100, ge=1, le=MAX_RESULTS)
@@ -85,6 +77,7 @@ async def search_by_name(request: web.Request) -> web.Response:
     collection, searcher = _admit(request)
     asked = parse_query(request, NamedQuery)
     _check_names(collection, asked)
+    where = asked.to_filter()
     search: Awaitable[JsonObject]
     with request.app[SEARCH].enter(with_picture=False):
         if asked.like is not None:
@@ -93,11 +86,17 @@ async def search_by_name(request: web.Request) -> web.Response:
                 asked.like,
                 face_index=asked.face_index or 0,
                 limit=asked.limit,
+                offset=asked.offset,
                 min_score=asked.min_score,
+                where=where,
             )
         else:
             search = searcher.by_text(
-                asked.text or "", limit=asked.limit, min_score=asked.min_score
+                asked.text or "",
+                limit=asked.limit,
+                offset=asked.offset,
+                min_score=asked.min_score,
+                where=where,
             )
         return await _answer(search)
 
@@ -107,6 +106,7 @@ async def search_by_picture(request: web.Request) -> web.Response:
     collection, searcher = _admit(request)
     asked = parse_query(request, PictureQuery)
     _check_face_index(collection, asked)
+    where = asked.to_filter()
     content_type = request.content_type
     if not content_type.startswith("image/") and content_type != "application/octet-stream":
         raise web.HTTPUnsupportedMediaType(
@@ -122,7 +122,9 @@ async def search_by_picture(request: web.Request) -> web.Response:
                 content_type,
                 face_index=asked.face_index,
                 limit=asked.limit,
+                offset=asked.offset,
                 min_score=asked.min_score,
+                where=where,
             )
         )
 
@@ -132,9 +134,12 @@ async def find_duplicates(request: web.Request) -> web.Response:
     searcher = _admit_to(request, IMAGES)
     media_store_id = media_store_id_of(request)
     asked = parse_query(request, DuplicatesQuery)
+    where = asked.to_filter()
     with request.app[SEARCH].enter(with_picture=False):
         return await _answer(
-            searcher.duplicates(media_store_id, min_score=asked.min_score, limit=asked.limit)
+            searcher.duplicates(
+                media_store_id, min_score=asked.min_score, limit=asked.limit, where=where
+            )
         )
 
 

@@ -196,6 +196,10 @@ class SearchAnswer(WireModel):
     model: Provenance = Field(description="The model whose vectors were compared.")
     query: TextQuery | LikeQuery | PictureQuery | FaceQuery
     results: list[Match]
+    next: Count | None = Field(
+        description="The `offset` at which the search goes on; null where nothing follows. Beyond "
+        "10000 a search does not go: narrow it."
+    )
 
 
 class DuplicatesQuestion(WireModel):

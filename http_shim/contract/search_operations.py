@@ -1,7 +1,7 @@
 """The search operations, described."""
 
 from daemon.jobs import JsonObject
-from daemon.wire.schema import JOB_ID
+from daemon.wire.schema import CREATED, JOB_ID
 from http_shim.contract.answers import DuplicatesAnswer, SearchAnswer
 from http_shim.contract.media_operations import MEDIA_STORE_ID
 from http_shim.contract.operations import (
@@ -13,6 +13,7 @@ from http_shim.contract.operations import (
     Operation,
     query_parameters,
 )
+from http_shim.filters import FILTER_TEXTS
 from http_shim.search_routes import DuplicatesQuery, NamedQuery, PictureQuery
 
 _EXAMPLE: JsonObject = {
@@ -34,9 +35,11 @@ _EXAMPLE: JsonObject = {
                 "job_id": JOB_ID,
                 "media_store_id": 12345,
                 "model": "ViT-B-32-quickgelu",
+                "stored_at": CREATED,
             },
         }
     ],
+    "next": 10,
 }
 _COLLECTION: JsonObject = {
     "description": "Which vectors.",
@@ -44,7 +47,12 @@ _COLLECTION: JsonObject = {
 }
 
 
-_LIMITS = {"limit": "How many results at most.", "min_score": "The least cosine of a result."}
+_LIMITS = {
+    **FILTER_TEXTS,
+    "limit": "How many results at most.",
+    "offset": "How many of the best are left out: the `next` of the page before.",
+    "min_score": "The least cosine of a result.",
+}
 _PICTURE_CODES = ["empty", "unsupported_format", "decode_error", "too_many_pixels", "no_face"]
 _AWAY = ["model_error", "out_of_memory", "busy", "timeout", "draining"]
 _ERRORS: Errors = {
@@ -84,12 +92,17 @@ SEARCH_OPERATIONS = (
         summary="Find the near-duplicates of a stored picture, theirs, and so on.",
         text="Pictures are linked where their cosine is `min_score` or more; all that is linked to "
         "the picture is its cluster. `score` is the cosine to the picture that was asked for, "
-        "`near_score` that to the picture `near` that brought it in.",
+        "`near_score` that to the picture `near` that brought it in. A filter holds for all pictures "
+        "of the cluster but the one that was asked for; links lead through no other.",
         access="token",
         path_parameters={"media_store_id": MEDIA_STORE_ID},
         query=query_parameters(
             DuplicatesQuery,
-            {"limit": "How many results at most.", "min_score": "The least cosine of a link."},
+            {
+                **FILTER_TEXTS,
+                "limit": "How many results at most.",
+                "min_score": "The least cosine of a link.",
+            },
         ),
         answers={
             200: Answer(

@@ -23,6 +23,7 @@ from daemon.errors import (
 from daemon.jobs import JsonObject
 from daemon.settings import AuthSettings
 from daemon.stage import StageClosedError
+from daemon.stored_filter import StoredFilter
 from http_shim import search_routes
 from http_shim.search_door import MAX_PICTURES, MAX_SEARCHES
 from tests.exposition import Exposition
@@ -36,7 +37,12 @@ POST_HEAD = b"POST /search/image_embeddings HTTP/1.1\r\nHost: x\r\n"
 
 def answer_to(collection: str, query: JsonObject) -> JsonObject:
     model = {"model": "m", "weights": "w.pt", "device": "cpu", "precision": "fp32"}
-    return {"collection": collection, "model": model, "query": query, "results": []}
+    return {
+        "collection": collection,
+        "model": model,
+        "query": query,
+        "results": [],
+    } | ({} if query["kind"] == "duplicates" else {"next": None})
 
 
 ANSWERS = {
@@ -58,13 +64,23 @@ class Scripted:
     def __init__(self) -> None:
         self.collections = ["image_embeddings", "face_embeddings"]
         self.asked: list[tuple[Any, ...]] = []
+        self.narrowed: list[tuple[int, StoredFilter | None]] = []
+        """The offset and the filter of each search."""
         self.error: Exception | None = None
         self.faces: list[JsonObject] | None = []
         self.go = asyncio.Event()
         self.go.set()
 
-    async def by_text(self, text: str, *, limit: int, min_score: float | None) -> JsonObject:
-        return await self._answer("text", text, limit, min_score)
+    async def by_text(
+        self,
+        text: str,
+        *,
+        limit: int,
+        offset: int,
+        min_score: float | None,
+        where: StoredFilter | None,
+    ) -> JsonObject:
+        return await self._answer("text", text, limit, min_score, offset=offset, where=where)
 
     async def by_likeness(
         self,
@@ -73,12 +89,22 @@ class Scripted:
         *,
         face_index: int,
         limit: int,
+        offset: int,
         min_score: float | None,
+        where: StoredFilter | None,
     ) -> JsonObject:
-        return await self._answer("like", collection, media_store_id, face_index, limit, min_score)
+        asked = collection, media_store_id, face_index, limit, min_score
+        return await self._answer("like", *asked, offset=offset, where=where)
 
-    async def duplicates(self, media_store_id: int, *, min_score: float, limit: int) -> JsonObject:
-        return await self._answer("duplicates", media_store_id, min_score, limit)
+    async def duplicates(
+        self,
+        media_store_id: int,
+        *,
+        min_score: float,
+        limit: int,
+        where: StoredFilter | None,
+    ) -> JsonObject:
+        return await self._answer("duplicates", media_store_id, min_score, limit, where=where)
 
     async def faces_of(self, media_store_id: int) -> list[JsonObject] | None:
         self.asked.append(("faces", media_store_id))
@@ -94,14 +120,16 @@ class Scripted:
         *,
         face_index: int | None,
         limit: int,
+        offset: int,
         min_score: float | None,
+        where: StoredFilter | None,
     ) -> JsonObject:
-        return await self._answer(
-            "picture", collection, data, content_type, face_index, limit, min_score
-        )
+        asked = collection, data, content_type, face_index, limit, min_score
+        return await self._answer("picture", *asked, offset=offset, where=where)
 
-    async def _answer(self, *asked: Any) -> JsonObject:
+    async def _answer(self, *asked: Any, offset: int = 0, where: StoredFilter | None) -> JsonObject:
         self.asked.append(asked)
+        self.narrowed.append((offset, where))
         await self.go.wait()
         if self.error is not None:
             raise self.error
@@ -205,7 +233,9 @@ async def test_unknown_names_are_refused_and_not_repeated_into_the_answer(rig: R
     assert answer.status == 422
     assert answer.body["code"] == "invalid_request"
     assert answer.body["detail"] == (
-        "the query may hold limit, min_score, face_index, text, like and nothing else"
+        "the query may hold stored_after, stored_before, min_media_store_id, max_media_store_id,"
+        " media_store_ids, job_ids, request_id, payload, limit, offset, min_score, face_index,"
+        " text, like and nothing else"
     )
 
 
