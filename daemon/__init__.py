@@ -27,7 +27,9 @@
     events, requests, retry     the wire's shapes, and an error's fate: pure
     home_discovery              what Home Assistant is told: pure
     wire/        all of the wire as models: documentation and oracle   asyncapi   MQTT's contract
-    jobs, topics, settings, stage, bell, urgency, clock_steps, cores, errors, redaction: small tools
+    command_line what the commands' parsers share: help, examples, guesses
+    jobs, topics, settings, stage, bell, urgency, clock_steps, cores, errors, redaction, spelling:
+                 small tools
 
 Imports go downward only, row by row; `handlers` may import cores, jobs, errors, redaction,
 settings, stage and urgency; nothing imports `http_shim` but app.

@@ -3,29 +3,16 @@
 import importlib
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 
+from daemon.cli import COMMANDS
 from daemon.errors import ConfigError
+from daemon.spelling import did_you_mean
 
 EXIT_CONFIG = 78
 """EX_CONFIG of sysexits.h: a supervisor need not try again."""
 EXIT_LATER = 75
 """EX_TEMPFAIL: somebody else holds the queue's file, as during a long migration; try again."""
-
-COMMANDS = {
-    "serve": ("daemon.cli.serve", "take requests and do them, until SIGTERM (the default)"),
-    "doctor": ("daemon.cli.doctor", "look at all that inferd depends on; say what to mend"),
-    "models": ("daemon.cli.models", "which model files are used; download the absent ones"),
-    "migrate": ("daemon.cli.migrate", "bring the queue's file to this version's schema"),
-    "schemas": ("daemon.cli.schemas", "print the contracts: OpenAPI of REST, AsyncAPI of MQTT"),
-    "submit": ("daemon.cli.submit", "ask the running daemon for jobs: ids, lists or folders"),
-    "search": ("daemon.cli.search", "find pictures and faces by picture, id, text or face"),
-    "faces": ("daemon.cli.faces", "show the faces of a picture, and which are stored"),
-    "jobs": ("daemon.cli.jobs", "list, show, retry and cancel jobs"),
-    "delete": ("daemon.cli.delete", "remove what is known of pictures: vectors and jobs"),
-    "demo": ("demos.quickstart", "start all parts here and send real pictures through"),
-}
-"""By name: the module whose `main(argv, prog)` runs it, and what it does. Only the module of the
-command that was asked for is imported, so that each starts as fast as its own imports allow."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -38,11 +25,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments and not arguments[0].startswith("-"):
         name = arguments.pop(0)
     if name not in COMMANDS:
-        sys.stderr.write(f"inferd: there is no command {name!r}\n\n{_usage()}")
+        meant = did_you_mean(name, COMMANDS)
+        sys.stderr.write(f"inferd: there is no command {name[:80]!r}{meant}\n\n{_usage()}")
         return 2
     try:
         command = importlib.import_module(COMMANDS[name][0])
-        code: int = command.main(arguments, prog=f"python -m daemon {name}")
+        code: int = command.main(arguments, prog=f"{_program()} {name}")
     except ConfigError as error:
         return _refuse([error])
     except ExceptionGroup as group:
@@ -53,13 +41,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
+def _program() -> str:
+    """Return how inferd was called, so that examples are what the caller can type."""
+    return "inferd" if Path(sys.argv[0]).name == "inferd" else "python -m daemon"
+
+
 def _usage() -> str:
-    lines = "\n".join(f"  {name:<9}{said}" for name, (_, said) in COMMANDS.items())
+    wide = max(map(len, COMMANDS)) + 2
+    lines = "\n".join(f"  {name:<{wide}}{said}" for name, (_, said) in COMMANDS.items())
     return (
-        "usage: python -m daemon [command] [options]\n\n"
+        f"usage: {_program()} [command] [options]\n\n"
         "Turn pictures into vectors and faces, asked over MQTT or REST. Configured by INFERD_*\n"
         f"variables; see README.\n\n{lines}\n\n"
-        "Each command has its own --help.\n"
+        "Each command has its own --help, with examples. Something is odd? `doctor` says what.\n"
     )
 
 

@@ -29,6 +29,7 @@ from pydantic import (
 from daemon.cores import usable_cores
 from daemon.errors import ConfigError
 from daemon.redaction import without_password
+from daemon.spelling import did_you_mean
 
 PREFIX = "INFERD_"
 TEST_PREFIX = "INFERD_TEST_"
@@ -157,6 +158,12 @@ class MqttSettings(_Group):
     max_request_bytes: int = Field(1_048_576, ge=1024, description="larger requests are rejected")
     progress: bool = Field(True, description="tell each stage of a running job, QoS 0")
     stats_seconds: float = Field(10, ge=0, description="how often stats are told; 0 = never")
+    intake_roles: int = Field(
+        0,
+        ge=0,
+        le=64,
+        description="sessions by which daemons on one queue share the requests; 0: each gets all",
+    )
 
     @model_validator(mode="after")
     def _check_certificate(self) -> "MqttSettings":
@@ -523,7 +530,10 @@ class Settings(_Group):
         except ValidationError as error:
             for found in error.errors(include_url=False, include_input=False):
                 where = "__".join(str(part) for part in found["loc"]).upper()
-                problems.append(f"{PREFIX}{where}: {found['msg']}" if where else found["msg"])
+                said = found["msg"].removeprefix("Value error, ")
+                if found["type"] == "extra_forbidden":  # of the file: names are looked up above
+                    said = f"unknown name{did_you_mean(f'{PREFIX}{where}', _names())}"
+                problems.append(f"{PREFIX}{where}: {said}" if where else said)
             settings = None
         if problems or settings is None:
             raise ConfigError("wrong configuration:\n  " + "\n  ".join(problems))
@@ -546,11 +556,20 @@ def _locate(name: str, text: str) -> tuple[list[str], str]:
         return path, text
     secret = [*path[:-1], path[-1].removesuffix("_file")]
     if not path[-1].endswith("_file") or not _is_field(secret):
-        raise ValueError("unknown name")
+        raise ValueError(f"unknown name{did_you_mean(name, _names())}")
     try:
         return secret, Path(text).read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"cannot read the file: {error}") from error
+
+
+def _names(model: type[BaseModel] | None = None, prefix: str = PREFIX) -> Iterator[str]:
+    for name, field in (model or Settings).model_fields.items():
+        kind, full = field.annotation, f"{prefix}{name.upper()}"
+        if isinstance(kind, type) and issubclass(kind, _Group):
+            yield from _names(kind, f"{full}__")
+        else:
+            yield full
 
 
 def _is_field(path: list[str]) -> bool:

@@ -9,8 +9,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from daemon.command_line import Parser
 from daemon.errors import ConfigError
 from daemon.jobs import JsonObject, TaskType
+from daemon.settings import Settings
 from demos.annotate import draw_faces
 from demos.choose_models import Choice, choose_models
 from demos.client import ClientError, InferdClient, RejectedError, upload
@@ -32,6 +34,17 @@ PICTURES = (
 GROUP = "t1.jpg"
 """The picture with the most faces: it is the one that is drawn into."""
 QUERY = "astronaut.png"
+_EPILOG = """\
+exit codes:
+  0  all went well, or it was stopped by Ctrl-C
+  1  a part did not come up, or a job failed
+  2  usage
+  78  wrong configuration
+
+examples:
+  %(prog)s
+  %(prog)s --stay
+"""
 
 
 @dataclass(frozen=True)
@@ -252,9 +265,7 @@ def _stay(stack: Stack, ids: Iterable[str]) -> None:
 
 def main(argv: Sequence[str] | None = None, *, prog: str = "python -m demos.quickstart") -> int:
     """Run the demo; return its exit code."""
-    parser = argparse.ArgumentParser(prog=prog, description="Show inferd at work on real pictures.")
-    parser.add_argument("--stay", action="store_true", help="stay up afterwards, until Ctrl-C")
-    arguments = parser.parse_args(argv)
+    arguments = make_parser(prog).parse_args(argv)
     try:
         choice = choose_models()
     except ConfigError as error:
@@ -276,6 +287,18 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "python -m demos.quic
         except (StackError, ClientError) as error:
             print(f"\nthe demo failed: {error}", file=sys.stderr)
             return 1
+
+
+def make_parser(prog: str, _settings: Settings | None = None) -> argparse.ArgumentParser:
+    """Return what reads the command line."""
+    parser = Parser(
+        prog=prog,
+        description="Start a broker, a media store and the daemon here, and show them at work on"
+        " sample pictures. Nothing of it stays, but demo-output/faces.png.",
+        epilog=_EPILOG,
+    )
+    parser.add_argument("--stay", action="store_true", help="stay up afterwards, until Ctrl-C")
+    return parser
 
 
 if __name__ == "__main__":

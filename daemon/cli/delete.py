@@ -3,10 +3,10 @@
 import argparse
 import itertools
 import json
-import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
+from daemon.command_line import Parser, settings_for
 from daemon.settings import Settings
 from demos.client import ClientError, UnreachableError
 from demos.client import arguments as checked
@@ -36,8 +36,9 @@ exit codes:
   78  wrong configuration
   130  interrupted; deleting again goes on
 
-example:
-  python -m daemon delete 12 13 --ids gone.txt
+examples:
+  %(prog)s 12 13
+  %(prog)s --ids gone.txt
 """
 
 
@@ -47,8 +48,7 @@ def main(argv: Sequence[str], *, prog: str) -> int:
     Raises:
         ConfigError: the configuration is wrong.
     """
-    settings = Settings.from_env(os.environ)
-    parser = _parser(prog, settings)
+    parser = make_parser(prog, settings_for(argv))
     options = parser.parse_intermixed_args(argv)
     if not options.media_store_ids and options.ids is None:
         parser.error("nothing to delete: give media_store_ids, or --ids FILE")
@@ -103,12 +103,12 @@ def _number(value: object) -> int:
     return value if isinstance(value, int) else 0
 
 
-def _parser(prog: str, settings: Settings) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def make_parser(prog: str, settings: Settings) -> argparse.ArgumentParser:
+    """Return what reads the command line; defaults are the daemon's own settings."""
+    parser = Parser(
         prog=prog,
         description="Remove what the running daemon knows of pictures: vectors and jobs.",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "media_store_ids", nargs="*", type=checked.media_store_id, metavar="media_store_id"

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import TextIO
 
+from daemon.command_line import Parser
 from daemon.doctor.checks import all_checks
 from daemon.doctor.facts import begin
 from daemon.doctor.findings import Finding, FindingRedactor, Verdict, fail, worst
@@ -22,21 +23,22 @@ EXIT_FAIL = 1
 EXIT_CONFIG = 78
 _MARKS = {Verdict.OK: "ok", Verdict.WARN: "warn", Verdict.FAIL: "FAIL"}
 _INDENT = " " * 21
+_EPILOG = """\
+exit codes:
+  0  all is well, or there are warnings only
+  1  something fails
+  2  usage
+  78  the configuration is wrong
+
+examples:
+  %(prog)s
+  %(prog)s --quick --json
+"""
 
 
 def main(argv: Sequence[str], *, prog: str) -> int:
     """Run every check; return 0, or 1 where one fails, 78 where the configuration is wrong."""
-    parser = argparse.ArgumentParser(
-        prog=prog,
-        description="Look at everything inferd depends on, with the settings that the daemon would"
-        " use, and say what is wrong and how to mend it. Nothing is changed, and a running daemon"
-        " is not disturbed.",
-        epilog="Exit codes: 0 all is well, or there are warnings only; 1 something fails; 78 the"
-        " configuration is wrong.",
-    )
-    parser.add_argument("--json", action="store_true", help="one JSON object, at the end")
-    parser.add_argument("--quick", action="store_true", help="find models, but do not load them")
-    arguments = parser.parse_args(argv)
+    arguments = make_parser(prog).parse_args(argv)
     report = _Report(sys.stdout, is_json=arguments.json)
     # Its findings say what the parts would log; libraries' chatter is not the report.
     logging.getLogger().addHandler(logging.NullHandler())
@@ -56,6 +58,20 @@ def main(argv: Sequence[str], *, prog: str) -> int:
         sys.stderr.flush()
         os._exit(code)
     return code
+
+
+def make_parser(prog: str, _settings: Settings | None = None) -> argparse.ArgumentParser:
+    """Return what reads the command line."""
+    parser = Parser(
+        prog=prog,
+        description="Look at everything inferd depends on, with the settings that the daemon would"
+        " use, and say what is wrong and how to mend it. Nothing is changed, and a running daemon"
+        " is not disturbed.",
+        epilog=_EPILOG,
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON object, at the end")
+    parser.add_argument("--quick", action="store_true", help="find models, but do not load them")
+    return parser
 
 
 def _tame(text: str) -> str:

@@ -2,9 +2,9 @@
 
 import argparse
 import json
-import os
 from collections.abc import Sequence
 
+from daemon.command_line import Parser, settings_for
 from daemon.jobs import JsonObject
 from daemon.settings import Settings
 from demos.client import ClientError
@@ -24,8 +24,9 @@ exit codes:
   5  refused: nothing is known of the picture's faces, or no permission
   78  wrong configuration
 
-example:
-  python -m daemon faces 12345
+examples:
+  %(prog)s 12345
+  %(prog)s 12345 --json
 """
 
 
@@ -35,16 +36,7 @@ def main(argv: Sequence[str], *, prog: str) -> int:
     Raises:
         ConfigError: the configuration is wrong.
     """
-    settings = Settings.from_env(os.environ)
-    parser = argparse.ArgumentParser(
-        prog=prog,
-        description="Show the faces of a picture: boxes, confidence, and what is stored.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("media_store_id", type=checked.media_store_id)
-    parser.add_argument("--json", action="store_true", help="print the daemon's whole answer")
-    add_place(parser, settings)
+    parser = make_parser(prog, settings_for(argv))
     options = parser.parse_args(argv)
     door = Door(options, parser)
     try:
@@ -60,6 +52,19 @@ def main(argv: Sequence[str], *, prog: str) -> int:
     if not found["faces"]:
         print_out("no faces")
     return COMPLETED
+
+
+def make_parser(prog: str, settings: Settings) -> argparse.ArgumentParser:
+    """Return what reads the command line; defaults are the daemon's own settings."""
+    parser = Parser(
+        prog=prog,
+        description="Show the faces of a picture: boxes, confidence, and what is stored.",
+        epilog=_EPILOG,
+    )
+    parser.add_argument("media_store_id", type=checked.media_store_id)
+    parser.add_argument("--json", action="store_true", help="print the daemon's whole answer")
+    add_place(parser, settings)
+    return parser
 
 
 def _row(face: JsonObject) -> str:

@@ -2,12 +2,12 @@
 
 import argparse
 import json
-import os
 import time
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from urllib.parse import urlencode
 
+from daemon.command_line import Parser, settings_for
 from daemon.jobs import JobState, JsonObject, TaskType
 from daemon.settings import Settings
 from daemon.topics import is_job_id
@@ -35,9 +35,9 @@ exit codes:
   78  wrong configuration
 
 examples:
-  python -m daemon jobs list --status error --since 1d
-  python -m daemon jobs retry --code media_store_unreachable
-  python -m daemon jobs show 550e8400-e29b-41d4-a716-446655440000
+  %(prog)s list --status error --since 1d
+  %(prog)s retry --code media_store_unreachable
+  %(prog)s show 550e8400-e29b-41d4-a716-446655440000
 """
 
 
@@ -47,8 +47,7 @@ def main(argv: Sequence[str], *, prog: str) -> int:
     Raises:
         ConfigError: the configuration is wrong.
     """
-    settings = Settings.from_env(os.environ)
-    parser = _parser(prog, settings)
+    parser = make_parser(prog, settings_for(argv))
     options = parser.parse_args(argv)
     if options.verb == "retry" and bool(options.job_ids) == bool(options.code):
         parser.error("give job_ids, or --code CODE: one of the two")
@@ -167,12 +166,12 @@ def _job_id(text: str) -> str:
     return text
 
 
-def _parser(prog: str, settings: Settings) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def make_parser(prog: str, settings: Settings) -> argparse.ArgumentParser:
+    """Return what reads the command line; defaults are the daemon's own settings."""
+    parser = Parser(
         prog=prog,
         description="List, show, retry and cancel jobs of the running daemon.",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="list|show|retry|cancel")
     listing = verbs.add_parser("list", help="jobs, newest first")

@@ -1,8 +1,12 @@
 """`migrate`: picks which of its actions runs; each has a file of its own."""
 
+import argparse
 import importlib
 import sys
 from collections.abc import Sequence
+
+from daemon.command_line import Parser
+from daemon.settings import Settings
 
 ACTIONS = {
     "schema": ("daemon.cli.migrate_schema", "bring the queue's file to this version's schema"),
@@ -27,3 +31,26 @@ def main(argv: Sequence[str], *, prog: str) -> int:
         sys.stdout.write(f"Each with its own --help; without a name it is the schema:\n{told}\n")
     code: int = importlib.import_module(ACTIONS[name][0]).main(arguments, prog=prog)
     return code
+
+
+def make_parser(prog: str, settings: Settings) -> argparse.ArgumentParser:
+    """Return what reads all actions' words, for completion; `main` asks the action's own parser."""
+    modules = {name: importlib.import_module(module) for name, (module, _) in ACTIONS.items()}
+    alone = modules["schema"].make_parser(prog, settings)
+    whole = Parser(
+        prog=prog,
+        description=alone.description,
+        epilog=alone.epilog,
+        parents=[alone],
+        add_help=False,
+    )
+    makers = {f"{prog} {name}": module.make_parser for name, module in modules.items()}
+
+    def make(prog: str, **_options: object) -> argparse.ArgumentParser:
+        parser: argparse.ArgumentParser = makers[prog](prog, settings)
+        return parser
+
+    actions = whole.add_subparsers(parser_class=make, metavar="|".join(ACTIONS))
+    for name, (_, said) in ACTIONS.items():
+        actions.add_parser(name, help=said)
+    return whole

@@ -1,4 +1,4 @@
-"""`migrate schema`, also `migrate` alone: brings the queue's file to this version's schema, and shows its ledger."""
+"""`migrate schema`, also `migrate` alone: brings the queue's file to this version's schema."""
 
 import argparse
 import asyncio
@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
+from daemon.command_line import Parser
 from daemon.database import Database
 from daemon.errors import ConfigError
 from daemon.migration import released_migrations
@@ -16,6 +17,17 @@ from daemon.settings import Settings
 
 BEHIND = 1
 """Exit code: --check found steps to apply, or the file stayed locked."""
+_EPILOG = """\
+exit codes:
+  0  up to date
+  1  behind (--check), or the file stayed locked
+  2  usage
+  78  unusable
+
+examples:
+  %(prog)s --check
+  %(prog)s --wait 60
+"""
 
 
 def main(argv: Sequence[str], *, prog: str) -> int:
@@ -24,23 +36,7 @@ def main(argv: Sequence[str], *, prog: str) -> int:
     Raises:
         ConfigError: there is no file, or this version cannot serve it.
     """
-    parser = argparse.ArgumentParser(
-        prog=prog,
-        description="Bring the queue's file to this version's schema and show which steps it "
-        "went through. A daemon does the same when it starts; daemons may run meanwhile, and "
-        "those of an older version should be restarted soon.",
-        epilog="Exit codes: 0 up to date, 1 behind (--check) or locked, 78 unusable.",
-    )
-    parser.add_argument("--check", action="store_true", help="change nothing: say what would be")
-    parser.add_argument("--create", action="store_true", help="make the file where there is none")
-    parser.add_argument(
-        "--wait",
-        type=_seconds,
-        default=10.0,
-        metavar="SECONDS",
-        help="for others that write the file (10)",
-    )
-    arguments = parser.parse_args(argv)
+    arguments = make_parser(prog).parse_args(argv)
     path = Settings.from_env(os.environ).queue_path
     steps = released_migrations()
     before = read_schema(path, steps)
@@ -69,6 +65,27 @@ def main(argv: Sequence[str], *, prog: str) -> int:
         {step.number: "applied now" for step in before.pending},
     )
     return 0
+
+
+def make_parser(prog: str, _settings: Settings | None = None) -> argparse.ArgumentParser:
+    """Return what reads the command line."""
+    parser = Parser(
+        prog=prog,
+        description="Bring the queue's file to this version's schema and show which steps it "
+        "went through. A daemon does the same when it starts; daemons may run meanwhile, and "
+        "those of an older version should be restarted soon.",
+        epilog=_EPILOG,
+    )
+    parser.add_argument("--check", action="store_true", help="change nothing: say what would be")
+    parser.add_argument("--create", action="store_true", help="make the file where there is none")
+    parser.add_argument(
+        "--wait",
+        type=_seconds,
+        default=10.0,
+        metavar="SECONDS",
+        help="for others that write the file (10)",
+    )
+    return parser
 
 
 async def _migrate(path: Path, wait_seconds: float) -> None:

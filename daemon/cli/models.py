@@ -8,9 +8,11 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from daemon.command_line import Parser
 from daemon.errors import ConfigError
 from daemon.jobs import JsonObject
 from daemon.settings import Settings
+from daemon.spelling import did_you_mean
 from handlers import weights
 from handlers.clip_catalog import PUBLISHED, download_openai
 from handlers.face_files import YUNET, find_yunet
@@ -20,6 +22,21 @@ from handlers.model_inventory import CLIP, all_models, used_models
 FAILED = 1
 UNREACHABLE = 3
 INTERRUPTED = 130
+_EPILOG = """\
+exit codes:
+  0  done
+  1  a file is not what it should be, or cannot be written
+  2  usage
+  3  no hub can be reached
+  78  wrong configuration
+  130  stopped
+
+examples:
+  %(prog)s
+  %(prog)s where
+  %(prog)s pull clip buffalo_l
+  %(prog)s pull --mirror http://mirror.example/models
+"""
 
 
 def main(argv: Sequence[str], *, prog: str) -> int:
@@ -28,12 +45,32 @@ def main(argv: Sequence[str], *, prog: str) -> int:
     Raises:
         ConfigError: a setting is wrong, or a file cannot be read.
     """
-    parser = argparse.ArgumentParser(
+    parser = make_parser(prog)
+    arguments = parser.parse_args(argv)
+    settings = Settings.from_env(os.environ)
+    match arguments.command:
+        case "where":
+            return _where(settings)
+        case "pull":
+            unknown = set(arguments.names) - set(_pullable(settings))
+            if unknown:
+                meant = did_you_mean(min(unknown), _pullable(settings))
+                parser.error(
+                    f"no such model: {', '.join(sorted(unknown))}{meant}; there are "
+                    + ", ".join(_pullable(settings))
+                )
+            return _pull(settings, arguments.names, arguments.mirror)
+        case _:
+            return _list(settings, as_json=arguments.json)
+
+
+def make_parser(prog: str, _settings: Settings | None = None) -> argparse.ArgumentParser:
+    """Return what reads the command line."""
+    parser = Parser(
         prog=prog,
         description="The model files of this configuration. InsightFace's published weights are "
         "for non-commercial research only.",
-        epilog="Exit codes: 0 done, 1 a file is not what it should be or cannot be written, 2 "
-        "usage, 3 no hub can be reached, 78 wrong configuration, 130 stopped.",
+        epilog=_EPILOG,
     )
     parser.add_argument("--json", action="store_true", help="list as a JSON array")
     commands = parser.add_subparsers(dest="command", title="commands")
@@ -57,21 +94,7 @@ def main(argv: Sequence[str], *, prog: str) -> int:
         metavar="URL",
         help="an address that has the files by their published names, instead of the makers'",
     )
-    arguments = parser.parse_args(argv)
-    settings = Settings.from_env(os.environ)
-    match arguments.command:
-        case "where":
-            return _where(settings)
-        case "pull":
-            unknown = set(arguments.names) - set(_pullable(settings))
-            if unknown:
-                pull.error(
-                    f"no such model: {', '.join(sorted(unknown))}; there are "
-                    + ", ".join(_pullable(settings))
-                )
-            return _pull(settings, arguments.names, arguments.mirror)
-        case _:
-            return _list(settings, as_json=arguments.json)
+    return parser
 
 
 def _list(settings: Settings, *, as_json: bool) -> int:

@@ -7,10 +7,22 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from daemon import asyncapi
+from daemon.command_line import Parser
 from daemon.jobs import JsonObject
+from daemon.settings import Settings
 from http_shim import openapi
 
 ROOT = Path(__file__).parents[2]
+_EPILOG = """\
+exit codes:
+  0  printed or written
+  1  a file cannot be written
+  2  usage
+
+examples:
+  %(prog)s openapi > openapi.json
+  %(prog)s asyncapi
+"""
 
 DOCUMENTS: dict[str, tuple[Path, Callable[[], JsonObject]]] = {
     "openapi": (ROOT / "http_shim" / "openapi.json", openapi.document),
@@ -21,14 +33,7 @@ DOCUMENTS: dict[str, tuple[Path, Callable[[], JsonObject]]] = {
 
 def main(argv: Sequence[str], *, prog: str) -> int:
     """Print one document, or write all; return 1 where a file cannot be written."""
-    parser = argparse.ArgumentParser(
-        prog=prog,
-        description="The contracts as documents: OpenAPI 3.1 of REST, AsyncAPI 3.0 of MQTT.",
-    )
-    chosen = parser.add_mutually_exclusive_group(required=True)
-    chosen.add_argument("name", nargs="?", choices=list(DOCUMENTS), help="print this one")
-    chosen.add_argument("--write", action="store_true", help="write the files of this source tree")
-    arguments = parser.parse_args(argv)
+    arguments = make_parser(prog).parse_args(argv)
     if not arguments.write:
         sys.stdout.write(text_of(arguments.name))
         return 0
@@ -40,6 +45,19 @@ def main(argv: Sequence[str], *, prog: str) -> int:
             return 1
         sys.stdout.write(f"{path.relative_to(ROOT)}\n")
     return 0
+
+
+def make_parser(prog: str, _settings: Settings | None = None) -> argparse.ArgumentParser:
+    """Return what reads the command line."""
+    parser = Parser(
+        prog=prog,
+        description="The contracts as documents: OpenAPI 3.1 of REST, AsyncAPI 3.0 of MQTT.",
+        epilog=_EPILOG,
+    )
+    chosen = parser.add_mutually_exclusive_group(required=True)
+    chosen.add_argument("name", nargs="?", choices=list(DOCUMENTS), help="print this one")
+    chosen.add_argument("--write", action="store_true", help="write the files of this source tree")
+    return parser
 
 
 def text_of(name: str) -> str:

@@ -2,13 +2,13 @@
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Sequence
 from http import HTTPStatus
 from pathlib import Path
 from urllib.parse import urlencode
 
+from daemon.command_line import Parser, settings_for
 from daemon.jobs import JsonObject
 from daemon.settings import Settings
 from demos.client import UnreachableError, configured
@@ -33,9 +33,9 @@ exit codes:
   78  wrong configuration
 
 examples:
-  python -m daemon search --text "a dog on a beach"
-  python -m daemon search --image photo.jpg --limit 3 --json
-  python -m daemon search --duplicates 12345 --min-score 0.97
+  %(prog)s --text "a dog on a beach"
+  %(prog)s --image photo.jpg --limit 3 --json
+  %(prog)s --duplicates 12345 --min-score 0.97
 """
 
 
@@ -45,8 +45,8 @@ def main(argv: Sequence[str], *, prog: str) -> int:
     Raises:
         ConfigError: the configuration is wrong.
     """
-    settings = Settings.from_env(os.environ)
-    parser = _parser(prog, settings)
+    settings = settings_for(argv)
+    parser = make_parser(prog, settings)
     options = parser.parse_args(argv)
     if options.inference is None:
         parser.error("nobody knows where the REST door is: give --inference URL")
@@ -229,13 +229,13 @@ def _fail(code: int, text: str) -> int:
     return code
 
 
-def _parser(prog: str, settings: Settings) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def make_parser(prog: str, settings: Settings) -> argparse.ArgumentParser:
+    """Return what reads the command line; defaults are the daemon's own settings."""
+    parser = Parser(
         prog=prog,
-        description="Ask the running daemon, over REST, for the stored pictures or faces that are\n"
+        description="Ask the running daemon, over REST, for the stored pictures or faces that are "
         "most like a picture, a text, a face or a stored one.",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--image", type=Path, metavar="FILE", help="pictures like this one")

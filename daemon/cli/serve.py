@@ -4,16 +4,31 @@ import argparse
 import asyncio
 import contextlib
 import faulthandler
-import os
 import sys
 from collections.abc import Sequence
 
+from daemon.command_line import Parser, settings_for
 from daemon.logs import log_what_nobody_catches, set_up_logging
 from daemon.redaction import Redactor, secrets_of
 from daemon.settings import Settings
 
 LEAST_SECRET = 8
 """Shorter secrets are not looked for in log lines: they would hide ordinary words."""
+_EPILOG = """\
+It needs a broker (INFERD_MQTT__URL), a media store that has the pictures (INFERD_MEDIA_STORE__URL),
+model files (`models`), and a way to check tokens (PUBLIC_KEY_PATH, or AUTH_DISABLED=true on a
+machine of your own). `doctor` looks at all of them.
+
+exit codes:
+  0  stopped as it was told to
+  2  usage
+  75  a model hung, or somebody else holds the queue's file: start it again
+  78  wrong configuration: starting it again does not help
+
+examples:
+  AUTH_DISABLED=true %(prog)s
+  INFERD_CONFIG=inferd.toml %(prog)s --check
+"""
 
 
 def main(argv: Sequence[str], *, prog: str) -> int:
@@ -22,14 +37,8 @@ def main(argv: Sequence[str], *, prog: str) -> int:
     Raises:
         ConfigError: the configuration or the machine does not allow a start; also in a group.
     """
-    parser = argparse.ArgumentParser(
-        prog=prog,
-        description="Take requests over MQTT and REST, and do them, until SIGTERM or SIGINT. "
-        "Configured by INFERD_* variables; see README.",
-    )
-    parser.add_argument("--check", action="store_true", help="check the configuration, then exit")
-    arguments = parser.parse_args(argv)
-    settings = Settings.from_env(os.environ)
+    settings = settings_for(argv)
+    arguments = make_parser(prog, settings).parse_args(argv)
     if arguments.check:
         sys.stdout.write(settings.model_dump_json(indent=2) + "\n")
         return 0
@@ -43,3 +52,15 @@ def main(argv: Sequence[str], *, prog: str) -> int:
 
     asyncio.run(run(settings))
     return 0
+
+
+def make_parser(prog: str, _settings: Settings) -> argparse.ArgumentParser:
+    """Return what reads the command line."""
+    parser = Parser(
+        prog=prog,
+        description="Take requests over MQTT and REST, and do them, until SIGTERM or SIGINT. "
+        "Configured by INFERD_* variables; README has them all.",
+        epilog=_EPILOG,
+    )
+    parser.add_argument("--check", action="store_true", help="check the configuration, then exit")
+    return parser

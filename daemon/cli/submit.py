@@ -4,7 +4,6 @@ import argparse
 import contextlib
 import itertools
 import json
-import os
 import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,6 +11,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import IO
 
+from daemon.command_line import settings_for
 from daemon.jobs import TaskType
 from daemon.settings import Settings
 from demos.client import ClientError, InferdClient, UnreachableError, configured
@@ -23,7 +23,7 @@ from demos.client.link import split_address
 from demos.client.parallel import in_parallel
 from demos.client.reports import Report, Wish, report
 from demos.client.sources import Subject
-from demos.client.submit_options import parser as make_parser
+from demos.client.submit_options import make_parser
 from demos.client.terminal import Meter
 from demos.client.uploads import Uploads
 
@@ -42,7 +42,7 @@ def main(argv: Sequence[str], *, prog: str) -> int:
     Raises:
         ConfigError: the configuration is wrong.
     """
-    settings = Settings.from_env(os.environ)
+    settings = settings_for(argv)
     parser = make_parser(prog, settings)
     options = parser.parse_intermixed_args(argv)
     if not options.media_store_ids and options.ids is None and options.folder is None:

@@ -2,6 +2,7 @@
 
 import argparse
 
+from daemon.command_line import Parser
 from daemon.jobs import TaskType
 from daemon.settings import Settings
 from demos.client import arguments as checked
@@ -33,19 +34,18 @@ exit codes:
   130  interrupted; what was accepted goes on
 
 examples:
-  python -m daemon submit --folder photos --task all --wait
-  python -m daemon submit --ids million.txt --resume import.state > import.jsonl
+  %(prog)s --folder photos --task all --wait
+  %(prog)s --ids million.txt --resume import.state > import.jsonl
 """
 
 
-def parser(prog: str, settings: Settings) -> argparse.ArgumentParser:
+def make_parser(prog: str, settings: Settings) -> argparse.ArgumentParser:
     """Return what reads the command line; defaults are the daemon's own settings."""
-    found = argparse.ArgumentParser(
+    found = Parser(
         prog=prog,
-        description="Ask the running daemon for jobs. Addresses, certificates and tokens are\n"
+        description="Ask the running daemon for jobs. Addresses, certificates and tokens are "
         "those of the daemon's own settings where no option says otherwise.",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     what = found.add_argument_group("what to ask for")
     what.add_argument(

@@ -68,6 +68,7 @@ LAYERS = (
     },
     {"daemon.mqtt_vendor"},
     {
+        "daemon.command_line",
         "daemon.events",
         "daemon.presence",
         "daemon.retry",
