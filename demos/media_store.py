@@ -3,6 +3,7 @@
     python -m demos.media_store --port 8000 --folder data/media
 
 It has the routes that inferd and its clients use, and no authentication: keep it on localhost.
+Previews (`/entity/{id}/preview`) are JPEGs of at most `--preview-side` pixels a side.
 Ids rise by one a picture, also across restarts; client file names never become paths.
 """
 
@@ -23,6 +24,7 @@ from aiohttp import BodyPartReader, web
 from aiohttp.typedefs import Handler
 
 from demos.picture_types import HEAD_BYTES, sniff
+from demos.store_previews import SIDE, StorePreviews
 
 FILE_FIELDS = ("file", "image", "media_file")
 MAX_UPLOAD_BYTES = 64 * 1024 * 1024
@@ -138,19 +140,32 @@ def media_type(head: bytes, said: str) -> str:
 
 PICTURES = web.AppKey("pictures", Pictures)
 UPLOAD_LIMIT = web.AppKey("upload_limit", int)
+PREVIEWS = web.AppKey("previews", StorePreviews)
+FOREIGN = {"X-Content-Type-Options": "nosniff", "Content-Security-Policy": "sandbox"}
+"""Uploads are strangers' files: a browser must neither guess nor run them."""
 
 
-def create_app(folder: Path, *, max_upload_bytes: int = MAX_UPLOAD_BYTES) -> web.Application:
-    """Return the media store over one folder, which is made where it is absent."""
+def create_app(
+    folder: Path, *, max_upload_bytes: int = MAX_UPLOAD_BYTES, preview_side: int = SIDE
+) -> web.Application:
+    """Return the media store over one folder, which is made where it is absent.
+
+    Args:
+        folder: where pictures are.
+        max_upload_bytes: larger uploads are refused.
+        preview_side: longest side of a preview in pixels; 0: there are none.
+    """
     app = web.Application(middlewares=[_errors_as_json], client_max_size=max_upload_bytes)
     app[PICTURES] = Pictures(folder)
     app[UPLOAD_LIMIT] = max_upload_bytes
+    app[PREVIEWS] = StorePreviews(folder, preview_side)
     app.add_routes(
         [
             web.get("/", _index),
             web.post("/entity/", _create),
             web.get(f"/entity/{ID}", _entity),
             web.get(f"/entity/{ID}/file", _file),
+            web.get(f"/entity/{ID}/preview", _preview),
             web.post(f"/entity/{ID}/face-detection-results", _face_results),
         ]
     )
@@ -211,13 +226,18 @@ async def _file(request: web.Request) -> web.StreamResponse:
     entity = _known(request)
     return web.FileResponse(
         request.app[PICTURES].file(entity["id"]),
-        # Uploads are strangers' files: a browser must neither guess nor run them.
-        headers={
-            "Content-Type": entity["mime_type"],
-            "X-Content-Type-Options": "nosniff",
-            "Content-Security-Policy": "sandbox",
-        },
+        headers={"Content-Type": entity["mime_type"], **FOREIGN},
     )
+
+
+async def _preview(request: web.Request) -> web.StreamResponse:
+    entity = _known(request)
+    original = request.app[PICTURES].file(entity["id"])
+    preview = await request.app[PREVIEWS].of(entity["id"], original)
+    if preview is None:
+        raise web.HTTPNotFound(reason=f"entity {entity['id']} has no preview")
+    headers = {"Content-Type": "image/jpeg", **preview.headers, **FOREIGN}
+    return web.FileResponse(preview.path, headers=headers)
 
 
 async def _face_results(request: web.Request) -> web.Response:
@@ -250,8 +270,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--folder", type=Path, default=Path("data/media"), help="where pictures are kept"
     )
+    parser.add_argument(
+        "--preview-side",
+        type=int,
+        default=SIDE,
+        help=f"longest side of a preview in pixels, such as 640 ({SIDE}); 0: no previews",
+    )
     options = parser.parse_args(arguments)
-    web.run_app(create_app(options.folder), host=options.host, port=options.port)
+    if options.preview_side < 0:
+        parser.error("--preview-side is a number of pixels")
+    app = create_app(options.folder, preview_side=options.preview_side)
+    web.run_app(app, host=options.host, port=options.port)
     return 0
 
 

@@ -15,11 +15,12 @@ STOP_SECONDS = 60.0
 class DemoStore:
     """The real demo media store; `url` is all that anybody needs to know of it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *options: str) -> None:
         self._process = subprocess.Popen(
             [
                 *(sys.executable, "-u", "-m", "demos.media_store"),
                 *("--port", "0", "--folder", str(folder)),
+                *options,
             ],
             cwd=ROOT,
             stdout=subprocess.PIPE,
