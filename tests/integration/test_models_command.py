@@ -270,7 +270,8 @@ def test_a_name_that_is_no_model_is_a_usage_error(tmp_path: Path) -> None:
     code, _, err = run(tmp_path, "pull", "buffalo_xxl")
 
     assert code == 2
-    assert "no such model: buffalo_xxl; there are made_up, clip, yunet, antelopev2" in err
+    assert "no such model: buffalo_xxl: did you mean buffalo_l?" in err
+    assert "there are made_up, clip, yunet, antelopev2" in err
 
 
 def test_a_model_of_ones_own_that_is_absent_cannot_be_pulled(tmp_path: Path) -> None:
