@@ -115,7 +115,7 @@ def on_previews(
             INFERD_FACES__RECOGNISER="",
         )
         stack.enter_context(daemon)
-        asked = {}
+        asked: dict[tuple[str, str], Asked] = {}
         for path in sorted((assets / "faces").glob("*.jpg")):
             media_id = upload(store.url, path.read_bytes(), path.name)
             asked |= {(task, path.name): ask(client, media_id, task) for task in tasks}
