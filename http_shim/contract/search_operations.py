@@ -92,8 +92,8 @@ SEARCH_OPERATIONS = (
         summary="Find the near-duplicates of a stored picture, theirs, and so on.",
         text="Pictures are linked where their cosine is `min_score` or more; all that is linked to "
         "the picture is its cluster. `score` is the cosine to the picture that was asked for, "
-        "`near_score` that to the picture `near` that brought it in. A filter holds for all pictures "
-        "of the cluster but the one that was asked for; links lead through no other.",
+        "`near_score` that to the picture `near` that brought it in. A filter holds for all "
+        "pictures of the cluster but the one that was asked for; links lead through no other.",
         access="token",
         path_parameters={"media_store_id": MEDIA_STORE_ID},
         query=query_parameters(

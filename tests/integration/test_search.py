@@ -3,7 +3,9 @@
 import asyncio
 import importlib.util
 import io
+import json
 import sys
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,6 +76,8 @@ class World:
     rig: Rig
     handlers: HandlerSet
     job_ids: dict[tuple[TaskType, int], str]
+    began_at: int
+    """Before the first vector, in epoch milliseconds."""
 
     async def ask(self, path: str, picture: bytes | None = None) -> Answer:
         if picture is None:
@@ -111,6 +115,7 @@ def job_of(task_type: TaskType, media_store_id: int) -> Job:
         status=JobState.PROCESSING,
         priority=5,
         created_at=1,
+        request_id=None if media_store_id > 2 else "holidays, 2024",
     )
 
 
@@ -126,6 +131,7 @@ async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World
             rest(folder / "queue.db", search=handlers.search, max_picture_bytes=4_000_000) as rig,
         ):
             job_ids: dict[tuple[TaskType, int], str] = {}
+            began_at = time.time_ns() // 1_000_000
             for handler in handlers.handlers:
                 if handler.task_type is TaskType.FACE_DETECTION:
                     continue
@@ -133,7 +139,7 @@ async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World
                     job = job_of(handler.task_type, media_store_id)
                     await handler.handle(job, lambda _stage: None)
                     job_ids[handler.task_type, media_store_id] = job.job_id
-            yield World(rig, handlers, job_ids)
+            yield World(rig, handlers, job_ids, began_at)
 
 
 def ids(found: dict[str, Any]) -> list[int]:
@@ -178,14 +184,19 @@ async def test_each_result_says_which_picture_and_job_it_is_of(world: World) -> 
     found = await world.find(f"{IMAGES}?text=dog&limit=1")
 
     (result,) = found["results"]
+    assert found["next"] == 1
     media_store_id = result["media_store_id"]
     job_id = world.job_ids[TaskType.IMAGE_EMBEDDING, media_store_id]
     assert result["point_id"] == media_store_id
     assert result["job_id"] == job_id
+    word = {"request_id": "holidays, 2024"} if media_store_id <= 2 else {}
+    stored_at = result["payload"].pop("stored_at")
+    assert world.began_at <= stored_at <= time.time() * 1000
     assert result["payload"] == {
         "job_id": job_id,
         "media_store_id": media_store_id,
         "model": "ViT-B-32-quickgelu",
+        **word,
     }
 
 
@@ -305,6 +316,86 @@ async def test_a_picture_that_kills_its_decoder_is_422_and_the_next_is_answered(
 
     assert (killed.status, killed.body["code"]) == (422, "decoder_crashed")
     assert after.status == 200
+
+
+# -- narrowed, and page by page -----------------------------------------------------------------
+
+
+async def stored_at(world: World, media_store_id: int) -> int:
+    parts = world.handlers.search._images
+    assert parts is not None
+    point = await parts.store.fetch(media_store_id)
+    assert point is not None
+    return int(point.payload["stored_at"])
+
+
+async def test_a_search_is_narrowed_by_each_filter(world: World) -> None:
+    job = world.job_ids[TaskType.IMAGE_EMBEDDING, 4]
+    third = await stored_at(world, 3)
+    second = await stored_at(world, 2)
+    assert second < third
+    for query, expected in (
+        (f"media_store_ids=2,5,{2**60}", {2, 5}),
+        (f"job_ids={job}", {4}),
+        (f"request_id={quote('holidays, 2024')}", {1, 2}),
+        (f"stored_after={third}", {3, 4, 5, 6}),
+        (f"stored_before={third}", {1, 2}),
+        (f"stored_after={second}&stored_before={third}", {2}),
+        ("min_media_store_id=3&max_media_store_id=4", {3, 4}),
+        ("max_media_store_id=2", {1, 2}),
+        (f"payload={quote(json.dumps({'media_store_id': [1, 6]}))}", {1, 6}),
+        (f"payload={quote(json.dumps({'model': 'another'}))}", set()),
+        ("request_id=unknown", set()),
+    ):
+        assert set(ids(await world.find(f"{IMAGES}?text=dog&{query}"))) == expected, query
+        by_picture = await world.find(f"{IMAGES}?{query}", encoded(photo(PHOTOS[3])))
+        assert set(ids(by_picture)) == expected, query
+        assert set(ids(await world.find(f"{IMAGES}?like=3&{query}"))) == expected - {3}, query
+
+
+async def test_faces_are_narrowed_by_what_is_stored_with_them(world: World) -> None:
+    parts = world.handlers.search._faces
+    assert parts is not None
+    second = face_point_id(TWO_PEOPLE, 1)
+    only = quote(json.dumps({"face_index": 1}))
+    both = f"media_store_ids={TWO_PEOPLE}"
+
+    found = await world.find(f"{FACES}?like=1&payload={only}&{both}")
+
+    assert [result["point_id"] for result in found["results"]] == [second]
+    first = (await world.find(f"{FACES}?like=1&{both}"))["results"][0]["payload"]
+    assert first["stored_at"] >= world.began_at
+
+
+async def test_pages_are_the_whole_cut_in_pieces(world: World) -> None:
+    for path, picture in (
+        (f"{IMAGES}?text=dog", None),
+        (f"{IMAGES}?like=3", None),
+        (f"{IMAGES}?max_media_store_id=5", encoded(photo(PHOTOS[2]))),
+    ):
+        join = "" if path.endswith("?") else "&"
+        whole = await world.find(f"{path}{join}limit=100", picture)
+        assert whole["next"] is None
+        pages: list[dict[str, Any]] = []
+        offset: int | None = 0
+        while offset is not None:
+            page = await world.find(f"{path}{join}limit=2&offset={offset}", picture)
+            pages += page["results"]
+            offset = page["next"]
+        assert pages == whole["results"]
+        assert len(pages) >= 5
+        past = await world.find(f"{path}{join}offset=50", picture)
+        assert (past["results"], past["next"]) == ([], None)
+
+
+async def test_a_cluster_is_narrowed_but_for_the_picture_itself(world: World) -> None:
+    path = "/search/image_embeddings/3/duplicates?min_score=0.5"
+
+    whole = await world.find(path)
+    narrowed = await world.find(f"{path}&media_store_ids=1,5")
+
+    assert {1, 5} < set(ids(whole))
+    assert set(ids(narrowed)) == {1, 5}
 
 
 # -- by something stored -------------------------------------------------------------------------
