@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import time
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from urllib.parse import urlencode
@@ -21,7 +20,6 @@ from demos.client.terminal import print_out
 PAGE = 500
 RETRIED_AT_A_TIME = 1000
 FEW = 50
-_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 _EPILOG = """\
 Moments are `2h` (that long ago; s, m, h, d) or `2026-11-21T08:00` (local time); --since and --until
@@ -147,19 +145,6 @@ def _fail(error: ClientError) -> int:
     return REJECTED if isinstance(error, RefusedError) else UNREACHABLE
 
 
-def _moment(text: str) -> int:
-    """Take how long ago, or a local time; return epoch milliseconds."""
-    number = checked.whole(text[:-1]) if text[-1:] in _UNITS else None
-    if number is not None:
-        return max(0, int((time.time() - number * _UNITS[text[-1]]) * 1000))
-    try:
-        return max(0, int(datetime.fromisoformat(text).astimezone().timestamp() * 1000))
-    except (ValueError, OverflowError, OSError):
-        raise argparse.ArgumentTypeError(
-            f"{text[:40]!r} is no moment, such as 2h or 2026-11-21T08:00"
-        ) from None
-
-
 def _job_id(text: str) -> str:
     if not is_job_id(text):
         raise argparse.ArgumentTypeError(f"{text[:80]!r} is no job_id, a UUID")
@@ -178,8 +163,10 @@ def make_parser(prog: str, settings: Settings) -> argparse.ArgumentParser:
     listing.add_argument("--status", choices=[state.value for state in JobState])
     listing.add_argument("--code", help="what they failed with, such as media_not_found")
     listing.add_argument("--media", type=checked.media_store_id, metavar="ID", help="of a picture")
-    listing.add_argument("--since", type=_moment, metavar="MOMENT", help="accepted then or later")
-    listing.add_argument("--until", type=_moment, metavar="MOMENT", help="accepted before")
+    listing.add_argument(
+        "--since", type=checked.moment, metavar="MOMENT", help="accepted then or later"
+    )
+    listing.add_argument("--until", type=checked.moment, metavar="MOMENT", help="accepted before")
     listing.add_argument(
         "--limit", default=FEW, type=checked.between(1, 1_000_000_000), metavar="N", help="(50)"
     )

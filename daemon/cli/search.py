@@ -3,7 +3,7 @@
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from http import HTTPStatus
 from pathlib import Path
 from urllib.parse import urlencode
@@ -11,16 +11,18 @@ from urllib.parse import urlencode
 from daemon.command_line import Parser, settings_for
 from daemon.jobs import JsonObject
 from daemon.settings import Settings
-from demos.client import UnreachableError, configured
+from demos.client import UnreachableError, configured, filter_options
 from demos.client import arguments as checked
 from demos.client.exit_codes import COMPLETED, REJECTED, UNREACHABLE
 from demos.client.http import Answer, call
 from demos.client.sources import shown
+from demos.client.tables import aligned, box_text
 from demos.client.terminal import print_out
 
 PICTURES = "image_embeddings"
 FACES = "face_embeddings"
 MAX_RESULTS = 1000
+MAX_OFFSET = 10_000
 MAX_FACE_INDEX = 9999
 _PICTURE_TYPE = "application/octet-stream"
 
@@ -35,6 +37,7 @@ exit codes:
 examples:
   %(prog)s --text "a dog on a beach"
   %(prog)s --image photo.jpg --limit 3 --json
+  %(prog)s --text "a dog" --stored-after 7d --where label=beach --all
   %(prog)s --duplicates 12345 --min-score 0.97
 """
 
@@ -55,21 +58,29 @@ def main(argv: Sequence[str], *, prog: str) -> int:
     is_face = options.faces or options.face is not None
     if options.face_index is not None and not is_face:
         parser.error("--face-index goes with --face FILE, or with --like ID --faces")
+    if options.duplicates is not None and (options.all or options.offset):
+        parser.error("a cluster has no pages: --limit N shows more of it")
     if options.duplicates is not None:
         return _find_duplicates(options, settings)
     file = options.image or options.face
     picture = None
     if file is not None:
         picture = _read(file, settings.media_store.max_bytes, parser)
-    try:
-        answer = call(
+
+    def ask(limit: int, offset: int) -> Answer:
+        page = {"limit": limit} | ({"offset": offset} if offset else {})
+        query = urlencode(_query(options) | page)
+        return call(
             "GET" if picture is None else "POST",
-            f"{options.inference}/search/{FACES if is_face else PICTURES}?{_query(options)}",
+            f"{options.inference}/search/{FACES if is_face else PICTURES}?{query}",
             data=picture,
             content_type=_PICTURE_TYPE,
             token=options.token or configured.token(settings),
             seconds=options.timeout,
         )
+
+    try:
+        answer = _all_pages(ask) if options.all else ask(options.limit, options.offset)
     except UnreachableError as error:
         return _fail(
             UNREACHABLE,
@@ -78,9 +89,27 @@ def main(argv: Sequence[str], *, prog: str) -> int:
     return _tell(answer, options, is_face=is_face)
 
 
+def _all_pages(ask: Callable[[int, int], Answer]) -> Answer:
+    """Return all pages as one answer, or the first that is none."""
+    answer = ask(MAX_RESULTS, 0)
+    whole = answer.body if isinstance(answer.body, dict) else {}
+    seen = {each.get("point_id") for each in whole.get("results") or ()}
+    while whole.get("next") is not None and whole["next"] <= MAX_OFFSET:
+        page = ask(MAX_RESULTS, whole["next"])
+        if page.status != HTTPStatus.OK or not isinstance(page.body, dict):
+            return page
+        # With an index, what is about equally near may stand elsewhere in a longer search.
+        fresh = [each for each in page.body["results"] if each["point_id"] not in seen]
+        seen.update(each["point_id"] for each in fresh)
+        whole["results"] += fresh
+        whole["next"] = page.body.get("next")
+    return answer
+
+
 def _find_duplicates(options: argparse.Namespace, settings: Settings) -> int:
     asked = {"limit": options.limit, "min_score": options.min_score}
-    query = urlencode({name: value for name, value in asked.items() if value is not None})
+    given = {name: value for name, value in asked.items() if value is not None}
+    query = urlencode(given | filter_options.filter_query(options))
     path = f"/search/{PICTURES}/{options.duplicates}/duplicates?{query}"
     try:
         answer = call(
@@ -102,21 +131,21 @@ def _find_duplicates(options: argparse.Namespace, settings: Settings) -> int:
         scores = f"{each['score']:.4f}", f"{each['near_score']:.4f}"
         name, near = str(each["media_store_id"]), str(each["near"])
         rows.append([scores[0], name, near, scores[1], str(each["job_id"])])
-    print_out(_aligned(rows, numbers={0, 1, 2, 3}) if found else "no duplicates")
+    print_out(aligned(rows, numbers={0, 1, 2, 3}) if found else "no duplicates")
     if not answer.body["complete"]:
         _say(f"there may be more than {options.limit}: --limit N shows more")
     return COMPLETED
 
 
-def _query(options: argparse.Namespace) -> str:
+def _query(options: argparse.Namespace) -> JsonObject:
     asked = {
         "text": options.text,
         "like": options.like,
         "face_index": options.face_index,
-        "limit": options.limit,
         "min_score": options.min_score,
     }
-    return urlencode({name: value for name, value in asked.items() if value is not None})
+    given = {name: value for name, value in asked.items() if value is not None}
+    return given | filter_options.filter_query(options)
 
 
 def _read(file: Path, max_bytes: int, parser: argparse.ArgumentParser) -> bytes:
@@ -147,16 +176,26 @@ def _tell(answer: Answer, options: argparse.Namespace, *, is_face: bool) -> int:
     if isinstance(count, int) and count > 1:
         _say(
             f"{count} faces are in the picture; face {query.get('face_index')} was taken:"
-            f" {_box((query.get('face') or {}).get('bbox'))}; --face-index 0 to {count - 1} takes"
-            " another"
+            f" {box_text((query.get('face') or {}).get('bbox'))};"
+            f" --face-index 0 to {count - 1} takes another"
         )
     if options.json:
         print_out(json.dumps(body))
     elif body["results"]:
         print_out(_table(body["results"], is_face=is_face))
     else:
-        print_out("nothing found" + (" with such a score" if options.min_score is not None else ""))
+        score = " with such a score" if options.min_score is not None else ""
+        among = " among those meant" if filter_options.filter_query(options) else ""
+        print_out(f"nothing found{score}{among}")
+    if not options.json and body.get("next") is not None:
+        _say(_what_follows(body["next"]))
     return COMPLETED
+
+
+def _what_follows(offset: int) -> str:
+    if offset > MAX_OFFSET:
+        return f"more follow, but no search begins after {MAX_OFFSET:,}: narrow it"
+    return f"more follow: --offset {offset}, or --all"
 
 
 def _refuse(answer: Answer) -> int:
@@ -186,7 +225,9 @@ def _table(results: list[JsonObject], *, is_face: bool) -> str:
     rows = [heads]
     for found in results:
         payload = found.get("payload") or {}
-        face = [str(payload.get("face_index", "?")), _box(payload.get("bbox"))] if is_face else []
+        face = (
+            [str(payload.get("face_index", "?")), box_text(payload.get("bbox"))] if is_face else []
+        )
         rows.append(
             [
                 f"{found['score']:.4f}",
@@ -195,29 +236,7 @@ def _table(results: list[JsonObject], *, is_face: bool) -> str:
                 str(found.get("job_id")),
             ]
         )
-    return _aligned(rows, numbers={0, 1, 2} if is_face else {0, 1})
-
-
-def _aligned(rows: list[list[str]], *, numbers: set[int]) -> str:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return "\n".join(
-        shown(
-            "  ".join(
-                text.rjust(width) if column in numbers else text.ljust(width)
-                for column, (text, width) in enumerate(zip(row, widths, strict=True))
-            ).rstrip()
-        )
-        for row in rows
-    )
-
-
-def _box(box: object) -> str:
-    sides = (
-        [box.get(name) for name in ("x", "y", "width", "height")] if isinstance(box, dict) else []
-    )
-    if not sides or not all(isinstance(side, int | float) for side in sides):
-        return "?"
-    return ", ".join(f"{side:.0f}" for side in sides)
+    return aligned(rows, numbers={0, 1, 2} if is_face else {0, 1})
 
 
 def _say(text: str) -> None:
@@ -235,7 +254,7 @@ def make_parser(prog: str, settings: Settings) -> argparse.ArgumentParser:
         prog=prog,
         description="Ask the running daemon, over REST, for the stored pictures or faces that are "
         "most like a picture, a text, a face or a stored one.",
-        epilog=_EPILOG,
+        epilog=f"{filter_options.EPILOG}\n{_EPILOG}",
     )
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--image", type=Path, metavar="FILE", help="pictures like this one")
@@ -265,8 +284,19 @@ def make_parser(prog: str, settings: Settings) -> argparse.ArgumentParser:
         help="at most (10)",
     )
     parser.add_argument(
+        "--offset",
+        default=0,
+        type=checked.between(0, MAX_OFFSET),
+        metavar="N",
+        help="leave out the best N, which were shown before",
+    )
+    parser.add_argument(
+        "--all", action="store_true", help="page after page, to the end or the 11,000th"
+    )
+    parser.add_argument(
         "--min-score", type=checked.score, metavar="COSINE", help="leave out what is less alike"
     )
+    filter_options.add_filter(parser)
     parser.add_argument("--json", action="store_true", help="print the daemon's whole answer")
     parser.add_argument(
         "--timeout",

@@ -6,13 +6,18 @@ Each raises argparse.ArgumentTypeError, with a sentence that repeats no password
 import argparse
 import math
 import threading
+import time
 from collections.abc import Callable
+from datetime import datetime
 
 from daemon.jobs import MAX_MEDIA_STORE_ID
 from demos.client.http import base_url
 from demos.client.link import split_address
 
 HIGHEST_PRIORITY = 10
+SHORTEST_MOMENT = 12
+"""Digits of epoch milliseconds; fewer may be a date, such as 20261121."""
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 def address(text: str) -> str:
@@ -63,6 +68,21 @@ def between(lowest: int, highest: int) -> Callable[[str], int]:
         return value
 
     return take
+
+
+def moment(text: str) -> int:
+    """Take how long ago (`2h`), a time in ISO 8601, or epoch milliseconds; return the last."""
+    number = whole(text[:-1]) if text[-1:] in _UNITS else None
+    if number is not None:
+        return max(0, int((time.time() - number * _UNITS[text[-1]]) * 1000))
+    if len(text) >= SHORTEST_MOMENT and (milliseconds := whole(text)) is not None:
+        return milliseconds
+    try:
+        return max(0, int(datetime.fromisoformat(text).astimezone().timestamp() * 1000))
+    except (ValueError, OverflowError, OSError):
+        raise argparse.ArgumentTypeError(
+            f"{text[:40]!r} is no moment, such as 2h, 2026-11-21T08:00 or epoch milliseconds"
+        ) from None
 
 
 def score(text: str) -> float:

@@ -15,6 +15,8 @@ from daemon.cli.search import main
 
 MODEL = {"model": "ViT-B-32", "weights": "openai", "device": "cpu", "precision": "fp32"}
 PICTURE = b"\x89PNG\r\n\x1a\nbytes"
+JOB = "550e8400-e29b-41d4-a716-446655440000"
+WITH_ZONE = "2024-11-20T01:00+01:00"
 
 
 def found(score: float, media_store_id: int, **payload: Any) -> dict[str, Any]:
@@ -46,6 +48,8 @@ class Door:
     headers: dict[str, str] = field(default_factory=dict)
     asked: list[tuple[str, str, dict[str, str], bytes, str | None]] = field(default_factory=list)
     url: str = ""
+    pages: list[Any] = field(default_factory=list)
+    """Answers that come one after the other, before `body`; a text is one of no use."""
 
     def handler(self) -> type[http.server.BaseHTTPRequestHandler]:
         door = self
@@ -57,7 +61,7 @@ class Door:
                 query = dict(parse_qsl(place.query))
                 token = self.headers["Authorization"]
                 door.asked.append((self.command, place.path, query, sent, token))
-                data = json.dumps(door.body).encode()
+                data = json.dumps(door.pages.pop(0) if door.pages else door.body).encode()
                 self.send_response(door.status)
                 for name, value in door.headers.items():
                     self.send_header(name, value)
@@ -120,6 +124,48 @@ def search(*words: str) -> int:
             ["--face", "PICTURE", "--face-index", "1"],
             "POST face",
             {"limit": "10", "face_index": "1"},
+        ),
+        (
+            ["--text", "x", "--offset", "20", "--min-id", "5", "--max-id", "9"],
+            "GET image",
+            {
+                "text": "x",
+                "limit": "10",
+                "offset": "20",
+                "min_media_store_id": "5",
+                "max_media_store_id": "9",
+            },
+        ),
+        (
+            ["--like", "7", "--only-ids", "3, 4", "--request-id", "a, b", "--job", JOB],
+            "GET image",
+            {
+                "like": "7",
+                "limit": "10",
+                "media_store_ids": "3,4",
+                "request_id": "a, b",
+                "job_ids": JOB,
+            },
+        ),
+        (
+            ["--image", "PICTURE", "--where", "label=a=b", "--where", "n=5", "--where", "n=6"],
+            "POST image",
+            {"limit": "10", "payload": '{"label": ["a=b"], "n": [5, 6]}'},
+        ),
+        (
+            ["--image", "PICTURE", "--where", 'n="5"', "--where", "ok=true", "--where", "e="],
+            "POST image",
+            {"limit": "10", "payload": '{"n": ["5"], "ok": ["true"], "e": [""]}'},
+        ),
+        (
+            ["--text", "x", "--stored-after", "1732000000000", "--stored-before", WITH_ZONE],
+            "GET image",
+            {
+                "text": "x",
+                "limit": "10",
+                "stored_after": "1732000000000",
+                "stored_before": "1732060800000",
+            },
         ),
     ],
 )
@@ -240,6 +286,51 @@ def test_refusals_say_what_to_do(
     assert said.out == ""
 
 
+def test_a_page_says_where_the_next_one_begins(
+    door: Door, capsys: pytest.CaptureFixture[str]
+) -> None:
+    door.body = answered(found(0.5, 12), next=10)
+    assert search("--text", "x") == 0
+    assert "more follow: --offset 10, or --all" in capsys.readouterr().err
+
+    door.body = answered(found(0.5, 12), next=10_001)
+    assert search("--text", "x") == 0
+    assert "narrow it" in capsys.readouterr().err
+
+
+def test_all_pages_are_one_table(door: Door, capsys: pytest.CaptureFixture[str]) -> None:
+    door.pages = [
+        answered(found(0.5, 1), found(0.4, 2), next=1000),
+        answered(found(0.4, 2), found(0.3, 3), next=2000),
+        answered(found(0.2, 4), next=None),
+    ]
+
+    assert search("--text", "x", "--all", "--json") == 0
+
+    said = capsys.readouterr()
+    whole = json.loads(said.out)
+    assert [each["media_store_id"] for each in whole["results"]] == [1, 2, 3, 4]
+    assert whole["next"] is None
+    assert [query.get("offset") for _, _, query, _, _ in door.asked] == [None, "1000", "2000"]
+    assert {query["limit"] for _, _, query, _, _ in door.asked} == {"1000"}
+
+
+def test_a_page_that_fails_is_no_end(door: Door, capsys: pytest.CaptureFixture[str]) -> None:
+    door.pages = [answered(found(0.5, 1), next=1000), "gone wrong"]
+
+    assert search("--text", "x", "--all") == 3
+
+    assert capsys.readouterr().out == ""
+
+
+def test_a_cluster_is_narrowed_too(door: Door) -> None:
+    door.body = answered(complete=True)
+
+    assert search("--duplicates", "7", "--where", "label=x") == 0
+
+    assert door.asked[0][2] == {"limit": "10", "payload": '{"label": ["x"]}'}
+
+
 def test_the_token_comes_from_the_environment(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("INFERD_CLIENT__TOKEN", "from-the-environment")
 
@@ -259,6 +350,13 @@ def test_the_token_comes_from_the_environment(door: Door, monkeypatch: pytest.Mo
         (["--like", "1", "--face-index", "0"], "--face-index goes with"),
         (["--text", "x", "--limit", "1001"], "not 1 to 1000"),
         (["--text", "x", "--min-score", "nan"], "not -1 to 1"),
+        (["--text", "x", "--offset", "10001"], "not 0 to 10000"),
+        (["--text", "x", "--stored-after", "soon"], "'soon' is no moment"),
+        (["--text", "x", "--where", "label"], "'label' is not NAME=VALUE"),
+        (["--text", "x", "--job", "mine"], "'mine' is no job_id"),
+        (["--text", "x", "--only-ids", "1,,2"], "'' is no media_store_id"),
+        (["--text", "x", "--only-ids", ",".join(["1"] * 201)], "at most 200"),
+        (["--duplicates", "7", "--all"], "a cluster has no pages"),
         (["--image", "no/where.jpg"], "cannot read no/where.jpg: No such file"),
         (["--image", "."], "cannot read .: Is a directory"),
     ],
