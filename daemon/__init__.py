@@ -3,6 +3,7 @@
     __main__     picks the sub-command, exit codes      app      opens everything; it and the
     cli/         the sub-commands, one file each                 those of cli/ and doctor/ alone
     doctor/      looks at everything, changes nothing            see handlers/
+    backup/      what a backup is made of
     intake       what came -> a job in the queue        worker   lease -> handle -> settle
     outbox       events -> broker, until confirmed      health   what the daemon says of itself
     cancellation a cancel -> the job's end              progress how far running jobs are
@@ -14,7 +15,7 @@
     job_queue    the verbs, each one transaction        job_reader  looks, changes nothing
     admission    accepted, known already, or refused    settlement  how leases end
     job_batches  many jobs at a time, by hand
-    pauses       task types that are not leased
+    pauses       task types that are not leased         roles, role_keeper  who reads requests for all
     announcer    events into the outbox                 job_rows    rows <-> jobs
     queue_backend what the verbs need of an engine      statements  all SQL by name
     database     SQLite: one door to the file
@@ -28,10 +29,11 @@
     home_discovery              what Home Assistant is told: pure
     wire/        all of the wire as models: documentation and oracle   asyncapi   MQTT's contract
     command_line what the commands' parsers share: help, examples, guesses
-    jobs, topics, settings, stage, bell, urgency, clock_steps, cores, errors, redaction, spelling:
+    jobs, topics, settings, stage, bell, urgency, clock_steps, cores, errors, holes,
+    redaction, spelling:
                  small tools
 
-Imports go downward only, row by row; `handlers` may import cores, jobs, errors, redaction,
-settings, stage and urgency; nothing imports `http_shim` but app.
+Imports go downward only, row by row; `handlers` may import cores, errors, holes, jobs,
+redaction, settings, stage and urgency; nothing imports `http_shim` but app.
 tests/unit/test_architecture.py holds the tree to this.
 """

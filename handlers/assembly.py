@@ -34,6 +34,7 @@ from handlers.query_vectors import FaceParts, ImageParts
 from handlers.search import Search
 from handlers.task_types import configured_task_types
 from handlers.text_embedding import TextEmbeddingInference
+from handlers.vector_snapshots import VectorSnapshots
 from handlers.vector_store import VectorStore
 
 log = logging.getLogger(__name__)
@@ -64,6 +65,8 @@ class HandlerSet:
     previews: Previews | None = None
     """What people look at; always there once the set is open."""
     stores: dict[TaskType, VectorStore] = field(default_factory=dict)
+    snapshots: VectorSnapshots | None = None
+    """Copies the vectors for a backup; always there once the set is open."""
     indexes: IndexBoard = field(default_factory=IndexBoard)
     """How the embedded engine's indexes stand."""
     checks: dict[str, tuple[Check, bool]] = field(default_factory=dict)
@@ -215,6 +218,8 @@ class _Builder:
         self.set.checks["models"] = self.set.check_models, True
         if self.set.stores:
             self.set.checks["vectors"] = self._check_vectors, True
+        self.set.snapshots = VectorSnapshots(self._engine)
+        await self.set.snapshots.sweep()
         self.set.search = Search(images=self._images, faces=self._faces)
         self.set.direct = DirectVectors(
             self._settings.faces, images=self._images, faces=self._faces

@@ -37,6 +37,8 @@ from http_shim.metrics_routes import add_metrics_routes, count_refusals
 from http_shim.queue_routes import add_queue_routes
 from http_shim.search_door import SearchDoor, Searcher
 from http_shim.search_routes import add_search_routes
+from http_shim.snapshots import Snapshots
+from http_shim.vector_routes import add_vector_routes
 
 log = logging.getLogger(__name__)
 server_log = logging.getLogger(f"{__name__}.server")
@@ -72,6 +74,7 @@ def create_app(
     console: Console | None = None,
     removal: Removal | None = None,
     cancellation: Cancellation | None = None,
+    snapshots: Snapshots | None = None,
 ) -> web.Application:
     """Return the application; it owns nothing of what it is given.
 
@@ -90,6 +93,7 @@ def create_app(
         console: what the page for people shows; None where there is none.
         removal: removes pictures; None where nobody may.
         cancellation: ends jobs that wait or run; None where nobody may.
+        snapshots: copies the embedded vectors; None where there are none.
     """
     app = web.Application(
         middlewares=[count_refusals, answer_errors], client_max_size=max_body_bytes
@@ -104,6 +108,7 @@ def create_app(
     app[CONSOLE] = console
     app[keys.REMOVAL] = removal
     app[keys.CANCELLATION] = cancellation
+    app[keys.SNAPSHOTS] = snapshots
     app.on_response_prepare.append(_add_headers)
     app.cleanup_ctx.append(feeding)
     add_job_routes(app)
@@ -111,6 +116,7 @@ def create_app(
     add_face_routes(app)
     add_queue_routes(app)
     add_search_routes(app)
+    add_vector_routes(app)
     add_health_routes(app)
     add_metrics_routes(app)
     add_contract_routes(app)

@@ -13,6 +13,7 @@ from daemon.metrics import Metrics
 from daemon.removal import Removal
 from http_shim.auth import Authenticator
 from http_shim.search_door import SearchDoor
+from http_shim.snapshots import Snapshots
 
 INTAKE = web.AppKey("intake", Intake)
 QUEUE = web.AppKey("queue", JobQueue)
@@ -22,4 +23,5 @@ AUTHENTICATOR = web.AppKey("authenticator", Authenticator)
 CANCELLATION: web.AppKey[Cancellation | None] = web.AppKey("cancellation")
 REMOVAL: web.AppKey[Removal | None] = web.AppKey("removal")
 SEARCH = web.AppKey("search", SearchDoor)
+SNAPSHOTS: web.AppKey[Snapshots | None] = web.AppKey("snapshots")
 FORGET_VECTORS: web.AppKey[Callable[[Job], Awaitable[None]]] = web.AppKey("forget_vectors")

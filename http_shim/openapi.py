@@ -22,6 +22,7 @@ from http_shim.contract.openai_operations import OPENAI_OPERATIONS
 from http_shim.contract.operations import Answer, Operation
 from http_shim.contract.queue_operations import QUEUE_OPERATIONS
 from http_shim.contract.search_operations import SEARCH_OPERATIONS
+from http_shim.contract.vector_operations import VECTOR_OPERATIONS
 from http_shim.doors.openai_requests import EmbeddingRequest
 from http_shim.job_routes import RetryRequest
 from http_shim.queue_routes import PauseRequest
@@ -31,6 +32,7 @@ OPERATIONS: tuple[Operation, ...] = (
     *MEDIA_OPERATIONS,
     *SEARCH_OPERATIONS,
     *QUEUE_OPERATIONS,
+    *VECTOR_OPERATIONS,
     *HEALTH_OPERATIONS,
     *CONSOLE_OPERATIONS,
     *OPENAI_OPERATIONS,
@@ -78,6 +80,7 @@ def document() -> JsonObject:
             {"name": "media", "description": "All that is known of one picture."},
             {"name": "search", "description": "The stored vectors that are nearest."},
             {"name": "queue", "description": "What waits, and pausing it."},
+            {"name": "vectors", "description": "Copies of the embedded vectors, for backups."},
             {"name": "health", "description": "How the daemon is."},
             {"name": "console", "description": "What the page at / needs beside all else."},
             {"name": "openai", "description": "The embeddings of OpenAI's API, for its clients."},
@@ -116,6 +119,8 @@ def _described(operation: Operation) -> JsonObject:
     text = operation.text
     if operation.access == "write":
         text = f"{text} Needs the permission `{WRITE_PERMISSION}`.".strip()
+    if operation.access == "admin":
+        text = f"{text} Needs the claim `is_admin: true`.".strip()
     described: JsonObject = {
         "operationId": operation.name,
         "tags": [operation.tag],

@@ -1,4 +1,4 @@
-"""`migrate schema`, also `migrate` alone: brings the queue's file to this version's schema."""
+"""`migrate schema`, or `migrate` alone: brings the queue's file to this schema, shows its ledger."""
 
 import argparse
 import asyncio

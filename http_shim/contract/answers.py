@@ -233,6 +233,22 @@ class DuplicatesAnswer(WireModel):
     results: list[Duplicate]
 
 
+class VectorSnapshot(WireModel):
+    """A copy of the embedded vectors, on the daemon's disk."""
+
+    snapshot_id: str
+    folder: str = Field(description="Where it is; it holds one folder, named as the engine.")
+    engine: Literal["edge", "local"]
+    collections: list[str]
+    size: Count = Field(description="Bytes on the disk, holes left out.")
+
+
+class RemovedSnapshot(WireModel):
+    """A copy of the embedded vectors is not there any more."""
+
+    removed: bool = Field(description="Whether there was one.")
+
+
 class KnownFace(Face):
     """One face of a picture, as its newest result has it."""
 

@@ -10,6 +10,7 @@ _OWN = {
     "not_configured": "This daemon does not run the task type whose vectors these are.",
     "model_not_found": "Another model than the one that runs was asked for.",
     "vector_not_found": "No vector is stored for this.",
+    "vectors_not_embedded": "The vectors are a Qdrant server's, or this daemon keeps none.",
     "no_face": "No face was found in the picture, or none at this place.",
     "bad_text": "The text cannot be read.",
     "method_not_allowed": "This path has other methods; see Allow.",

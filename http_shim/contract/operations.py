@@ -12,8 +12,8 @@ from pydantic import BaseModel
 from daemon.jobs import JsonObject
 from daemon.wire.schema import REF
 
-Access: TypeAlias = Literal["public", "token", "write"]
-"""Open to everybody; any good token; a token that grants the write permission."""
+Access: TypeAlias = Literal["public", "token", "write", "admin"]
+"""Open to everybody; any good token; one that grants the write permission; an admin's."""
 Errors: TypeAlias = Mapping[int, Sequence[str]]
 
 BODY_ERRORS: Errors = {
@@ -27,6 +27,7 @@ ACCESS_ERRORS: dict[Access, Errors] = {
     "public": {},
     "token": {401: ["unauthorized"], 503: ["auth_unavailable"]},
     "write": {401: ["unauthorized"], 403: ["forbidden"], 503: ["auth_unavailable"]},
+    "admin": {401: ["unauthorized"], 403: ["forbidden"], 503: ["auth_unavailable"]},
 }
 VECTOR_SETUP_CODES = [
     "vector_store_unusable",

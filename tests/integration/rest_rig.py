@@ -24,6 +24,7 @@ from http_shim.auth import Authenticator
 from http_shim.console.parts import Console
 from http_shim.doors.embedder import Embedder
 from http_shim.search_door import Searcher
+from http_shim.snapshots import Snapshots
 from tests.documents import Rest
 
 NOW = 1_732_000_000_000
@@ -167,6 +168,7 @@ async def rest(
     max_picture_bytes: int = MAX_BODY,
     embedder: Embedder | None = None,
     console: Console | None = None,
+    snapshots: Snapshots | None = None,
 ) -> AsyncIterator[Rig]:
     """Serve REST over a queue at `path`; authentication is off unless told otherwise."""
     clock, vectors, metrics = Clock(), Vectors(), Metrics()
@@ -205,6 +207,7 @@ async def rest(
             ),
             cancellation=cancellation,
             console=console,
+            snapshots=snapshots,
         )
         async with (
             aiohttp.ClientSession() as session,

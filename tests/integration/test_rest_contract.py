@@ -14,7 +14,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from daemon.errors import NotFoundError, PermanentError, RetryableError
+from daemon.errors import InferdError, NotFoundError, PermanentError, RetryableError
 from daemon.settings import AuthSettings
 from http_shim import bodies
 from http_shim.doors import openai
@@ -155,6 +155,33 @@ async def queue(rig: Rig) -> None:
         await rig.ask("POST", f"/queue/paint/{verb}")
 
 
+class CopiedVectors:
+    """Says that it copied vectors, or fails."""
+
+    error: InferdError | None = None
+
+    async def make_snapshot(self) -> dict[str, Any]:
+        if self.error is not None:
+            raise self.error
+        made = {"snapshot_id": "1", "folder": "/x", "engine": "edge", "collections": [], "size": 1}
+        return dict(made)
+
+    async def remove_snapshot(self, snapshot_id: str) -> bool:
+        return snapshot_id == "1"
+
+
+async def snapshots(rig: Rig, copied: CopiedVectors) -> None:
+    """Have the vectors copied, and the copy removed."""
+    for path in ("/vectors/snapshots/1", "/vectors/snapshots/2"):
+        assert (await rig.ask("DELETE", path)).status == 200
+    for error, status in (
+        (None, 201),
+        (RetryableError("away", code="vector_store_error"), 503),
+    ):
+        copied.error = error
+        assert (await rig.ask("POST", "/vectors/snapshots")).status == status
+
+
 async def health(rig: Rig) -> None:
     """Ask how the daemon is."""
     for path in ("/", "/health", "/health/live", "/health/ready", "/openapi.json"):
@@ -203,7 +230,7 @@ async def every_writer(rig: Rig, headers: dict[str, str]) -> None:
     """Ask whatever needs a token."""
     for operation_path, operations in openapi()["paths"].items():
         path = operation_path.replace("{collection}", "image_embeddings")
-        path = path.replace("{media_store_id}", "1")
+        path = path.replace("{media_store_id}", "1").replace("{snapshot_id}", "1")
         for name in ("{target}", "{job_id}", "{task_type}", "{model}"):
             path = path.replace(name, "image_embedding")
         for method, operation in operations.items():
@@ -214,8 +241,9 @@ async def every_writer(rig: Rig, headers: dict[str, str]) -> None:
 async def test_every_described_status_is_answered_as_described(
     tmp_path: Path, contract: Rest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    searcher, behind = Scripted(), StandIn()
-    async with rest(tmp_path / "all.db", search=searcher, embedder=behind) as rig:
+    searcher, behind, copied = Scripted(), StandIn(), CopiedVectors()
+    async with rest(tmp_path / "all.db", search=searcher, embedder=behind, snapshots=copied) as rig:
+        await snapshots(rig, copied)
         await jobs(rig)
         await media(rig)
         await searches(rig, searcher)
@@ -246,6 +274,8 @@ async def test_every_described_status_is_answered_as_described(
         await rig.ask("POST", "/job/image_embedding", json={"media_store_id": 2})
         await rig.ask("GET", f"{IMAGES}?text=dog")
         await rig.ask("GET", "/v1/models")
+        await rig.ask("POST", "/vectors/snapshots")
+        await rig.ask("DELETE", "/vectors/snapshots/1")
     key = ec.generate_private_key(ec.SECP256R1())
     pem = tmp_path / "issuer.pem"
     pem.write_bytes(key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))

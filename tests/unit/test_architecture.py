@@ -16,6 +16,7 @@ LAYERS = (
     {"daemon.__main__"},
     {"daemon.cli.completion"},
     {"daemon.cli"},
+    {"daemon.backup"},
     {"daemon.doctor.checks"},
     {
         "daemon.doctor.broker",
@@ -49,6 +50,7 @@ LAYERS = (
         "daemon.worker_topics",
         "daemon.pause_watch",
         "daemon.live",
+        "daemon.role_keeper",
     },
     {"daemon.job_queue"},
     {
@@ -56,6 +58,7 @@ LAYERS = (
         "daemon.job_batches",
         "daemon.job_reader",
         "daemon.pauses",
+        "daemon.roles",
         "daemon.settlement",
     },
     {"daemon.announcer", "daemon.job_rows", "daemon.schema"},
@@ -89,13 +92,21 @@ LAYERS = (
         "daemon.bell",
         "daemon.clock_steps",
     },
-    {"daemon.cores", "daemon.errors", "daemon.redaction", "daemon.spelling", "daemon.urgency"},
+    {
+        "daemon.cores",
+        "daemon.errors",
+        "daemon.holes",
+        "daemon.redaction",
+        "daemon.spelling",
+        "daemon.urgency",
+    },
 )
 """From the top down; a module imports from layers below its own only."""
 
 SEEN_BY_HANDLERS = {
     "daemon.cores",
     "daemon.errors",
+    "daemon.holes",
     "daemon.jobs",
     "daemon.redaction",
     "daemon.settings",
@@ -117,7 +128,7 @@ CLIP = {
 }
 
 VENDORS = {
-    "gmqtt": {"daemon.mqtt"},
+    "gmqtt": {"daemon.mqtt", "daemon.mqtt_vendor"},
     "aiosqlite": {"daemon.database"},
     "torch": CLIP | {"bench.plain"},
     "torchvision": CLIP,
@@ -152,6 +163,7 @@ VENDORS = {
     "shtab": {"daemon.cli.completion"},
     "tqdm": {"demos.client.terminal"},
     "sqlite3": {
+        "daemon.backup.queue_copy",
         "daemon.database",
         "daemon.migration",
         "daemon.schema",

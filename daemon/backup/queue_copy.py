@@ -1,0 +1,201 @@
+"""Copies of the queue's SQLite file: as of one moment, of nobody's who lives, and whole or not.
+
+Daemons go on meanwhile: a reader of SQLite's WAL waits for nobody and holds up nobody. The moment
+is pinned before the vectors are copied, so that every job the copy calls completed had stored its
+vector before; what was removed in between is removed from the copy as well.
+"""
+
+import contextlib
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from daemon.errors import ConfigError
+
+PAGES = 512
+"""Copied between two words on how far it is: 2 MiB."""
+BUSY_SECONDS = 10.0
+
+COUNTS = "SELECT status, count(*) FROM jobs GROUP BY status ORDER BY status"
+VERSION = "SELECT max(version) FROM schema_migrations"
+DROP_REMOVED = """
+DELETE FROM jobs
+WHERE job_id NOT IN (SELECT job_id FROM live.jobs)
+  AND NOT EXISTS (SELECT 1 FROM live.jobs AS other
+                  WHERE other.media_store_id = jobs.media_store_id
+                    AND other.task_type = jobs.task_type)
+"""
+GIVE_BACK = """
+UPDATE jobs SET status = 'pending', worker = NULL, lease_until = NULL, attempt = max(0, attempt - 1)
+WHERE status = 'processing'
+"""
+HAND_OVER = "UPDATE outbox SET owner = ?"
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """What a copy holds."""
+
+    schema: int
+    """Number of the newest step its schema went through."""
+    jobs: dict[str, int]
+    """How many, by status."""
+    size: int
+    """Bytes."""
+
+
+class PinnedQueue:
+    """The queue's file as of the moment at which this was entered; a context manager.
+
+    Args:
+        path: the file, in use or not.
+
+    Raises:
+        ConfigError: it cannot be read, code queue_unusable.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.pinned_at = 0
+        """Epoch milliseconds."""
+
+    def __enter__(self) -> Self:
+        with _told(self._path):
+            self._source = sqlite3.connect(
+                f"{self._path.absolute().as_uri()}?mode=rw",
+                uri=True,
+                timeout=BUSY_SECONDS,
+                isolation_level=None,
+            )
+            try:
+                self._source.execute("PRAGMA query_only = ON")
+                self._source.execute("BEGIN")
+                # Only a read takes the snapshot; it lasts until the transaction ends.
+                self._source.execute(VERSION).fetchone()
+            except BaseException:
+                self._source.close()
+                raise
+        self.pinned_at = time.time_ns() // 1_000_000
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        # The last to close the file tidies its log up, as every daemon does.
+        self._source.close()
+
+    @property
+    def size(self) -> int:
+        """Bytes of the copy that will be made."""
+        with _told(self._path):
+            (pages,) = self._source.execute("PRAGMA page_count").fetchone()
+            (size,) = self._source.execute("PRAGMA page_size").fetchone()
+        return int(pages) * int(size)
+
+    def copy_to(self, target: Path, tell: Callable[[int], None]) -> None:
+        """Write the copy.
+
+        Args:
+            target: a file that is not there.
+            tell: is told how many bytes more are done.
+
+        Raises:
+            ConfigError: it cannot be read or written, code queue_unusable.
+        """
+        done = 0
+
+        def progress(_status: int, remaining: int, total: int) -> None:
+            nonlocal done
+            now = (total - remaining) * self.size // max(1, total)
+            tell(now - done)
+            done = now
+
+        with _told(self._path), contextlib.closing(sqlite3.connect(target)) as made:
+            self._source.backup(made, pages=PAGES, progress=progress)
+
+
+def drop_removed(copy: Path, live: Path) -> int:
+    """Remove jobs from a copy that were removed from the queue since; return how many.
+
+    A job whose pair of picture and task type has another job by now stays: it was replaced.
+
+    Raises:
+        ConfigError: one of them cannot be read or written.
+    """
+    with _told(copy), _opened(copy) as file:
+        file.execute("ATTACH ? AS live", (f"{live.absolute().as_uri()}?mode=ro",))
+        dropped = file.execute(DROP_REMOVED).rowcount
+        file.execute("DETACH live")
+    return dropped
+
+
+def release_all(copy: Path, owner: str) -> None:
+    """Give every leased job of a copy back, its attempt uncounted: whoever holds it is elsewhere.
+
+    Args:
+        copy: nobody has it open.
+        owner: identity of this process, whose events they become until a daemon adopts them.
+
+    Raises:
+        ConfigError: it cannot be written.
+    """
+    with _told(copy), _opened(copy) as file:
+        file.execute("BEGIN IMMEDIATE")
+        file.execute(GIVE_BACK)
+        file.execute(HAND_OVER, (owner,))
+        file.execute("COMMIT")
+    with _told(copy), _opened(copy) as file:
+        # One file, without a log beside it.
+        file.execute("PRAGMA journal_mode = DELETE")
+
+
+def look_into(copy: Path) -> Contents:
+    """Read a copy through; say what it holds.
+
+    Raises:
+        ConfigError: it is damaged or no queue, code queue_damaged.
+    """
+    with _told(copy), _opened(copy) as file:
+        said = [row[0] for row in file.execute("PRAGMA quick_check(3)")]
+        if said != ["ok"]:
+            raise ConfigError(f"{copy} is damaged: {'; '.join(said)}", code="queue_damaged")
+        (schema,) = file.execute(VERSION).fetchone()
+        return Contents(int(schema), dict(file.execute(COUNTS)), copy.stat().st_size)
+
+
+def is_in_use(path: Path) -> bool:
+    """Whether a process has the queue's file open; in doubt, it has."""
+    if not path.exists():
+        return False
+    try:
+        with contextlib.closing(sqlite3.connect(path, timeout=0, isolation_level=None)) as file:
+            # Without shared memory a log can be used by one process only, which locks the file.
+            file.execute("PRAGMA locking_mode = EXCLUSIVE")
+            file.execute("BEGIN EXCLUSIVE")
+            file.execute("ROLLBACK")
+    except sqlite3.OperationalError:
+        return True
+    except sqlite3.DatabaseError:
+        # No SQLite file: nobody works with it.
+        return False
+    return False
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[sqlite3.Connection]:
+    uri = f"{path.absolute().as_uri()}?mode=rw"
+    with contextlib.closing(
+        sqlite3.connect(uri, uri=True, timeout=BUSY_SECONDS, isolation_level=None)
+    ) as file:
+        yield file
+
+
+@contextlib.contextmanager
+def _told(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise ConfigError(
+            f"the queue {path} cannot be read or copied: {error}", code="queue_unusable"
+        ) from error
