@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from tqdm import tqdm
 
@@ -15,6 +15,7 @@ PLAIN_SECONDS = 5.0
 TICK_SECONDS = 1.0
 USUAL_SIZE = {"ncols": 80, "nrows": 24}
 MINUTE, HOUR = 60, 3600
+MEGABYTE = 1_000_000
 
 
 def print_out(text: str) -> None:
@@ -35,10 +36,12 @@ class Meter:
 
     Args:
         unit: what is counted.
+        is_bytes: bytes are counted, of what the unit names; they are shown in larger units.
     """
 
-    def __init__(self, unit: str) -> None:
-        self._unit = unit
+    def __init__(self, unit: str, *, is_bytes: bool = False) -> None:
+        self._unit = f"MB of {unit}" if is_bytes else unit
+        self._scale = MEGABYTE if is_bytes else 1
         self._began = time.monotonic()
         self._done = self._failed = 0
         self._expected: int | None = None
@@ -53,7 +56,10 @@ class Meter:
             # A terminal that does not know its size says 0, and would get no bar at all.
             is_known = os.get_terminal_size(sys.stderr.fileno()).columns > 0
             size = {"dynamic_ncols": True} if is_known else USUAL_SIZE
-            self._bar = tqdm(unit=f" {unit}", file=sys.stderr, **size)
+            shown: dict[str, Any] = {"unit": f" {unit}"}
+            if is_bytes:
+                shown = {"unit": "B", "unit_scale": True, "desc": unit}
+            self._bar = tqdm(file=sys.stderr, **shown, **size)
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -97,6 +103,13 @@ class Meter:
                     self._bar.set_postfix(failed=self._failed, refresh=False)
                 self._bar.update()
 
+    def add(self, amount: int) -> None:
+        """Count several that are done."""
+        with self._lock:
+            self._done += amount
+            if self._bar is not None:
+                self._bar.update(amount)
+
     def say(self, text: str) -> None:
         """Write a line to stderr that stays."""
         with self._around():
@@ -130,7 +143,8 @@ class Meter:
     def line(self) -> str:
         """Return how far it is in one line."""
         with self._lock:
-            done, failed, total = self._done, self._failed, self._total
+            done, failed = self._done // self._scale, self._failed
+            total = None if self._total is None else self._total // self._scale
         rate = done / self.seconds if self.seconds else 0.0
         of = f" of {total:,} ({done / total:.0%})" if total else ""
         left = f", {_span((total - done) / rate)} left" if total and rate else ""
