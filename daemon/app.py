@@ -31,6 +31,8 @@ from daemon.progress import Progress
 from daemon.readings import Readings
 from daemon.removal import Removal
 from daemon.requests import MAX_BATCH, MqttRequest
+from daemon.role_keeper import LEASE_SECONDS, RoleKeeper
+from daemon.roles import Roles
 from daemon.settings import Settings, WorkerSettings
 from daemon.watchdog import EXIT_STALLED, LEAVE_SECONDS, Watchdog, leave
 from daemon.worker import Worker
@@ -108,13 +110,28 @@ async def run(settings: Settings, *, started: Callable[[int | None], None] | Non
         link = MqttLink(
             settings.mqtt,
             subscriptions=[
-                topics.REQUEST_FILTER,
+                *([] if settings.mqtt.intake_roles else [topics.REQUEST_FILTER]),
                 topics.CANCEL_FILTER,
                 topics.DELETE_FILTER,
                 *subscriptions(settings.home_assistant, worker_id),
             ],
             on_request=_receiver(intake, cancellation, removal, lambda: home),
         )
+        keeper = RoleKeeper(
+            Roles(
+                database,
+                owner=identity,
+                count=settings.mqtt.intake_roles,
+                lease_seconds=LEASE_SECONDS,
+                clock=database.clock or epoch_ms,
+                is_dead=is_dead,
+            ),
+            link,
+            settings.mqtt,
+            on_request=intake.on_request,
+        )
+        if settings.mqtt.intake_roles:
+            health.add("intake", keeper.check, is_required=False)
         progress = Progress(link, clock=epoch_ms, worker_id=worker_id, is_on=settings.mqtt.progress)
         outbox = Outbox(
             database, link, queue.message_ready, owner=identity, clock=epoch_ms, metrics=metrics
@@ -169,6 +186,7 @@ async def run(settings: Settings, *, started: Callable[[int | None], None] | Non
             linking = group.create_task(link.run(), name="mqtt-link")
             relaying = group.create_task(outbox.run(), name="outbox-relay")
             telling = [group.create_task(each.run()) for each in (board, watch, home)]
+            sharing = group.create_task(keeper.run(), name="intake-roles")
             working = group.create_task(worker.run(), name="worker")
             loading = group.create_task(handlers.preload(), name="preload")
             log.info("inferd is running", extra={"worker_id": worker_id, "port": port})
@@ -179,8 +197,8 @@ async def run(settings: Settings, *, started: Callable[[int | None], None] | Non
             health.is_draining = True
             # The broker is told first; one that does not answer must not keep us leasing.
             grace = _grace(settings.worker, watchdog, handlers)
-            await asyncio.gather(link.drain(), worker.drain(grace))
-            for task in (working, loading, *telling):
+            await asyncio.gather(link.drain(), keeper.close(), worker.drain(grace))
+            for task in (working, loading, sharing, *telling):
                 task.cancel()
             await outbox.flush(timeout_seconds=LAST_EVENTS_SECONDS)
             relaying.cancel()

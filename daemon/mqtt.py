@@ -163,9 +163,22 @@ class MqttLink:
             with contextlib.suppress(PublishError):
                 await self._say_state("shutdown")
 
-    async def wait_idle(self) -> None:
-        """Return once no message is being handled."""
+    async def settle(self) -> None:
+        """Return once no message is being handled, and the broker has read what we confirmed.
+
+        Where another client takes over our session, mosquitto drops what it has not read yet.
+        """
         await self._idle.wait()
+        client = self._client
+        if client is None:
+            return
+        # What is done confirms in a later turn of the loop.
+        await asyncio.sleep(0)
+        read = asyncio.Event()
+        client.on_unsubscribe = lambda *_: read.set()
+        # Of a filter that nobody has: only its answer matters, which comes after all before it.
+        client.unsubscribe(f"{topics.ROOT}/request/{topics.PROBE}/none")
+        await read.wait()
 
     async def tell_paused(self, until: Mapping[str, int | None], *, is_all: bool) -> None:
         """Say which task types are paused, now and again at each connect.
@@ -281,6 +294,8 @@ class MqttLink:
 
     def drop(self, filters: Sequence[str]) -> None:
         """Unsubscribe, now and at each connect to come."""
+        if filters == self._dropped:
+            return
         self._dropped = filters
         if self._client is not None:
             self._unsubscribe(self._client)
@@ -365,13 +380,7 @@ class MqttLink:
 
         client.on_disconnect = on_disconnect
         client.on_subscribe = on_subscribe
-        await client.connect(
-            self._url.hostname,
-            self._url.port or (8883 if self._url.scheme == "mqtts" else 1883),
-            ssl=broker_tls(self._settings) if self._url.scheme == "mqtts" else False,
-            keepalive=self._settings.keepalive_seconds,
-            version=MQTTv50 if is_five else MQTTv311,
-        )
+        await _dial(client, self._settings)
         gather_writes(client)
         # Retained requests are refused: we want to see the flag, and not again at every
         # subscribe. A 3.1.1 broker must hang up on options that it does not know.
@@ -428,9 +437,6 @@ class MqttLink:
             **(five if self._settings.version == "5" else {}),
         )
         client.set_config({"reconnect_retries": NEVER_RECONNECT})
-        if self._url.username:
-            password = unquote(self._url.password) if self._url.password else None
-            client.set_auth_credentials(unquote(self._url.username), password)
         handler = client._package_handler  # noqa: SLF001 - no public way to a PUBACK's reason code
 
         def on_puback(_command: int, packet: bytes) -> None:
@@ -521,6 +527,39 @@ class MqttLink:
             if error.reason_code is None:
                 raise
             log.error("nobody hears that we are %s: %s", state, error.message)  # noqa: TRY400 - the broker's word says it all
+
+
+async def end_session(settings: MqttSettings) -> None:
+    """Let the broker forget a session, with all that waits in it.
+
+    Raises:
+        OSError: the broker is away, or does not let us.
+    """
+    client = gmqtt.Client(settings.client_id, clean_session=True)
+    client.set_config({"reconnect_retries": NEVER_RECONNECT})
+    # It would wait for an answer without an end.
+    client.on_disconnect = lambda *_: client._connack_received.set()  # noqa: SLF001 - as above
+    try:
+        async with asyncio.timeout(settings.connect_timeout_seconds):
+            await _dial(client, settings)
+    except gmqtt.MQTTConnectError as error:
+        raise ConnectionRefusedError(_brief(error)) from error
+    finally:
+        await disconnect(client)
+
+
+async def _dial(client: Any, settings: MqttSettings) -> None:
+    url = urlsplit(settings.url.get_secret_value())
+    if url.username:
+        password = unquote(url.password) if url.password else None
+        client.set_auth_credentials(unquote(url.username), password)
+    await client.connect(
+        url.hostname,
+        url.port or (8883 if url.scheme == "mqtts" else 1883),
+        ssl=broker_tls(settings) if url.scheme == "mqtts" else False,
+        keepalive=settings.keepalive_seconds,
+        version=MQTTv50 if settings.version == "5" else MQTTv311,
+    )
 
 
 def _outcome(topic: str, sent: asyncio.Future[int] | PublishError) -> int | PublishError:

@@ -4,6 +4,8 @@ import re
 
 ROOT = "inference"
 REQUEST_FILTER = f"{ROOT}/request/+"
+SHARED_REQUEST_FILTER = f"$share/inference-intake/{REQUEST_FILTER}"
+"""One of the sessions that share it gets each request; see daemon.roles."""
 CANCEL_FILTER = f"{ROOT}/cancel/+"
 DELETE_FILTER = f"{ROOT}/delete/+"
 PROBE = "_probe"

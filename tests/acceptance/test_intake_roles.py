@@ -1,0 +1,100 @@
+"""Three whole daemons share the requests by roles; whoever dies, nothing is lost or done twice."""
+
+import random
+import time
+from pathlib import Path
+
+from tests.acceptance.rig import Daemon, MediaStore, ask, events, finished
+from tests.broker import Broker, Client
+from tests.waiting import wait_until
+
+NAMES = ("one", "two", "three")
+
+
+def daemons(folder: Path, broker: Broker, media_store: MediaStore, **environ: str) -> list[Daemon]:
+    found = []
+    for name in NAMES:
+        (folder / name).mkdir()
+        found.append(
+            Daemon(
+                folder / name,
+                broker,
+                media_store,
+                INFERD_MQTT__CLIENT_ID=name,
+                INFERD_QUEUE__URL=f"sqlite:///{folder / 'shared.db'}",
+                INFERD_QUEUE__LEASE_SECONDS="2",
+                **{"INFERD_MQTT__INTAKE_ROLES": "3", **environ},
+            )
+        )
+    return found
+
+
+def holders(running: list[Daemon]) -> list[int]:
+    """How many roles each daemon reads."""
+    return [
+        len(each.request("GET", "/health")[1]["checks"]["intake"]["connected"]) for each in running
+    ]
+
+
+def test_daemons_that_are_killed_at_random_lose_no_request(
+    tmp_path: Path, broker: Broker, client: Client, media_store: MediaStore, portrait: bytes
+) -> None:
+    dice = random.Random(7)
+    running = daemons(tmp_path, broker, media_store)
+    try:
+        for each in running:
+            each.start()
+        wait_until(lambda: holders(running) == [1, 1, 1])
+        asked = []
+        for turn in range(3):
+            for number in range(20):
+                media_id = 1000 + 20 * turn + number
+                media_store.put(media_id, portrait, "image/png")
+                # Not repeated: what a role held when its daemon died must come from the broker.
+                asked.append(ask(client, media_id))
+            victim = dice.choice(running)
+            victim.kill()
+            time.sleep(dice.random() / 5)
+            victim.start()
+
+        for each in asked:
+            assert finished(client, each)["status"] == "completed"
+        assert all(events(client, each).count("accepted") >= 1 for each in asked)
+        assert len({each.job_id for each in asked}) == 60
+        wait_until(lambda: holders(running) == [1, 1, 1])
+    finally:
+        for each in running:
+            each.__exit__(None, None, None)
+
+
+def test_each_request_reaches_one_daemon_and_cancels_reach_all(
+    tmp_path: Path, broker: Broker, client: Client, media_store: MediaStore, portrait: bytes
+) -> None:
+    running = daemons(tmp_path, broker, media_store)
+    try:
+        for each in running:
+            each.start()
+        wait_until(lambda: holders(running) == [1, 1, 1])
+        for media_id in range(30):
+            media_store.put(media_id, portrait, "image/png")
+            # Without a job_id, as simple clients ask: each daemon would make a job of its own.
+            client.publish("inference/request/face_detection", {"media_store_id": media_id})
+
+        def ended(got: list[object]) -> bool:
+            return sum(each.topic.endswith("/completed") for each in got) >= 30  # type: ignore[attr-defined]
+
+        client.wait_until(ended, 60)
+        names = [each.topic for each in client.received]
+        assert sum(name.endswith("/accepted") for name in names) == 30
+        assert not any(name.endswith("/rejected") for name in names)
+
+        # The last one stops in good order: what comes next goes to the others at once.
+        stopped = running.pop()
+        assert stopped.terminate() == 0
+        wait_until(lambda: sum(holders(running)) == 3)
+        late = [ask(client, media_id, force=True) for media_id in range(6)]
+        assert {finished(client, each)["status"] for each in late} == {"completed"}
+        assert all(events(client, each).count("accepted") == 1 for each in late)
+    finally:
+        for each in running:
+            each.__exit__(None, None, None)
