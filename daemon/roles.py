@@ -8,7 +8,7 @@ that took over a dead one's role connects under that name and gets all that it h
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from daemon.jobs import Clock, dump_json
+from daemon.jobs import Clock
 from daemon.queue_backend import Connection, QueueBackend
 
 GROUP = "inference-intake"
@@ -18,20 +18,18 @@ FAR = 10
 RETIRED_MS = 60_000
 """How long nobody held a role that is not ours before it is drained and given up."""
 
+# Each reads the same in SQLite and PostgreSQL.
+
 FIND_WORKERS = "SELECT worker FROM intake_members UNION SELECT owner FROM intake_roles"
 JOIN = """
 INSERT INTO intake_members (worker, seen_until) VALUES (?1, ?2)
 ON CONFLICT (worker) DO UPDATE SET seen_until = excluded.seen_until
 """
 LEAVE = "DELETE FROM intake_members WHERE worker = ?"
-PART = """
-DELETE FROM intake_members
-WHERE seen_until <= ?1 OR seen_until > ?2 OR worker IN (SELECT value FROM json_each(?3))
-"""
+PART = "DELETE FROM intake_members WHERE seen_until <= ?1 OR seen_until > ?2"
 MEMBERS = "SELECT worker FROM intake_members ORDER BY worker"
 ADD = """
-INSERT INTO intake_roles (name, lease_until) SELECT value, ?1 FROM json_each(?2) WHERE true
-ON CONFLICT (name) DO NOTHING
+INSERT INTO intake_roles (name, lease_until) VALUES (?1, ?2) ON CONFLICT (name) DO NOTHING
 """
 ROLES = "SELECT * FROM intake_roles ORDER BY name"
 RENEW_ALL = "UPDATE intake_roles SET lease_until = ?1 WHERE owner = ?2"
@@ -125,8 +123,9 @@ class Roles:
             until, far = now + self._lease_ms, now + FAR * self._lease_ms
             if self._names:
                 await connection.execute(JOIN, (self._owner, until))
-                await connection.execute(ADD, (now, dump_json(self._names)))
-            await connection.execute(PART, (now, far, dump_json(sorted(dead))))
+                await connection.executemany(ADD, [(name, now) for name in self._names])
+            await connection.execute(PART, (now, far))
+            await connection.executemany(LEAVE, [(worker,) for worker in sorted(dead)])
             await connection.execute(RENEW_ALL, (until, self._owner))
             members = [row["worker"] for row in await connection.execute_fetchall(MEMBERS)]
             held: dict[str, int] = {}

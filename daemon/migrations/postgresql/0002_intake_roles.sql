@@ -1,0 +1,19 @@
+-- Who reads requests for all: each role is one lasting session at the broker, held by one daemon at
+-- a time under a lease; see the step of the same name for SQLite.
+CREATE TABLE intake_roles (
+    name text NOT NULL PRIMARY KEY CHECK (length(name) BETWEEN 1 AND 64),
+    -- Process that holds it; empty = nobody does.
+    owner text,
+    -- When the lease ends; where nobody holds it, when it was given back.
+    lease_until bigint NOT NULL,
+    -- Rises with every owner and is never lowered: the proof that it is still ours.
+    fence bigint NOT NULL DEFAULT 0 CHECK (fence >= 0),
+    -- When its session first stood at the broker, and requests began to wait there.
+    opened_at bigint
+);
+
+-- The daemons among which the roles are spread.
+CREATE TABLE intake_members (
+    worker text NOT NULL PRIMARY KEY CHECK (length(worker) > 0),
+    seen_until bigint NOT NULL
+);
