@@ -50,6 +50,14 @@ check_consistent() {
 $problems"
 }
 
+install_command() {
+    # .venv/bin/inferd, which works from any folder. Not where this folder stands alone (Dockerfile).
+    if [ -f "${lists%/*}/pyproject.toml" ]; then
+        "$python" -m pip --disable-pip-version-check install -q \
+            --no-deps --no-build-isolation --root-user-action ignore -e "${lists%/*}"
+    fi
+}
+
 compile_all() {
     # Not compiled, PyTorch and open_clip cost 10 s at every start. Some packages carry templates
     # that are no Python; a failure there is no concern of ours.
@@ -83,6 +91,7 @@ dev)
     fail "usage: install.sh VENV cpu|gpu|dev"
     ;;
 esac
+if [ "$flavour" != dev ]; then install_command; fi
 check_consistent
 say "compiling to bytecode"
 compile_all
