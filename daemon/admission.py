@@ -27,6 +27,8 @@ class Submission:
     """A pending job as it will be if it is accepted."""
     force: bool = False
     """Take the place of the pair's old job, unless that is being processed."""
+    instead_of: str | None = None
+    """With `force`: only of the job with this id, and only while it stands for the pair."""
     body: bytes | None = None
     """What came over MQTT, to answer a refusal with; None where the caller answers itself."""
     sha256: str | None = None
@@ -105,6 +107,12 @@ class Admission:
             known, rival = by_id.get(job.job_id), by_pair.get(pair(job))
             if known is not None:
                 outcome = self._repeat(known, job, changes, now)
+            elif submission.instead_of not in (None, rival and rival.job_id):
+                outcome = Refused(
+                    "conflict",
+                    f"job {submission.instead_of} stands for this picture and task no longer",
+                    existing_job_id=rival.job_id if rival is not None else None,
+                )
             elif rival is not None and not (
                 submission.force and rival.status is not JobState.PROCESSING
             ):
