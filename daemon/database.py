@@ -135,7 +135,10 @@ class Database:
         except (OSError, sqlite3.Error) as error:
             await self.close()
             code = "queue_locked" if _is_busy(error) else "queue_unusable"
-            raise ConfigError(f"cannot open the queue {self._path}: {error}", code=code) from error
+            mend = _mend(error)
+            raise ConfigError(
+                f"cannot open the queue {self._path}: {error}{mend}", code=code
+            ) from error
         except BaseException:
             # A cancelled start too: an open connection would keep its thread alive.
             await self.close()
@@ -294,6 +297,13 @@ async def _touch(connection: Connection) -> None:
     """Write a page as it is."""
     rows = await connection.execute_fetchall("PRAGMA user_version")
     await connection.execute(f"PRAGMA user_version = {next(row[0] for row in rows)}")
+
+
+def _mend(error: Exception) -> str:
+    is_place = isinstance(error, OSError) or any(
+        said in str(error) for said in ("unable to open", "readonly")
+    )
+    return "; INFERD_DATA_DIR names a folder that this user may write" if is_place else ""
 
 
 def _is_busy(error: Exception) -> bool:

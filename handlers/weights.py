@@ -235,6 +235,10 @@ def _absent(why: str, url: str, target: Path, looked_in: Sequence[Path]) -> Conf
     lines.append(f"URL: {url}")
     command = f"curl -fL --create-dirs -o {shlex.quote(str(target))} {shlex.quote(url)}"
     lines.append(f"get it with: {command}")
+    lines.append(
+        "or, only to try inferd without it: INFERD_CLIP__WEIGHTS=untrained,"
+        " INFERD_FACES__PACK=cascade, INFERD_FACES__RECOGNISER=untrained"
+    )
     return ConfigError("\n  ".join(lines), code="model_unreachable")
 
 

@@ -105,7 +105,11 @@ class _Run:
                 self._tell(done)
                 if isinstance(done.error, UnreachableError):
                     # Whatever comes after it would wait as long, and fail in the same way.
-                    self._meter.say("stopped: what is not on stdout was not asked for, or in vain")
+                    self._meter.say(
+                        "stopped: what is not on stdout was not asked for, or in vain;"
+                        " `doctor` looks at each address, and --broker, --inference and"
+                        " --media-store name others"
+                    )
                     return done.exit_code
         except KeyboardInterrupt:
             self._meter.say(
@@ -117,6 +121,12 @@ class _Run:
             self._meter.say(f"stopped: {error}; {self._summary()}")
             return JOB_FAILED
         self._meter.say(self._summary())
+        if self._options.folder is not None and not (self._counts or self._left_out):
+            self._meter.say(
+                f"no picture is in {found.shown(self._options.folder)} or below: files are taken"
+                " that are named like pictures (.jpg, .png, ...) or have such bytes, hidden ones"
+                " are not"
+            )
         if not self._codes:
             return COMPLETED
         return self._codes.pop() if len(self._codes) == 1 else JOB_FAILED

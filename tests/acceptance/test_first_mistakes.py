@@ -1,0 +1,151 @@
+"""What a newcomer gets wrong first: each message names its mend."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.broker import Broker
+
+ROOT = Path(__file__).parents[2]
+SECONDS = 120
+STAND_INS = {
+    "INFERD_CLIP__WEIGHTS": "untrained",
+    "INFERD_FACES__PACK": "cascade",
+    "INFERD_FACES__RECOGNISER": "untrained",
+    "AUTH_DISABLED": "true",
+}
+
+
+def free_port() -> int:
+    """Return a port where nobody listens."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+class Newcomer:
+    """Types commands in a setup where nothing runs."""
+
+    def __init__(self, folder: Path) -> None:
+        self.environ = {
+            **{name: text for name, text in os.environ.items() if not name.startswith("INFERD_")},
+            **STAND_INS,
+            "INFERD_DATA_DIR": str(folder / "data"),
+            "INFERD_MODELS_DIR": str(folder / "models"),
+            "INFERD_MQTT__URL": f"mqtt://127.0.0.1:{free_port()}",
+            "INFERD_MEDIA_STORE__URL": f"http://127.0.0.1:{free_port()}",
+            "INFERD_HTTP__PORT": str(free_port()),
+        }
+
+    def types(self, *words: str, **environ: str) -> tuple[int, str]:
+        """Return the exit code and what was said on stderr, one space between words."""
+        done = subprocess.run(
+            [sys.executable, "-m", "daemon", *words],
+            cwd=ROOT,
+            env={**self.environ, **environ},
+            capture_output=True,
+            text=True,
+            timeout=SECONDS,
+            check=False,
+        )
+        return done.returncode, " ".join(done.stderr.split())
+
+
+@pytest.fixture
+def newcomer(tmp_path: Path) -> Newcomer:
+    return Newcomer(tmp_path)
+
+
+def test_a_setting_with_one_underscore_too_few_is_guessed(newcomer: Newcomer) -> None:
+    code, said = newcomer.types("serve", "--check", INFERD_CLIP_WEIGHTS="untrained")
+
+    assert code == 78
+    assert "INFERD_CLIP_WEIGHTS: unknown name: did you mean INFERD_CLIP__WEIGHTS?" in said
+
+
+def test_a_setting_that_is_misspelt_in_the_file_is_guessed(
+    newcomer: Newcomer, tmp_path: Path
+) -> None:
+    config = tmp_path / "inferd.toml"
+    config.write_text('[mqtt]\nulr = "mqtt://x"\n', encoding="utf-8")
+
+    code, said = newcomer.types("serve", "--check", INFERD_CONFIG=str(config))
+
+    assert code == 78
+    assert "INFERD_MQTT__ULR: unknown name: did you mean INFERD_MQTT__URL?" in said
+
+
+def test_an_address_without_its_scheme_is_told_how_to_be(newcomer: Newcomer) -> None:
+    code, said = newcomer.types("submit", "1", INFERD_MQTT__URL="localhost:1883")
+
+    assert code == 78
+    assert "INFERD_MQTT__URL: must be mqtt[s]://" in said
+
+
+def test_neither_broker_nor_daemon_names_where_to_look(newcomer: Newcomer) -> None:
+    code, said = newcomer.types("submit", "1")
+
+    assert code == 3
+    assert newcomer.environ["INFERD_MQTT__URL"].removeprefix("mqtt://") in said
+    assert "`doctor` looks at each address" in said
+    assert "--broker, --inference and --media-store name others" in said
+
+
+@pytest.mark.parametrize("words", [("search", "--text", "a dog"), ("jobs", "list"), ("faces", "1")])
+def test_no_daemon_is_told_how_to_start_one(words: tuple[str, ...], newcomer: Newcomer) -> None:
+    code, said = newcomer.types(*words)
+
+    assert code == 3
+    assert f"127.0.0.1:{newcomer.environ['INFERD_HTTP__PORT']}" in said
+    assert "start it with `python -m daemon`, or name another one with --inference URL" in said
+
+
+def test_a_folder_without_pictures_is_told_what_is_one(newcomer: Newcomer, tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "notes.txt").write_text("no picture", encoding="utf-8")
+
+    with Broker(tmp_path) as broker:
+        code, said = newcomer.types(
+            "submit", "--folder", str(tmp_path / "photos"), INFERD_MQTT__URL=broker.url
+        )
+
+    assert code == 0
+    assert f"no picture is in {tmp_path / 'photos'} or below: files are taken that are" in said
+
+
+def test_a_folder_that_is_none_is_told(newcomer: Newcomer) -> None:
+    code, said = newcomer.types("submit", "--folder", "/nowhere")
+
+    assert code == 2
+    assert "there is no folder /nowhere" in said
+
+
+def test_a_data_folder_that_is_a_file_names_its_setting(newcomer: Newcomer, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+
+    code, said = newcomer.types("serve", INFERD_DATA_DIR=str(tmp_path / "file"))
+
+    assert code == 78
+    assert "INFERD_DATA_DIR names a folder that this user may write" in said
+
+
+def test_absent_weights_name_what_gets_them_and_what_does_without(newcomer: Newcomer) -> None:
+    code, said = newcomer.types(
+        "serve", INFERD_CLIP__WEIGHTS="openai", INFERD_OFFLINE="true", HOME="/nowhere"
+    )
+
+    assert code == 78
+    assert "get it with: curl" in said
+    assert "only to try inferd without it: INFERD_CLIP__WEIGHTS=untrained" in said
+
+
+def test_no_way_to_check_tokens_names_each_of_them(newcomer: Newcomer) -> None:
+    code, said = newcomer.types("serve", AUTH_DISABLED="")
+
+    assert code == 78
+    for name in ("PUBLIC_KEY_PATH", "INFERD_AUTH__JWKS_URL", "AUTH_DISABLED=true"):
+        assert name in said
