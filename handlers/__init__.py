@@ -8,7 +8,7 @@ imports no model library; those load when the daemon opens a handler.
                              the documented inference classes and the three handlers
     inference                MLInference, the base of every model, and Provenance
     lane                     the one thread that owns a device, and what it is busy with;
-                             gpus: which devices there are
+                             lane_threads: it, and those beside it; gpus: which devices there are
     device                   a model on all lanes, and who has the next batch; model_copy: its
                              copy on one: idle unloading, tests (self_test)
     memory_ladder            what a model does when memory runs out, and how it comes back;

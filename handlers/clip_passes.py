@@ -3,7 +3,8 @@
 Torch spreads one pass over all cores, and at each of its hundred products the fastest core waits
 for the slowest. Where decoders want the cores as well, that costs: two passes on a core each made
 33 pictures a second of 2 MP on two cores, one pass on both 30, for the same processor time or less.
-Nobody waits here before the end of the batch, and then the decoders have the cores.
+Here nobody waits for anybody: whoever is done with a pass has the next one, of the same batch or of
+another, and meanwhile the decoders have the core.
 
 Torch counts its threads for each thread that calls it, so a pass of our own thread has its share.
 """
@@ -39,9 +40,10 @@ Forward = Callable[[Any], "torch.Tensor"]
 
 
 class Passes:
-    """Runs batches as `count` passes at a time, of at most `size` inputs each.
+    """Runs `count` passes at a time, of at most `size` inputs each: of one batch, or of several.
 
-    One pass at a time runs on the caller's thread with all cores.
+    A batch that comes while nothing runs is spread over all of them, or, where it has too few
+    inputs for that, over all cores on its caller's thread.
     """
 
     def __init__(self, torch: Any, *, count: int, size: int) -> None:
@@ -56,6 +58,9 @@ class Passes:
         self.size = size
         self._torch = torch
         self._pool: ThreadPoolExecutor | None = None
+        self._lock = threading.Lock()
+        self._running = 0
+        """Batches."""
         cores = usable_cores()
         if count > 1:
             self._pool = ThreadPoolExecutor(count, thread_name_prefix="clip-pass")
@@ -71,15 +76,23 @@ class Passes:
         return self.count * self.size
 
     def run(self, forward: Forward, batch: "torch.Tensor") -> "torch.Tensor":
-        """Return what `forward` gives for a batch of any length, in order.
+        """Return what `forward` gives for a batch of any length, in order; from any thread.
 
         Raises:
-            Exception: whatever `forward` raised first, after all passes have ended.
+            Exception: whatever `forward` raised first, after all passes of the batch have ended.
         """
-        parts = self._parts(batch)
-        if self._pool is None or len(parts) == 1:
-            return self._joined([forward(part) for part in parts])
-        return self._joined(all_of(self._pool, partial(self._pass, forward), parts))
+        with self._lock:
+            is_alone = not self._running
+            self._running += 1
+        try:
+            pool = self._pool
+            if pool is None or (is_alone and len(batch) < self.count):
+                return self._joined([forward(part) for part in self._parts(batch, 1)])
+            parts = self._parts(batch, self.count if is_alone else 1)
+            return self._joined(all_of(pool, partial(self._pass, forward), parts))
+        finally:
+            with self._lock:
+                self._running -= 1
 
     def close(self) -> None:
         """End the threads. Safe twice."""
@@ -87,11 +100,8 @@ class Passes:
             self._pool.shutdown()
             self._pool = None
 
-    def _parts(self, batch: "torch.Tensor") -> Sequence["torch.Tensor"]:
-        needed = -(-len(batch) // self.size)
-        # Fewer than passes are sooner done by all cores, one after the other.
-        count = max(needed, self.count) if len(batch) >= self.count else needed
-        parts: Sequence[torch.Tensor] = batch.tensor_split(count)
+    def _parts(self, batch: "torch.Tensor", least: int) -> Sequence["torch.Tensor"]:
+        parts: Sequence[torch.Tensor] = batch.tensor_split(max(-(-len(batch) // self.size), least))
         return parts
 
     def _joined(self, found: Sequence["torch.Tensor"]) -> "torch.Tensor":

@@ -50,7 +50,8 @@ CPU_BATCH = 8
 class ClipTower(ABC):
     """One tower of one CLIP with one set of weights, on one device; the other is not kept.
 
-    Every method blocks, and none is safe to call from two threads at once.
+    Every method blocks, and none is safe to call from two threads at once, but encoding where
+    `beside` says so.
     """
 
     tower: ClassVar[str]
@@ -102,6 +103,8 @@ class ClipTower(ABC):
         self._most_passes = most_passes
         self._found_passes = 0
         self._passes: Passes | None = None
+        # Whoever encodes beside an unloading may find nothing loaded.
+        self._changing = threading.RLock()
 
     @property
     def is_untrained(self) -> bool:
@@ -157,6 +160,12 @@ class ClipTower(ABC):
         why = "as configured" if self._asked_passes or passes.count == 1 else "measured at the load"
         return Batch(passes.batch_size, why, passes.count)
 
+    @property
+    def beside(self) -> int:
+        """How many threads may encode at once: as many as there are passes; see MLInference."""
+        passes = self._passes
+        return 1 if passes is None else passes.count
+
     def resolve(self) -> None:
         """Find the weights, downloading the published ones where they are absent.
 
@@ -179,11 +188,12 @@ class ClipTower(ABC):
                 another shape, or not what they claim to be, or a demanded GPU does not run.
             OutOfMemoryError: there is no room for it.
         """
-        if self.is_loaded:
-            return
-        self.resolve()
-        with memory_watched(self.model, device_name(self._asked_device)):
-            self._load()
+        with self._changing:
+            if self.is_loaded:
+                return
+            self.resolve()
+            with memory_watched(self.model, device_name(self._asked_device)):
+                self._load()
 
     def _load(self) -> None:
         began = time.monotonic()
@@ -225,10 +235,11 @@ class ClipTower(ABC):
 
     def unload(self) -> None:
         """Give the memory back."""
-        if self._module is None:
-            return
-        self._module = None
-        self._pass_by(None)
+        with self._changing:
+            if self._module is None:
+                return
+            self._module = None
+            self._pass_by(None)
         self.free_memory()
         log.info("unloaded the %s tower of %s", self.tower, self.model)
 
@@ -239,11 +250,12 @@ class ClipTower(ABC):
             OutOfMemoryError: it does not fit there, and stays where it was.
             ConfigError: it does not run there, and stays where it was.
         """
-        if self._module is not None and self.provenance.device != device:
-            with memory_watched(self.model, device):
-                self._move(self._module, device)
-            self.free_memory()
-        self._asked_device = device
+        with self._changing:
+            if self._module is not None and self.provenance.device != device:
+                with memory_watched(self.model, device):
+                    self._move(self._module, device)
+                self.free_memory()
+            self._asked_device = device
 
     def free_memory(self) -> None:
         """Give back what torch keeps of the device, and the C library of the machine's memory."""

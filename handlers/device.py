@@ -12,6 +12,7 @@ from typing import Any, Generic, Self
 
 from numpy.typing import NDArray
 
+from daemon.cores import usable_cores
 from daemon.errors import ConfigError, InferdError, OutOfMemoryError
 from daemon.jobs import JsonObject
 from daemon.stage import RunBatch, Stage
@@ -90,7 +91,8 @@ class ModelRunner(Generic[Result]):
             f"infer-{name}",
             None,
             max_batch=max_batch,
-            workers=2 * len(self.copies),
+            # As many batches as may be in hand, of passes side by side on a CPU among them.
+            workers=max(2 * len(self.copies), usable_cores()),
             turn=self._turn,
         )
 

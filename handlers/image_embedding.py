@@ -83,6 +83,11 @@ class ImageEmbeddingInference(ModelInference[Vector]):
         """How many pictures keep the model busy; see MLInference."""
         return self._model.batch
 
+    @property
+    def beside(self) -> int:
+        """How many threads may infer at once; see MLInference."""
+        return self._model.beside
+
     def infer(self, buffer: NDArray[Any], label: str = "") -> Vector:
         """Return float32 [embedding_dim] of length 1.
 

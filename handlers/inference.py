@@ -126,8 +126,8 @@ def check_pixels(
 class MLInference(ABC, Generic[Result]):
     """One model: found, loaded, run, unloaded.
 
-    Every method may block and none is safe to call from two threads at once: in the daemon they
-    run on the device lane only.
+    Every method may block and none is safe to call from two threads at once, unless it says so: in
+    the daemon they run on the device lane only.
     """
 
     @abstractmethod
@@ -185,6 +185,14 @@ class MLInference(ABC, Generic[Result]):
     def batch(self) -> Batch | None:
         """How many buffers it runs at a time, where that is its own choice; after `load`."""
         return None
+
+    @property
+    def beside(self) -> int:
+        """How many threads may be in `infer_batch` of the loaded model at once, where it runs now.
+
+        A load, a move or an unloading beside them waits for them, or makes them fail.
+        """
+        return 1
 
     @property
     def prepares(self) -> bool:

@@ -1,25 +1,26 @@
 """The device lane: one thread that owns a device, and tells what it is busy with.
 
 All task types share the lane, so two models never fight for the device; several devices have a
-lane each. A thread cannot be cancelled: a caller that goes away abandons its result, not the
-forward pass. A pass that never ends is left behind when the lane is closed: the thread is a daemon
-thread, which nobody joins.
+lane each. A model that runs several passes at a time may have batches beside each other, on further
+threads of the lane. A thread cannot be cancelled: a caller that goes away abandons its result, not
+the forward pass. A pass that never ends is left behind when the lane is closed: these are daemon
+threads, which nobody joins.
 """
 
 import asyncio
 import functools
+import itertools
 import logging
-import queue
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
 from contextvars import Context
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal, ParamSpec, Self, TypeAlias, TypeVar
 
 from handlers.inference import MLInference
+from handlers.lane_threads import LaneThreads
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +54,7 @@ class Asking:
 
 
 class DeviceLane:
-    """One thread; whatever touches a model runs on it, one call after the other.
+    """One thread; whatever changes a model runs on it, one call after the other.
 
     Batches take turns: `turn_on` waits until a lane has room, `leave` ends the turn. What is short
     or rare (loads, tests, unloadings) goes by `run` alone.
@@ -61,7 +62,6 @@ class DeviceLane:
     Attributes:
         name: of the device as it was asked for, for logs, health and metrics.
         close_seconds: how long closing waits for the call that runs.
-        call: what runs now, as far as `begin` told; may be read from any thread.
         in_hand: turns that were taken and have not ended.
         is_abandoned: it was closed while a call ran on, which may never end: leave the process
             by os._exit, since the interpreter's own end could wait for it or crash under it.
@@ -70,35 +70,50 @@ class DeviceLane:
     def __init__(self, name: str = "device", *, close_seconds: float = CLOSE_SECONDS) -> None:
         self.name = name
         self.close_seconds = close_seconds
-        self._waiting: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None]
-        self._waiting = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._serve, name=f"lane-{name}", daemon=True)
-        self._ended: Future[None] = Future()
-        self._ended.set_running_or_notify_cancel()
+        self._own = LaneThreads(f"lane-{name}", is_single=True)
+        self._beside = LaneThreads(f"lane-{name}-beside")
         self._is_closed = False
         self._models: list[MLInference[Any]] = []
-        self._number = 0
+        self._numbers = itertools.count(1)
+        self._calls: dict[int, LaneCall] = {}
+        """By the thread that runs them."""
         self._asking: deque[Asking] = deque()
         self.in_hand = 0
-        self.call: LaneCall | None = None
         self.is_abandoned = False
 
     async def run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Return `work(*args)` as run on the lane's thread."""
+        return await self._run(self._own, functools.partial(work, *args, **kwargs))
+
+    async def run_beside(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Return `work(*args)` as run beside the lane's thread: what bears that, with a turn."""
+        return await self._run(self._beside, functools.partial(work, *args, **kwargs))
+
+    async def _run(self, threads: LaneThreads, work: Callable[[], T]) -> T:
         if self._is_closed:
             raise RuntimeError("the device lane is closed")
-        future: Future[T] = Future()
-        self._waiting.put((future, functools.partial(work, *args, **kwargs)))
-        return await asyncio.wrap_future(future)
+        return await asyncio.wrap_future(threads.submit(functools.partial(self._told, work)))
+
+    def _told(self, work: Callable[[], T]) -> T:
+        try:
+            return work()
+        finally:
+            self._calls.pop(threading.get_ident(), None)
+
+    @property
+    def call(self) -> LaneCall | None:
+        """What runs now, as far as `begin` told, and for longest; from any thread."""
+        calls = list(self._calls.values())
+        return min(calls, key=lambda call: call.number) if calls else None
 
     def busy_with(self) -> LaneCall | None:
         """Return `call`; from any thread."""
         return self.call
 
     def begin(self, model: str, work: Work, contexts: Sequence[Context] = ()) -> None:
-        """Tell what the lane is busy with from now on; on the lane's thread only."""
-        self._number += 1
-        self.call = LaneCall(model, work, self._number, tuple(contexts))
+        """Tell what the lane is busy with from now on; on a thread of the lane only."""
+        call = LaneCall(model, work, next(self._numbers), tuple(contexts))
+        self._calls[threading.get_ident()] = call
 
     def add(self, model: MLInference[Any]) -> None:
         """Let the model be unloaded where another one needs its memory."""
@@ -145,7 +160,6 @@ class DeviceLane:
     # ------------------------------------------------------------------------------------------
 
     async def __aenter__(self) -> Self:
-        self._thread.start()
         return self
 
     async def __aexit__(
@@ -156,16 +170,13 @@ class DeviceLane:
     ) -> None:
         """Drop what waits, and wait a bounded time for what runs."""
         self._is_closed = True
-        while not self._waiting.empty():
-            waiting = self._waiting.get_nowait()
-            if waiting is not None:
-                waiting[0].cancel()
-        self._waiting.put(None)
-        ended = asyncio.wrap_future(self._ended)
-        await asyncio.wait([ended], timeout=self.close_seconds)
-        if not ended.done():
-            ended.cancel()
+        ends = [asyncio.wrap_future(each) for each in (*self._own.close(), *self._beside.close())]
+        if ends:
+            await asyncio.wait(ends, timeout=self.close_seconds)
+        for left in [each for each in ends if not each.done()]:
+            left.cancel()
             self.is_abandoned = True
+        if self.is_abandoned:
             call = self.call
             what = f"{call.work} of {call.model}" if call else "a call"
             log.error("%s does not end: it is left behind", what)
@@ -179,23 +190,6 @@ class DeviceLane:
                 self.in_hand += 1
                 first.turn.set_result(self)
             self._asking.popleft()
-
-    def _serve(self) -> None:
-        while (waiting := self._waiting.get()) is not None:
-            future, work = waiting
-            if future.set_running_or_notify_cancel():
-                try:
-                    result = work()
-                except BaseException as error:  # noqa: BLE001 - carried to the caller
-                    self.call = None
-                    future.set_exception(error)
-                else:
-                    self.call = None
-                    future.set_result(result)
-                    del result
-            # What a call was given is not kept alive until the next one comes.
-            del waiting, future, work
-        self._ended.set_result(None)
 
 
 async def turn_on(rooms: Mapping[DeviceLane, int]) -> DeviceLane:

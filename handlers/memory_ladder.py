@@ -28,9 +28,9 @@ Outcome: TypeAlias = tuple[Result, Provenance] | Exception
 
 
 class MemoryLadder(Generic[Result]):
-    """Runs batches of one model in as much memory as there is; on the device lane only.
+    """Runs batches of one model in as much memory as there is; on the lane's own thread only.
 
-    `state` and `steps` may be read from any thread.
+    `state` and `steps` may be read, and `run_beside` called, from any thread.
     """
 
     def __init__(
@@ -129,6 +129,16 @@ class MemoryLadder(Generic[Result]):
                 for item in chunk:
                     outcomes += self.run([item])
         return outcomes
+
+    def run_beside(self, items: Sequence[Item]) -> list[Outcome[Result]] | None:
+        """Return an outcome for each item, in order; None where that is for `run` to find out.
+
+        No step is taken: the batch is whole and has its results, or is to be run again.
+        """
+        if self.state is not None or len(items) > self._limit or not self._inference.is_loaded:
+            return None
+        found = self._try(items, None)
+        return found if isinstance(found, list) else None
 
     # -- one try -------------------------------------------------------------------------------
 

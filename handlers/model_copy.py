@@ -94,6 +94,8 @@ class ModelCopy(Generic[Result]):
         self._self_test = SelfTest(name, inference)
         self._quiet = QuietTime(retry_seconds)
         self._is_out = False
+        self._has_lane = 0
+        """How many batches have the lane's own thread, or wait for it."""
         self.load_error: str | None = None
         self.idle_unloads = 0
         self.batches = 0
@@ -142,13 +144,18 @@ class ModelCopy(Generic[Result]):
     @property
     def room(self) -> int:
         """How many batches may be in hand on its lane, one of its own included."""
-        return 2 if self.inference.prepares else 1
+        if self.inference.prepares:
+            return 2
+        return 1 if self._has_lane or not self._is_well else self.inference.beside
 
     @property
     def most(self) -> int:
-        """How many buffers it takes together: what is done goes back at once."""
+        """How many buffers it takes together, with a turn: what is done goes back at once."""
         batch = self.inference.batch
-        return min(self._max_batch, batch.size) if batch else self._max_batch
+        if batch is None:
+            return self._max_batch
+        is_beside = self.lane.in_hand > 1 and self.inference.beside > 1
+        return min(self._max_batch, batch.per_pass if is_beside else batch.size)
 
     def to_wire(self) -> JsonObject:
         """Return what health and the worker's info tell of it beside others."""
@@ -184,11 +191,28 @@ class ModelCopy(Generic[Result]):
         self.mark_use()
         self.batches += 1
         self.inputs += len(items)
+        if self._goes_beside(len(items)):
+            found = await self.lane.run_beside(self._infer_beside, items)
+            if found is not None:
+                return found
         prepared = None
         if self.lane.in_hand > 1 and self.inference.prepares:
             # Another batch has the lane: what of this one needs no device is done meanwhile.
             prepared = await self._prepared([buffer for buffer, _ in items])
-        return await self.lane.run(self._infer_on_lane, items, prepared)
+        self._has_lane += 1
+        try:
+            return await self.lane.run(self._infer_on_lane, items, prepared)
+        finally:
+            self._has_lane -= 1
+
+    @property
+    def _is_well(self) -> bool:
+        return self.is_fit and self.degradation is None and self.inference.is_loaded
+
+    def _goes_beside(self, count: int) -> bool:
+        """Whether so many go beside others that run, or are enough to keep all passes busy."""
+        beside = self.inference.beside
+        return beside > 1 and self._is_well and (count >= beside or self.lane.in_hand > 1)
 
     async def _prepared(self, buffers: Buffers) -> Buffers | None:
         try:
@@ -306,6 +330,13 @@ class ModelCopy(Generic[Result]):
         finally:
             self._used_at = self._clock()
         return found if self._is_only else self._told_apart(found)
+
+    def _infer_beside(self, items: Sequence[Item]) -> Sequence[Outcome[Result]] | None:
+        """Return what the ladder gives beside others; on a thread beside the lane's."""
+        try:
+            return self._ladder.run_beside(items)
+        finally:
+            self._used_at = self._clock()
 
     def _told_apart(
         self, found: Sequence[Outcome[Result]]
