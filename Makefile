@@ -28,7 +28,7 @@ python := $(venv)/bin/python
 installed := $(venv)/.inferd-$(flavour)
 installed_dev := $(venv)/.inferd-dev
 
-.PHONY: help setup setup-dev mosquitto chromium demo run token test crash faults fuzz audit mutants bench check lint types imports schemas lock clean
+.PHONY: help setup setup-dev mosquitto postgresql chromium demo run token test crash cluster faults fuzz audit mutants bench check lint types imports schemas lock clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -41,14 +41,21 @@ demo: setup mosquitto ## show it: real pictures in, events, vectors and a search
 run: setup mosquitto ## as demo, and stay up until Ctrl-C
 	@$(python) -m demos.quickstart --stay $(ARGS)
 
+pictures: setup mosquitto ## your own: FOLDER=~/Pictures made searchable, and kept in data/pictures
+	@test -n "$(FOLDER)" || { echo "which folder? make pictures FOLDER=~/Pictures" >&2; exit 2; }
+	@$(python) -m demos.pictures "$(FOLDER)" $(ARGS)
+
 token: setup ## a development key and a token for REST (ARGS='--sub me --hours 8 --admin')
 	@$(python) -m demos.make_token $(ARGS)
 
-test: setup-dev mosquitto chromium ## all tests (ARGS='-k name' for some)
+test: setup-dev mosquitto postgresql chromium ## all tests (ARGS='-k name' for some)
 	@$(python) -m pytest $(ARGS)
 
 crash: setup-dev mosquitto ## kill daemons N=200 times by chance; nothing may be lost (SEED=)
 	@$(python) -m tests.crash.run --kills $(or $(N),200) $(if $(SEED),--seed $(SEED)) $(ARGS)
+
+cluster: setup-dev mosquitto ## N=20000 jobs on 4 daemons that are killed and cut off; needs root (SEED=)
+	@$(python) -m tests.cluster.run --jobs $(or $(N),20000) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 faults: setup-dev mosquitto ## fail all that inferd depends on, the long way too (ARGS='-k broker' for some)
 	@$(python) -m pytest -m "long or not long" tests/faults $(ARGS)
@@ -91,6 +98,10 @@ setup-dev: $(installed) $(installed_dev)
 
 mosquitto:
 	@.ci/ensure-mosquitto.sh
+
+# Without it the tests of that engine are skipped, and fail in CI.
+postgresql:
+	-@.ci/ensure-postgresql.sh
 
 # Without it the tests of the console are skipped, and fail in CI.
 chromium:

@@ -3,13 +3,14 @@
 Run as a process of its own, `python -m tests.crash.forge`. It reads one JSON line for each life
 
     {"number": 1, "environ": {...}, "argv": [...], "log": path, "point": name, "nth": n,
-     "stops": bool, "step": n}
+     "stops": bool, "step": n, "namespace": path}
 
 and writes `{"number", "pid"}` when it is born and `{"number", "code"}` when it is dead, where a
 negative code is a signal, as in subprocess. At the end of its input it ends what still lives.
 """
 
 import contextlib
+import ctypes
 import json
 import os
 import signal
@@ -27,6 +28,7 @@ from handlers import qdrant_edge
 from tests.crash import faults, stand_ins
 
 IMPORTED = (app, migrate, serve, qdrant_edge)
+CLONE_NEWNET = 0x40000000
 
 
 def main() -> int:
@@ -66,6 +68,14 @@ def _say(what: Mapping[str, int]) -> None:
     os.write(1, json.dumps(what).encode() + b"\n")
 
 
+def _enter(namespace: str) -> None:
+    """Move onto a host: into its network namespace, with all that is started from now on."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    with Path(namespace).open("rb") as file:
+        if libc.setns(file.fileno(), CLONE_NEWNET) != 0:
+            raise OSError(ctypes.get_errno(), f"cannot enter {namespace}")
+
+
 def _live(wanted: Mapping[str, Any]) -> NoReturn:
     """Be a daemon from here on."""
     code = 1
@@ -81,6 +91,8 @@ def _live(wanted: Mapping[str, Any]) -> NoReturn:
             os.dup2(source, target)
         os.close(nothing)
         os.close(log)
+        if wanted.get("namespace"):
+            _enter(wanted["namespace"])
         stand_ins.install()
         if wanted.get("point"):
             faults.install(wanted["point"], wanted["nth"], stops=wanted["stops"])

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -18,6 +18,9 @@ from handlers.vector_engine import CollectionSpec, Point, PointId
 from handlers.vector_points import face_point_id
 from tests.crash.recorder import TERMINAL, Heard
 from tests.crash.stand_ins import DIMENSION, colour_of, vector_of
+
+Row: TypeAlias = Mapping[str, Any] | sqlite3.Row
+"""Of the queue's jobs, by column."""
 
 MOST_ATTEMPTS = 4
 CLOSE_ENOUGH = 1e-5
@@ -90,15 +93,15 @@ def judge(
     verdict = Verdict(jobs=sum(each.status != "rejected" for each in expected))
     verdict.doubles = heard.doubles
     rows = _check_file(queue, verdict)
-    _check_rows(expected, rows, verdict)
+    check_rows(expected, rows, verdict)
     for each in expected:
         _check_events(
             each, heard.events.get(each.job_id, []), rows, verdict, in_order=is_one_sender
         )
     strangers = heard.events.keys() - {each.job_id for each in expected}
     verdict.extra += [f"events of job {job_id}, which nobody asked for" for job_id in strangers]
-    _check_delivered(expected, delivered, verdict)
-    _check_vectors(expected, [point for folder in vectors for point in _points(folder)], verdict)
+    check_delivered(expected, delivered, verdict)
+    check_vectors(expected, [point for folder in vectors for point in points(folder)], verdict)
     return verdict
 
 
@@ -113,12 +116,11 @@ def _check_file(queue: Path, verdict: Verdict) -> dict[str, sqlite3.Row]:
         return {row["job_id"]: row for row in connection.execute("SELECT * FROM jobs")}
 
 
-def _check_rows(
-    expected: Sequence[Expected], rows: Mapping[str, sqlite3.Row], verdict: Verdict
-) -> None:
+def check_rows(expected: Sequence[Expected], rows: Mapping[str, Row], verdict: Verdict) -> None:
+    """Hold the queue's rows, by job_id, to what was asked for."""
     wanted = {each.job_id: each for each in expected if each.has_row}
     verdict.lost += [f"there is no row of {wanted[each]}" for each in wanted.keys() - rows.keys()]
-    verdict.extra += [f"row of {tuple(rows[each])}" for each in rows.keys() - wanted.keys()]
+    verdict.extra += [f"row of {dict(rows[each])}" for each in rows.keys() - wanted.keys()]
     for job_id in wanted.keys() & rows.keys():
         row, each = rows[job_id], wanted[job_id]
         if row["status"] not in TERMINAL:
@@ -134,7 +136,7 @@ def _check_rows(
 def _check_events(
     each: Expected,
     events: Sequence[JsonObject],
-    rows: Mapping[str, sqlite3.Row],
+    rows: Mapping[str, Row],
     verdict: Verdict,
     *,
     in_order: bool,
@@ -176,9 +178,10 @@ def _check_events(
         verdict.wrong.append(f"{each} said {end['data']['error_message']}")
 
 
-def _check_delivered(
+def check_delivered(
     expected: Sequence[Expected], delivered: Sequence[tuple[int, str]], verdict: Verdict
 ) -> None:
+    """Hold what the media store took to what was asked for."""
     wanted = {
         (each.media_id, each.job_id)
         for each in expected
@@ -188,12 +191,13 @@ def _check_delivered(
     verdict.extra += [f"face results of {each}" for each in set(delivered) - wanted]
 
 
-def _check_vectors(
-    expected: Sequence[Expected], points: Sequence[tuple[str, Point]], verdict: Verdict
+def check_vectors(
+    expected: Sequence[Expected], stored: Sequence[tuple[str, Point]], verdict: Verdict
 ) -> None:
+    """Hold the stored points, with their collection's name, to what was asked for."""
     wanted = _wanted_vectors(expected)
-    found = {(collection, point.point_id): point for collection, point in points}
-    for collection, point in points:
+    found = {(collection, point.point_id): point for collection, point in stored}
+    for collection, point in stored:
         twin = found[collection, point.point_id]
         if not np.allclose(twin.vector, point.vector, atol=CLOSE_ENOUGH):
             verdict.wrong.append(f"two daemons stored two vectors as {point.point_id}")
@@ -224,7 +228,9 @@ def _wanted_vectors(
     return wanted
 
 
-def _points(folder: Path) -> list[tuple[str, Point]]:
+def points(folder: Path) -> list[tuple[str, Point]]:
+    """Return everything in an embedded engine's folder, with its collection's name."""
+
     async def read() -> list[tuple[str, Point]]:
         found: list[tuple[str, Point]] = []
         engine = EdgeEngine(folder)

@@ -142,6 +142,7 @@ class Forge:
         fault: Fault | None = None,
         argv: Sequence[str] = ("serve",),
         step: int | None = None,
+        namespace: str | None = None,
     ) -> Life:
         """Return a life that has just begun.
 
@@ -151,6 +152,7 @@ class Forge:
             fault: what ends it.
             argv: the daemon's command and its options.
             step: it ends right after so many steps with SQLite.
+            namespace: the file of the network namespace that it lives in.
         """
         life = Life(log, fault)
         with self._turn:
@@ -165,6 +167,7 @@ class Forge:
                 "nth": fault.nth if fault else 0,
                 "stops": fault.stops if fault else False,
                 "step": step,
+                "namespace": namespace,
             }
             assert self._process.stdin is not None
             self._process.stdin.write(json.dumps(wanted) + "\n")

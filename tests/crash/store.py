@@ -30,8 +30,9 @@ class Store:
         delivered: picture and job_id of all face results that were taken, in order.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, host: str = "127.0.0.1") -> None:
         self._folder = folder
+        self._host = host
         folder.mkdir(parents=True)
         self.fails: dict[int, int] = {}
         self.refuses: dict[int, int] = {}
@@ -81,7 +82,7 @@ class Store:
         app.middlewares.append(self._interfere)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=1)
         await runner.setup()
-        site = web.TCPSite(runner, "127.0.0.1", 0)
+        site = web.TCPSite(runner, self._host, 0)
         await site.start()
         host, port = runner.addresses[0][:2]
         self.url = f"http://{host}:{port}"

@@ -1,0 +1,180 @@
+"""`make cluster`: jobs on a fleet of daemons amid trouble, and a table of what came of it."""
+
+import argparse
+import secrets
+import shutil
+import signal
+import sqlite3
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.cluster.asker import Asker, jobs
+from tests.cluster.fleet import LEASE_SECONDS, Fleet
+from tests.cluster.hosts import Hosts
+from tests.cluster.trouble import Trouble
+from tests.cluster.verdict import Findings, judge
+
+MOST_OPEN = 2000
+"""Jobs asked for and not yet ended, so that the trouble lasts as long as the jobs do."""
+MARGIN_SECONDS = 2.0 * LEASE_SECONDS
+"""A trouble is felt for so long after its end: leases run out, connections come back."""
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What one run came to."""
+
+    findings: Findings
+    jobs: int
+    daemons: int
+    seconds: float
+    repeats: int
+    trouble: str
+
+    def table(self) -> str:
+        """Return it for people."""
+        verdict = self.findings.verdict
+        shown = {
+            "daemons": self.daemons,
+            "jobs": self.jobs,
+            "lost": len(verdict.lost),
+            "extra": len(verdict.extra),
+            "wrong": len(verdict.wrong),
+            "given up after 4 deaths": self.findings.given_up,
+            "attempts again": self.findings.again,
+            "requests repeated": self.repeats,
+            "events sent again": verdict.doubles,
+            "events lost with the broker": len(self.findings.unheard),
+            "jobs/s": round(self.jobs / self.seconds),
+        }
+        head = " | ".join(shown)
+        row = " | ".join(str(value).rjust(len(name)) for name, value in shown.items())
+        return f"| {head} |\n| {row} |\n{self.trouble}"
+
+
+def run(
+    folder: Path,
+    *,
+    daemons: int,
+    count: int,
+    seed: int,
+    queue_url: str = "",
+    database: Mapping[str, Callable[[], None]] | None = None,
+    read_queue: Callable[[], tuple[dict[str, Mapping[str, Any]], list[str]]] | None = None,
+    settings: Mapping[str, str] | None = None,
+    breaks_broker: bool = True,
+    seconds: float = 1800.0,
+) -> Report:
+    """Run `count` jobs on so many daemons amid trouble; return what was found.
+
+    Args:
+        folder: empty; everything stays there.
+        daemons: how many, each on a host of its own.
+        count: how many jobs.
+        seed: of the trouble.
+        queue_url: of the queue; empty: a file that the daemons share.
+        database: ways to break the queue's database, by name.
+        read_queue: returns its rows by job_id, and the topics in its outbox.
+        settings: further settings of the daemons.
+        breaks_broker: whether it is killed as well.
+        seconds: how long it may take.
+
+    Raises:
+        AssertionError: something never ended.
+    """
+    wanted = jobs(count)
+    with (
+        Hosts(daemons) as hosts,
+        Fleet(folder, hosts, queue_url=queue_url, settings=settings or {}) as fleet,
+    ):
+        for each in wanted:
+            fleet.store.put(each.media_id, each.faces)
+        fleet.start_all()
+        asker = Asker(fleet.client, fleet.heard, wanted)
+        trouble = Trouble(fleet, seed, dict(database or {}), breaks_broker)
+        began = time.monotonic()
+
+        def until() -> bool:
+            if asker.done < count * 0.95:
+                trouble.step()
+            else:
+                trouble.mend()
+            return asker.done == count
+
+        try:
+            asker.finish(until, MOST_OPEN, seconds)
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{fleet.tails()}") from None
+        took = time.monotonic() - began
+        read = read_queue or (lambda: read_file(fleet.queue))
+        fleet.wait(lambda: not read()[1], "every event is sent")
+        fleet.stop()
+        fleet.heard.listen()
+        rows, unsent = read()
+
+        def troubled(start: float, end: float) -> bool:
+            return any(
+                first < end and start < last + MARGIN_SECONDS for first, last in trouble.moments
+            )
+
+        findings = judge(
+            fleet,
+            wanted,
+            rows=rows,
+            unsent=unsent,
+            troubled=troubled,
+            broker_died=trouble.did["kill -9 of the broker"] > 0,
+        )
+        return Report(findings, count, daemons, took, asker.repeats, trouble.table())
+
+
+def read_file(queue: Path) -> tuple[dict[str, Mapping[str, Any]], list[str]]:
+    """Return the rows of a queue's file by job_id, and the topics in its outbox."""
+    with closing(sqlite3.connect(queue, timeout=20)) as connection:
+        connection.row_factory = sqlite3.Row
+        found = connection.execute("SELECT * FROM jobs")
+        rows: dict[str, Mapping[str, Any]] = {row["job_id"]: dict(row) for row in found}
+        unsent = [row["topic"] for row in connection.execute("SELECT topic FROM outbox")]
+        return rows, unsent
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run once and print the table; return 1 where a promise was broken."""
+    parser = argparse.ArgumentParser(prog="python -m tests.cluster.run", description=__doc__)
+    parser.add_argument("--jobs", type=int, default=20_000, help="how many (20000)")
+    parser.add_argument("--daemons", type=int, default=4, help="how many, one a host (4)")
+    parser.add_argument("--seed", type=int, default=None, help="of an earlier run's trouble")
+    parser.add_argument("--seconds", type=float, default=1800, help="how long at most (1800)")
+    options = parser.parse_args(argv)
+    seed = secrets.randbelow(1_000_000) if options.seed is None else options.seed
+    folder = Path(tempfile.mkdtemp(prefix="inferd-cluster-"))
+    # Whoever ends us ends the hosts and daemons as well.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    _say(f"seed {seed}, in {folder}")
+    report = run(
+        folder, daemons=options.daemons, count=options.jobs, seed=seed, seconds=options.seconds
+    )
+    _say(report.table())
+    faults = report.findings.verdict.faults
+    for what in faults[:20]:
+        _say(what)
+    if faults:
+        _say(f"again: --seed {seed}; what was left is in {folder}")
+        return 1
+    shutil.rmtree(folder)
+    return 0
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
