@@ -16,6 +16,7 @@ from daemon.settings import Settings
 from demos.annotate import draw_faces
 from demos.choose_models import Choice, choose_models
 from demos.client import ClientError, InferdClient, RejectedError, upload
+from demos.client.terminal import Waiting
 from demos.stack import Stack, StackError
 from handlers.face_store import QdrantFaceStore
 from handlers.image_store import QdrantImageStore
@@ -228,11 +229,24 @@ def _title(text: str) -> None:
     print(f"\n{text}\n{'-' * len(text)}")
 
 
-def _print_models(choice: Choice) -> None:
+def print_models(choice: Choice) -> None:
+    """Say which models will run, and what must be known of them."""
     for line in choice.told:
         print(f"   {line}")
     for line in choice.warnings:
         print(f"   *** {line} ***")
+
+
+def load_models(stack: Stack) -> None:
+    """Wait until they are in memory, and say how long that took.
+
+    Raises:
+        StackError: they did not load.
+    """
+    began = time.monotonic()
+    with Waiting("   loading models"):
+        stack.wait_for_models()
+    print(f"   models loaded in {time.monotonic() - began:.1f} s")
 
 
 def _show(stack: Stack, *, stay: bool) -> int:
@@ -272,14 +286,12 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "python -m demos.quic
         print(f"inferd: {error}", file=sys.stderr)
         return 78
     _title("inferd: pictures in, vectors and faces out")
-    _print_models(choice)
+    print_models(choice)
     with tempfile.TemporaryDirectory(prefix="inferd-demo-") as folder:
         try:
             with Stack(Path(folder), choice.environ) as stack:
                 print(f"   up: broker :{stack.broker_port}, REST :{stack.http_port}")
-                began = time.monotonic()
-                stack.wait_for_models()
-                print(f"   models loaded in {time.monotonic() - began:.1f} s")
+                load_models(stack)
                 return _show(stack, stay=arguments.stay)
         except KeyboardInterrupt:
             print("\nstopped")

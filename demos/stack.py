@@ -30,12 +30,21 @@ class StackError(RuntimeError):
 
 
 class Stack:
-    """Broker, media store and daemon over one folder; a context manager that leaves nothing."""
+    """Broker, media store and daemon over one folder; a context manager that leaves no process.
 
-    def __init__(self, folder: Path, environ: Mapping[str, str]) -> None:
+    Args:
+        folder: where all their files lie; absolute.
+        environ: settings of the daemon, over those of this process.
+        ports: of broker, media store and REST; without them the documented ones, where those are
+            free.
+    """
+
+    def __init__(
+        self, folder: Path, environ: Mapping[str, str], *, ports: Sequence[int] | None = None
+    ) -> None:
         self.folder = folder
-        ports = _choose_ports(DOCUMENTED_PORTS)
-        self.broker_port, self.media_store_port, self.http_port = ports
+        self.ports = list(ports or _choose_ports(DOCUMENTED_PORTS))
+        self.broker_port, self.media_store_port, self.http_port = self.ports
         self._environ = {
             **os.environ,
             **environ,
@@ -56,6 +65,11 @@ class Stack:
     def inferd_url(self) -> str:
         """Where the REST shim answers."""
         return f"http://127.0.0.1:{self.http_port}"
+
+    @property
+    def environ(self) -> dict[str, str]:
+        """What a command needs to find all parts."""
+        return dict(self._environ)
 
     def __enter__(self) -> Self:
         try:

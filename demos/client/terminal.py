@@ -152,6 +152,47 @@ class Meter:
         return f"{done:,}{of} {self._unit}, {rate:.1f}/s{left}{failures}"
 
 
+class Waiting:
+    """Shows on a terminal what is waited for, and for how long; elsewhere it says nothing.
+
+    A context manager.
+
+    Args:
+        what: a few words, such as `loading models`.
+    """
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._ended = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> Self:
+        if sys.stderr.isatty():
+            tqdm.set_lock(threading.RLock())
+            self._thread = threading.Thread(target=self._tick, name="inferd-waiting", daemon=True)
+            self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._ended.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _tick(self) -> None:
+        # What is over at once would only flicker.
+        if self._ended.wait(TICK_SECONDS):
+            return
+        line = f"{self._what} ... {{elapsed}}"
+        with tqdm(bar_format=line, file=sys.stderr, leave=False, **USUAL_SIZE) as bar:
+            while not self._ended.wait(TICK_SECONDS):
+                bar.refresh()
+
+
 def _span(seconds: float) -> str:
     if seconds < 2 * MINUTE:
         return f"{seconds:.0f} s"
