@@ -30,7 +30,8 @@ BLOCK = 512
 HOLE = 64 << 10
 """So many zeros are written as a hole."""
 
-_NAME = re.compile(r"[A-Za-z0-9_.+-]{1,200}(/[A-Za-z0-9_.+-]{1,200}){0,12}", re.ASCII)
+_PART = r"[^/\\\x00-\x1f\x7f]{1,255}"
+_NAME = re.compile(rf"{_PART}(/{_PART}){{0,20}}")
 _UNREADABLE = (tarfile.TarError, EOFError, ValueError, KeyError, IndexError, OverflowError)
 """What damaged headers raise in tarfile."""
 Tell = Callable[[int], None]
@@ -74,7 +75,8 @@ class ArchiveWriter:
             info = tarfile.TarInfo(name)
             info.mtime = int(os.fstat(opened.fileno()).st_mtime)
             if source.has_holes:
-                info.name = f"GNUSparseFile.0/{name}"
+                # Short: a long one would come as a header of its own, over the true name.
+                info.name = f"GNUSparseFile.0/{len(self.entries)}"
                 info.pax_headers = {
                     "GNU.sparse.major": "1",
                     "GNU.sparse.minor": "0",
@@ -193,7 +195,7 @@ class Archive:
     """
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self.path = path
         try:
             self._tar = tarfile.open(path, "r:")  # noqa: SIM115 - closed by __exit__
         except OSError as error:
@@ -325,7 +327,7 @@ class Archive:
             raise self._damaged("its manifest is not of inferd")
         if manifest["version"] > VERSION:
             raise ConfigError(
-                f"{self._path} has layout {manifest['version']}, this version reads {VERSION}: use"
+                f"{self.path} has layout {manifest['version']}, this version reads {VERSION}: use"
                 " a newer inferd",
                 code="backup_newer",
             )
@@ -348,9 +350,9 @@ class Archive:
         return entries
 
     def _damaged(self, what: str) -> ConfigError:
-        return ConfigError(f"{self._path} is damaged: {what}", code="backup_damaged")
+        return ConfigError(f"{self.path} is damaged: {what}", code="backup_damaged")
 
 
 def is_name(text: str) -> bool:
     """Whether a path may stand in an archive: relative, plain, and within it."""
-    return _NAME.fullmatch(text) is not None and ".." not in text.split("/")
+    return _NAME.fullmatch(text) is not None and {".", ".."}.isdisjoint(text.split("/"))

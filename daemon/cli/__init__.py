@@ -11,6 +11,8 @@ COMMANDS = {
     "doctor": ("daemon.cli.doctor", "look at all that inferd depends on; say what to mend"),
     "models": ("daemon.cli.models", "which model files are used; download the absent ones"),
     "migrate": ("daemon.cli.migrate", "bring the queue's file to this version's schema"),
+    "backup": ("daemon.cli.backup", "write all that the daemon knows into one file"),
+    "restore": ("daemon.cli.restore", "bring back what backup wrote"),
     "schemas": ("daemon.cli.schemas", "print the contracts: OpenAPI of REST, AsyncAPI of MQTT"),
     "submit": ("daemon.cli.submit", "ask the running daemon for jobs: ids, lists or folders"),
     "search": ("daemon.cli.search", "find pictures and faces by picture, id, text or face"),

@@ -1,0 +1,155 @@
+"""A backup of a daemon at work: restored elsewhere, nothing accepted is lost or done in part."""
+
+import threading
+from pathlib import Path
+from typing import Any
+
+from tests.acceptance.backups import (
+    EMBEDDING,
+    Stopped,
+    command,
+    jobs,
+    of_status,
+    picture,
+    stored,
+)
+from tests.acceptance.rig import Daemon, MediaStore, ask
+from tests.broker import Broker, Client
+from tests.waiting import wait_until
+
+FIRST, MORE = 60, 200
+
+
+def completed(client: Client) -> set[str]:
+    """Return the jobs that were told to be completed so far."""
+    return {each.topic.split("/")[2] for each in client.received if each.event == "completed"}
+
+
+def test_a_backup_of_a_daemon_at_work_restored_elsewhere_completes_everything(
+    tmp_path: Path, broker: Broker, client: Client
+) -> None:
+    copy = tmp_path / "elsewhere"
+    copy.mkdir()
+    archive = tmp_path / "backup.tar"
+    with MediaStore() as store:
+        for number in range(1, MORE):
+            store.put(number, picture(number))
+        with Daemon(tmp_path, broker, store, **EMBEDDING) as daemon:
+            asked = [ask(client, number, "image_embedding") for number in range(1, FIRST)]
+            client.wait_until(
+                lambda found: sum(m.event == "accepted" for m in found) >= FIRST - 1, 60
+            )
+            client.wait_until(lambda found: sum(m.event == "completed" for m in found) >= 5, 60)
+            told_before = completed(client)
+            is_over = threading.Event()
+
+            def go_on_asking() -> None:
+                for number in range(FIRST, MORE):
+                    ask(client, number, "image_embedding")
+                    if is_over.wait(0.05):
+                        return
+
+            asking = threading.Thread(target=go_on_asking)
+            asking.start()
+            try:
+                made = command("backup", str(archive), **at(daemon))
+            finally:
+                is_over.set()
+                asking.join()
+            daemon.kill()
+        assert (made.returncode, made.stderr) == (0, "")
+        assert [each.name for each in tmp_path.glob("backup*")] == ["backup.tar"]
+        # The daemon's own copy of the vectors is gone.
+        assert list((tmp_path / "data/vectors/snapshots").iterdir()) == []
+
+        restored = command("restore", str(archive), data=copy / "data")
+
+        assert (restored.returncode, restored.stderr) == (0, "")
+        kept = jobs(copy / "data/queue.db")
+        assert {each.job_id for each in asked} <= {job_id for job_id, _ in kept.values()}
+        done = of_status(kept, "completed")
+        assert told_before <= {kept[media][0] for media in done}
+        assert not of_status(kept, "processing")
+        # Each completed job has its vector, before any daemon looks.
+        vectors = stored(copy / "data/vectors/edge")
+        assert done <= vectors.keys()
+        assert len(done) < len(kept), "the backup was to be made amid the work"
+
+        with Daemon(copy, broker, store, **EMBEDDING) as again:
+            wait_until(lambda: again.request("GET", "/queue")[1]["pending"] == 0)
+            wait_until(lambda: again.request("GET", "/queue")[1]["processing"] == 0)
+            doctor = command("doctor", "--quick", **at(again), **environment_of(broker, store))
+            assert doctor.returncode == 0, doctor.stdout
+            assert again.terminate() == 0
+    finished = jobs(copy / "data/queue.db")
+    assert of_status(finished, "completed") == finished.keys() == kept.keys()
+    after = stored(copy / "data/vectors/edge")
+    assert after.keys() >= finished.keys()
+    # What was done was not done again.
+    assert all(after[media] == vectors[media] for media in done)
+
+
+def test_a_picture_deleted_while_the_backup_is_made_stays_deleted(
+    tmp_path: Path, broker: Broker, client: Client
+) -> None:
+    archive = tmp_path / "backup.tar"
+    with MediaStore() as store:
+        for number in (1, 2):
+            store.put(number, picture(number))
+        with Daemon(tmp_path, broker, store, **EMBEDDING) as daemon:
+            for number in (1, 2):
+                ask(client, number, "image_embedding")
+            client.wait_until(lambda found: sum(m.event == "completed" for m in found) == 2, 60)
+            with Stopped("backup", str(archive), at_word="PINNED", **at(daemon)) as backup:
+                status, removed = daemon.request("DELETE", "/media/1")
+                assert (status, removed["jobs"]) == (200, 1)
+                assert backup.go_on() == 0
+    command("restore", str(archive), "--to", str(tmp_path / "copy"), data=tmp_path / "none")
+
+    assert jobs(tmp_path / "copy/queue.db").keys() == {2}
+    assert stored(tmp_path / "copy/vectors/edge").keys() == {2}
+
+
+def test_a_killed_backup_leaves_nothing_that_looks_whole_and_the_next_one_goes_well(
+    tmp_path: Path, broker: Broker, client: Client
+) -> None:
+    archive = tmp_path / "backup.tar"
+    with MediaStore() as store:
+        store.put(1, picture(1))
+        with Daemon(tmp_path, broker, store, **EMBEDDING) as daemon:
+            ask(client, 1, "image_embedding")
+            client.wait_until(lambda found: any(m.event == "completed" for m in found), 60)
+            for word in ("PINNED", "COPIED", "WRITTEN"):
+                with Stopped("backup", str(archive), at_word=word, **at(daemon)) as backup:
+                    backup.kill()
+                assert not archive.exists()
+                for left in tmp_path.glob("backup*"):
+                    checked = command("backup", "--check", str(left), data=tmp_path / "none")
+                    assert left.name.endswith(".part")
+                    assert word == "WRITTEN" or checked.returncode == 78
+
+            made = command("backup", str(archive), **at(daemon))
+
+            assert made.returncode == 0, made.stderr
+            assert [each.name for each in tmp_path.glob("backup*")] == ["backup.tar"]
+            assert (
+                command("backup", "--check", str(archive), data=tmp_path / "none").returncode == 0
+            )
+            again = command("backup", str(archive), **at(daemon))
+            assert again.returncode == 78
+            assert "nothing is overwritten" in again.stderr
+
+
+def at(daemon: Daemon) -> dict[str, Any]:
+    """Return where a command finds a daemon and its folder."""
+    url = f"http://127.0.0.1:{daemon.port}"
+    return {"data": daemon.folder / "data", "INFERD_CLIENT__INFERENCE_URL": url}
+
+
+def environment_of(broker: Broker, store: MediaStore) -> dict[str, str]:
+    """Return what doctor needs to look at all of it."""
+    return {
+        "AUTH_DISABLED": "true",
+        "INFERD_MQTT__URL": broker.url,
+        "INFERD_MEDIA_STORE__URL": store.url,
+    }
