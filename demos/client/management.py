@@ -65,8 +65,10 @@ class Door:
             parser.error("nobody knows where the REST door is: give --inference URL")
         self._url, self._token = options.inference, options.token
 
-    def ask(self, method: str, path: str, body: JsonObject | None = None) -> JsonObject:
-        """Return the answer's body.
+    def ask(
+        self, method: str, path: str, body: JsonObject | None = None, *, seconds: float = SECONDS
+    ) -> JsonObject:
+        """Return the answer's body; wait so long for it.
 
         Raises:
             UnreachableError: no answer came, or one that makes no sense, or it cannot now.
@@ -75,7 +77,7 @@ class Door:
         data = None if body is None else json.dumps(body).encode()
         try:
             answer = call(
-                method, f"{self._url}{path}", data=data, token=self._token, seconds=SECONDS
+                method, f"{self._url}{path}", data=data, token=self._token, seconds=seconds
             )
         except UnreachableError as error:
             raise UnreachableError(
