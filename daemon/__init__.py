@@ -16,9 +16,12 @@
     admission    accepted, known already, or refused    settlement  how leases end
     job_batches  many jobs at a time, by hand
     pauses       task types that are not leased         roles, role_keeper  who reads requests for all
+    workers      all daemons at the broker              wakes       calls them when jobs wait
+    installation which queue this is
     announcer    events into the outbox                 job_rows    rows <-> jobs
     queue_backend what the verbs need of an engine      statements  all SQL by name
-    database     SQLite: one door to the file
+    database     SQLite: one door to the file           queue_engine  opens what the URL names
+    postgresql/  the other engine                       outbox_statements
     mqtt, mqtt_vendor  the only files that know gmqtt   broker_tls, logs
     presence     what the availability says
     metrics      the only file that knows Prometheus    readings  what it reads of all parts

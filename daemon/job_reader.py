@@ -104,7 +104,7 @@ class JobReader:
         Raises:
             JobNotFoundError: `after` is no job.
         """
-        conditions, parameters = ["1"], list[Any]()
+        conditions, parameters = ["true"], list[Any]()
         if after is not None:
             rows = await self._database.read("SELECT id FROM jobs WHERE job_id = ?", (after,))
             if not rows:

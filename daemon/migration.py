@@ -24,9 +24,11 @@ class Migration:
         return hashlib.sha256(self.sql.encode()).hexdigest()
 
 
-def released_migrations() -> list[Migration]:
-    """Return the steps that this version brings, in order."""
+def released_migrations(dialect: str = "") -> list[Migration]:
+    """Return the steps that this version brings for SQLite, or another dialect, in order."""
     folder = resources.files("daemon") / "migrations"
+    if dialect:
+        folder /= dialect
     steps = []
     for entry in sorted(folder.iterdir(), key=lambda found: found.name):
         if entry.name.endswith(".sql"):
@@ -50,11 +52,13 @@ def check_tables(path: Path, names: Collection[str]) -> None:
         )
 
 
-def check_ledger(path: Path, applied: Mapping[int, str], migrations: Sequence[Migration]) -> None:
-    """Refuse a file that this version cannot serve.
+def check_ledger(
+    where: Path | str, applied: Mapping[int, str], migrations: Sequence[Migration]
+) -> None:
+    """Refuse a file or database that this version cannot serve.
 
     Args:
-        path: named in the error.
+        where: it, named in the error.
         applied: the ledger: a step's sha256 by its number.
         migrations: the steps that this version brings, in order.
 
@@ -65,13 +69,13 @@ def check_ledger(path: Path, applied: Mapping[int, str], migrations: Sequence[Mi
     newest = max((step.version for step in migrations), default=0)
     if applied and max(applied) > newest:
         raise ConfigError(
-            f"{path} has schema {max(applied)}, this version knows {newest}: use a newer inferd",
+            f"{where} has schema {max(applied)}, this version knows {newest}: use a newer inferd",
             code="schema_newer",
         )
     for step in migrations:
         if applied.get(step.version, step.sha256) != step.sha256:
             raise ConfigError(
-                f"migration {step.version} of {path} differs from this version's",
+                f"migration {step.version} of {where} differs from this version's",
                 code="schema_changed",
             )
 

@@ -11,6 +11,7 @@ from daemon.errors import PublishError, StorageError
 from daemon.events import Message
 from daemon.jobs import Clock, dump_json
 from daemon.metrics import Metrics
+from daemon.outbox_statements import CONFIRM, DELAY, HAS_DUE, NEXT, PROMOTE, SHORTEN
 from daemon.queue_backend import Connection, QueueBackend, Row
 from daemon.retry import backoff_ms
 
@@ -23,16 +24,6 @@ LOOK_MS = 500
 REFUSED_MAX_SECONDS = 300
 LOST_ALONE = 3
 """How often an event may be lost with its connection, sent alone, before it has to wait."""
-
-NEXT = "SELECT * FROM outbox WHERE owner = ? AND run_at IS NULL AND id > ? ORDER BY id LIMIT ?"
-HAS_DUE = "SELECT 1 FROM outbox WHERE run_at IS NOT NULL AND run_at <= ? LIMIT 1"
-SHORTEN = "UPDATE outbox SET payload = ? WHERE id = ?"
-CONFIRM = "DELETE FROM outbox WHERE id IN (SELECT value FROM json_each(?))"
-PROMOTE = "UPDATE outbox SET run_at = NULL WHERE run_at IS NOT NULL AND run_at <= ?"
-DELAY = """
-UPDATE outbox SET run_at = delayed.value ->> 1, attempt = attempt + 1 FROM json_each(?) AS delayed
-WHERE outbox.id = delayed.value ->> 0
-"""
 
 
 class Publisher(Protocol):

@@ -11,7 +11,7 @@ from datetime import time
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -32,6 +32,7 @@ from daemon.redaction import without_password
 from daemon.spelling import did_you_mean
 
 PREFIX = "INFERD_"
+POSTGRESQL = ("postgresql://", "postgres://")
 TEST_PREFIX = "INFERD_TEST_"
 """Names under it belong to the test suite and are ignored here."""
 
@@ -86,8 +87,23 @@ def _mqtt_url(value: SecretStr) -> SecretStr:
 
 
 def _queue_url(value: str) -> str:
-    if value and (not value.startswith("sqlite:///") or value == "sqlite:///"):
-        raise ValueError("must be sqlite:///path/to/queue.db")
+    if value.startswith(POSTGRESQL):
+        try:
+            parts = urlsplit(value)
+            options = parse_qs(parts.query, keep_blank_values=True)
+            is_whole = bool(parts.hostname or "host" in options) and parts.port != 0
+        except ValueError:
+            is_whole = False
+        if not is_whole:
+            raise ValueError(
+                "must be postgresql://user:password@host[:port]/database[?search_path=schema],"
+                " special characters written as %XX"
+            )
+        if "password" in options:
+            # Only before the @ is it hidden wherever the URL is shown.
+            raise ValueError("the password goes before the @, not behind the ?")
+    elif value and (not value.startswith("sqlite:///") or value == "sqlite:///"):
+        raise ValueError("must be sqlite:///path/to/queue.db or postgresql://user@host/database")
     return value
 
 
@@ -199,10 +215,13 @@ class MediaStoreSettings(_Group):
 
 
 class QueueSettings(_Group):
-    """The SQLite queue."""
+    """The queue."""
 
     url: Annotated[str, AfterValidator(_queue_url)] = Field(
-        "", validate_default=False, description="sqlite:///path; empty: queue.db in the data folder"
+        "",
+        validate_default=False,
+        description="sqlite:///path or postgresql://user:pw@host/database; empty: queue.db in the"
+        " data folder",
     )
     aging_seconds: float = Field(
         60, ge=0, description="waiting time worth one priority level; 0 = strict priority"
@@ -221,6 +240,11 @@ class QueueSettings(_Group):
         900, gt=0, description="longest delay between tries to deliver face results"
     )
     prune_after_days: float = Field(0, ge=0, description="finished jobs older go; 0 = keep")
+
+    @property
+    def is_postgresql(self) -> bool:
+        """Whether the queue is in PostgreSQL, not in a SQLite file."""
+        return self.url.startswith(POSTGRESQL)
 
 
 class QdrantSettings(_Group):
@@ -493,7 +517,16 @@ class Settings(_Group):
 
     @property
     def queue_path(self) -> Path:
-        """The SQLite file."""
+        """The SQLite file.
+
+        Raises:
+            ConfigError: the queue is in PostgreSQL, code queue_not_a_file.
+        """
+        if self.queue.is_postgresql:
+            raise ConfigError(
+                f"the queue is no file: it is at {without_password(self.queue.url)}",
+                code="queue_not_a_file",
+            )
         if self.queue.url:
             return Path(self.queue.url.removeprefix("sqlite:///"))
         return self.data_dir / "queue.db"

@@ -91,5 +91,6 @@ def lost_lease(lease: Lease, max_attempts: int) -> Settlement:
 
 def told(code: str, message: str | None) -> str:
     """Return an error as clients see it."""
-    # A vendor's words may hold lone surrogates, which no database takes.
-    return f"{code}: {message}".encode(errors="replace").decode()
+    # A vendor's words may hold lone surrogates, which no database takes, or NULs, which PostgreSQL
+    # does not.
+    return f"{code}: {message}".encode(errors="replace").decode().replace("\0", "?")

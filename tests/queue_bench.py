@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from daemon.admission import Accepted, Outcome, Refused, Submission
-from daemon.database import Connection, Database
+from daemon.database import Database
 from daemon.intake import new_job_id
 from daemon.job_queue import JobQueue
 from daemon.jobs import Job, JobState, JsonObject, Lease, TaskType
+from daemon.postgresql.backend import PostgresDatabase
+from daemon.queue_backend import Connection, QueueBackend
 from daemon.settings import QueueSettings
 
 IMAGE = TaskType.IMAGE_EMBEDDING
@@ -56,7 +58,7 @@ class Told:
 class Bench:
     """One daemon's queue."""
 
-    database: Database
+    database: QueueBackend
     queue: JobQueue
     clock: ManualClock
 
@@ -111,7 +113,7 @@ class Bench:
 
     async def row(self, job_id: str) -> dict[str, Any]:
         (row,) = await self.database.read("SELECT * FROM jobs WHERE job_id = ?", (job_id,))
-        return dict(row)
+        return {name: row[name] for name in row.keys()}  # noqa: SIM118 - a row is no dict
 
     async def told(self, job_id: str | None = None) -> list[Told]:
         """Return what the outbox holds, in its order."""
@@ -122,8 +124,29 @@ class Bench:
         ]
         return [each for each in told if job_id is None or each.event["job_id"] == job_id]
 
+    async def refuse_events(self, why: str) -> None:
+        """Let every insert into the outbox fail."""
+        if isinstance(self.database, Database):
+            await self.execute(
+                "CREATE TRIGGER refusal BEFORE INSERT ON outbox"
+                f" BEGIN SELECT RAISE(ABORT, '{why}'); END"
+            )
+        else:
+            await self.execute(
+                "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS"
+                f" $$ BEGIN RAISE EXCEPTION '{why}'; END $$"
+            )
+            await self.execute(
+                "CREATE TRIGGER refusal BEFORE INSERT ON outbox EXECUTE FUNCTION refuse()"
+            )
+
+    async def take_events(self) -> None:
+        """Undo `refuse_events`."""
+        on = "" if isinstance(self.database, Database) else " ON outbox"
+        await self.execute(f"DROP TRIGGER refusal{on}")
+
     async def execute(self, sql: str, *parameters: Any) -> None:
-        """Change the file behind the queue's back."""
+        """Change the database behind the queue's back."""
 
         async def work(connection: Connection) -> None:
             await connection.execute(sql, parameters)
@@ -155,19 +178,29 @@ def submission(
     return Submission(job=job, force=force, body=body, has_client_job_id=has_client_job_id)
 
 
+def place_of(text: str) -> Path | str:
+    """Return where a queue is, from how a command line says it."""
+    return text if "://" in text else Path(text)
+
+
+def database_at(place: Path | str) -> QueueBackend:
+    """Return the queue's database in a SQLite file, or at PostgreSQL's URL; not open yet."""
+    return Database(place) if isinstance(place, Path) else PostgresDatabase(place)
+
+
 @asynccontextmanager
 async def open_bench(
-    path: Path,
+    path: Path | str,
     *,
     clock: ManualClock | None = None,
     worker: str = "host/boot/ns/1/1",
     worker_id: str = "inferd-test",
     **settings: Any,
 ) -> AsyncIterator[Bench]:
-    """Open one daemon's queue; several may open the same file."""
+    """Open one daemon's queue; several may open the same file or URL."""
     clock = clock or ManualClock()
     async with (
-        Database(path) as database,
+        database_at(path) as database,
         JobQueue(
             database, QueueSettings(**settings), clock=clock, worker=worker, worker_id=worker_id
         ) as queue,

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from daemon.database import Database
 from daemon.errors import InvalidRequestError
 from daemon.jobs import JobState
 from daemon.pauses import Pause
@@ -218,23 +219,25 @@ async def test_a_wait_that_began_after_the_pause_goes_on(bench: Bench) -> None:
 # -- the file ------------------------------------------------------------------------------------
 
 
-async def test_a_pause_survives_a_restart(tmp_path: Path) -> None:
-    async with open_bench(tmp_path / "q.db") as bench:
+async def test_a_pause_survives_a_restart(place: Path | str) -> None:
+    async with open_bench(place) as bench:
         await bench.accept()
         await bench.queue.pauses.pause(IMAGE, seconds=60)
 
-    async with open_bench(tmp_path / "q.db") as bench:
+    async with open_bench(place) as bench:
         assert await bench.queue.pauses.active() == {IMAGE: Pause(NOON, NOON + MINUTE)}
         assert await bench.lease() == []
 
 
-async def test_a_pause_is_durable_before_it_returns(bench: Bench) -> None:
-    await bench.lease()
-    traced: list[str] = []
-    assert bench.database._writer is not None
-    await bench.database._writer.set_trace_callback(traced.append)
+async def test_a_pause_is_durable_before_it_returns(tmp_path: Path) -> None:
+    async with open_bench(tmp_path / "queue.db") as bench:
+        await bench.lease()
+        traced: list[str] = []
+        assert isinstance(bench.database, Database)
+        assert bench.database._writer is not None
+        await bench.database._writer.set_trace_callback(traced.append)
 
-    await bench.queue.pauses.pause(IMAGE)
+        await bench.queue.pauses.pause(IMAGE)
 
     kept = [line for line in traced if line.startswith(("PRAGMA syn", "BEGIN", "COMMIT"))]
     assert kept == ["PRAGMA synchronous = FULL", "BEGIN IMMEDIATE", "COMMIT"]
@@ -278,11 +281,11 @@ async def test_jobs_are_counted_by_task_type(bench: Bench) -> None:
 # -- two daemons ---------------------------------------------------------------------------------
 
 
-async def test_another_daemons_pause_holds_at_the_next_lease(tmp_path: Path) -> None:
+async def test_another_daemons_pause_holds_at_the_next_lease(place: Path | str) -> None:
     clock = ManualClock()
     async with (
-        open_bench(tmp_path / "q.db", clock=clock, worker="a") as first,
-        open_bench(tmp_path / "q.db", clock=clock, worker="b") as second,
+        open_bench(place, clock=clock, worker="a") as first,
+        open_bench(place, clock=clock, worker="b") as second,
     ):
         await first.accept()
 
@@ -294,13 +297,12 @@ async def test_another_daemons_pause_holds_at_the_next_lease(tmp_path: Path) -> 
         assert len(await first.lease()) == 1
 
 
-async def test_once_a_pause_returned_no_other_process_begins_a_job(tmp_path: Path) -> None:
-    path = tmp_path / "queue.db"
+async def test_once_a_pause_returned_no_other_process_begins_a_job(place: Path | str) -> None:
     context = multiprocessing.get_context("spawn")
     tries = context.Value("i", 0)
-    async with open_bench(path) as bench:
+    async with open_bench(place) as bench:
         await asyncio.gather(*(bench.accept(number) for number in range(STRESS_JOBS)))
-        rival = context.Process(target=lease_for_ever, args=(path, tries))
+        rival = context.Process(target=lease_for_ever, args=(place, tries))
         rival.start()
         try:
             await passes(tries, 10)
@@ -332,9 +334,9 @@ async def has_begun(bench: Bench, number: int) -> bool:
     return await begun(bench) >= number
 
 
-def lease_for_ever(path: Path, tries: Any) -> None:
+def lease_for_ever(place: Path | str, tries: Any) -> None:
     async def work() -> None:
-        async with open_bench(path, worker="rival") as bench:
+        async with open_bench(place, worker="rival") as bench:
             while True:
                 for lease in await bench.lease(limit=1):
                     await bench.queue.complete(lease, {})

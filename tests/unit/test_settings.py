@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from daemon.errors import ConfigError
+from daemon.redaction import secrets_of
 from daemon.settings import Settings
 
 SECRET = "hunter2"
@@ -134,7 +135,10 @@ def test_names_that_are_not_ours_are_left_alone() -> None:
         ("MEDIA_STORE__URL", "http://host:port"),
         ("MEDIA_STORE__FILE_PATH", "/entity/file"),
         ("MEDIA_STORE__FILE_PATH", "entity/{id}"),
-        ("QUEUE__URL", "postgresql://localhost/q"),
+        ("QUEUE__URL", "mysql://localhost/q"),
+        ("QUEUE__URL", "postgresql:///q"),
+        ("QUEUE__URL", "postgresql://localhost:99999/q"),
+        ("QUEUE__URL", "postgresql://localhost/q?password=secret"),
         ("QUEUE__URL", "sqlite:///"),
         ("QUEUE__URL", "queue.db"),
         ("QUEUE__LEASE_SECONDS", "0"),
@@ -330,3 +334,29 @@ def test_an_empty_value_is_none_where_nothing_is_an_answer() -> None:
 
     assert settings.media_store.token is None
     assert settings.qdrant.api_key is None
+
+
+def test_a_queue_in_postgresql_is_no_file() -> None:
+    settings = read(INFERD_QUEUE__URL="postgresql://me:s3cret%40@host/db")
+
+    assert settings.queue.is_postgresql
+    with pytest.raises(ConfigError) as caught:
+        _ = settings.queue_path
+    assert caught.value.code == "queue_not_a_file"
+    shown = f"{caught.value} {settings!r} {settings.model_dump_json()}"
+    assert "host/db" in shown
+    assert "s3cret" not in shown
+    assert {"s3cret%40", "s3cret@"} <= set(secrets_of(settings))
+
+
+def test_a_queue_in_postgresql_may_be_reached_by_a_socket() -> None:
+    assert read(INFERD_QUEUE__URL="postgresql://me@/db?host=/run/postgresql").queue.is_postgresql
+
+
+def test_the_password_of_the_queue_may_come_from_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "url"
+    file.write_text("postgresql://me:secret@host/db\n")
+
+    settings = read(INFERD_QUEUE__URL_FILE=str(file))
+
+    assert settings.queue.url == "postgresql://me:secret@host/db"

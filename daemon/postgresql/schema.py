@@ -1,0 +1,110 @@
+"""The steps of the schema in PostgreSQL: their ledger, and what a database is refused for."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from daemon.errors import ConfigError
+from daemon.migration import Migration, check_ledger, released_migrations
+
+OLDEST_MAJOR = 14
+"""The oldest that PostgreSQL's own people still mend."""
+DIALECT = "postgresql"
+
+_LEDGER = """
+CREATE TABLE IF NOT EXISTS schema_migrations (
+    version integer PRIMARY KEY, name text NOT NULL, sha256 text NOT NULL,
+    applied_at bigint NOT NULL)
+"""
+_COLUMNS = """
+SELECT table_name, column_name FROM information_schema.columns
+WHERE table_schema = current_schema()
+  AND table_name IN ('schema_migrations', 'jobs', 'outbox', 'pauses')
+"""
+_APPLIED = "SELECT version, name, sha256, applied_at FROM schema_migrations ORDER BY version"
+_NOTE = """
+INSERT INTO schema_migrations
+VALUES ($1, $2, $3, (extract(epoch FROM clock_timestamp()) * 1000)::bigint)
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Ledger:
+    """One row of the ledger."""
+
+    version: int
+    name: str
+    sha256: str
+    applied_at: int
+    """Epoch milliseconds."""
+
+
+def steps() -> list[Migration]:
+    """Return the steps that this version brings, in order."""
+    return released_migrations(DIALECT)
+
+
+async def look(raw: Any) -> list[Ledger]:
+    """Return the ledger, empty where there is no queue yet; changes nothing.
+
+    Args:
+        raw: an asyncpg connection.
+
+    Raises:
+        ConfigError: the server is too old, or the schema is another program's or does not exist.
+    """
+    if raw.get_server_version().major < OLDEST_MAJOR:
+        found = ".".join(map(str, raw.get_server_version()[:2]))
+        raise ConfigError(
+            f"PostgreSQL {found} is too old; {OLDEST_MAJOR} is needed", code="queue_unusable"
+        )
+    if await raw.fetchval("SELECT current_schema()") is None:
+        raise ConfigError(
+            "the schema that search_path names does not exist, or this user must not use it",
+            code="queue_unusable",
+        )
+    columns = {(row[0], row[1]) for row in await raw.fetch(_COLUMNS)}
+    if not columns:
+        return []
+    if ("schema_migrations", "sha256") not in columns:
+        raise ConfigError(
+            "the database holds tables of another program: give inferd one of its own, or a schema"
+            " (?search_path=inferd), in INFERD_QUEUE__URL",
+            code="queue_foreign",
+        )
+    return [Ledger(*row) for row in await raw.fetch(_APPLIED)]
+
+
+async def migrate(raw: Any, where: str, migrations: Sequence[Migration]) -> list[Migration]:
+    """Bring the schema up to date in one transaction, all of it or nothing; return what was done.
+
+    Of several daemons that start at once, one does it and the others wait.
+
+    Args:
+        raw: an asyncpg connection.
+        where: names the database in errors, without its password.
+        migrations: the steps that this version brings, in order.
+
+    Raises:
+        ConfigError: as `look`; or it is newer than this version, or a released step was changed.
+    """
+    if not _pending(where, await look(raw), migrations):
+        return []
+    async with raw.transaction():
+        # A large table takes its time, and so may whoever is before us.
+        await raw.execute("SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = 0")
+        await raw.execute("SELECT pg_advisory_xact_lock(hashtext(current_schema()), 0)")
+        await raw.execute(_LEDGER)
+        pending = _pending(where, await look(raw), migrations)
+        for step in pending:
+            await raw.execute(step.sql)
+            await raw.execute(_NOTE, step.version, step.name, step.sha256)
+    return pending
+
+
+def _pending(
+    where: str, ledger: Sequence[Ledger], migrations: Sequence[Migration]
+) -> list[Migration]:
+    applied = {row.version: row.sha256 for row in ledger}
+    check_ledger(where, applied, migrations)
+    return [step for step in migrations if step.version not in applied]
