@@ -172,6 +172,8 @@ VENDORS = {
     "paho": {"demos.client.link", "daemon.doctor.line"},
     "shtab": {"daemon.cli.completion"},
     "tqdm": {"demos.client.terminal"},
+    "simpy": {"bench.simulation_model"},
+    "matplotlib": {"bench.simulation_plot"},
     "sqlite3": {
         "daemon.backup.queue_copy",
         "daemon.database",
