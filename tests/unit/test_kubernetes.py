@@ -11,7 +11,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from daemon.__main__ import COMMANDS
+from daemon.cli import COMMANDS
 from daemon.settings import Settings, WorkerSettings, _is_field
 
 ROOT = Path(__file__).parents[2]

@@ -30,7 +30,7 @@ def test_a_face_of_a_preview_is_told_in_pixels_of_the_original() -> None:
 
     placed = frame.place(FACE)
 
-    assert placed.bbox == (31.25, 62.5, 250, 312.5)
+    assert placed.bbox == (31.25, 62.5, 250.0, 312.5)
     assert placed.landmarks.tolist() == (LANDMARKS * 6.25).tolist()
     assert placed.landmarks.dtype == np.float32
     assert placed.confidence == FACE.confidence
