@@ -95,6 +95,12 @@ class NotFoundError(InferdError):
     default_code = "not_found"
 
 
+class ModelChangeError(InferdError):
+    """A change of a collection's model cannot be as things are; HTTP 409, the code says why."""
+
+    default_code = "model_change_running"
+
+
 class LeaseLostError(InferdError):
     """Somebody else owns the job by now: drop the result, log, carry on."""
 

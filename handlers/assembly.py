@@ -2,14 +2,14 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from daemon.errors import InferdError, OutOfMemoryError, RetryableError
 from daemon.jobs import Job, JsonObject, TaskType
-from daemon.settings import Settings
+from daemon.settings import ClipSettings, Settings
 from handlers.claims import StoreClaim
 from handlers.decoders import Decoders
 from handlers.device import ModelRunner
@@ -24,18 +24,23 @@ from handlers.faces import Face
 from handlers.gpus import lane_devices
 from handlers.image_embedding import ImageEmbeddingInference
 from handlers.image_embedding_handler import ImageEmbeddingHandler
+from handlers.image_models import ImageModel, ImageModels, TextTower
+from handlers.image_shadow import ImageShadow
 from handlers.image_store import QdrantImageStore
 from handlers.inference import MLInference, Provenance
 from handlers.lane import DeviceLane
 from handlers.media_store import MediaStoreClient
+from handlers.model_change import ModelChange
+from handlers.model_record import physical_name
 from handlers.pictures import Pictures
 from handlers.previews import Previews
+from handlers.qdrant_store import QdrantStore
 from handlers.query_vectors import FaceParts, ImageParts
 from handlers.search import Search
+from handlers.stored_vectors import StoredVectors
 from handlers.task_types import configured_task_types
 from handlers.text_embedding import TextEmbeddingInference
 from handlers.vector_snapshots import VectorSnapshots
-from handlers.vector_store import VectorStore
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +69,9 @@ class HandlerSet:
     """What the compatible doors ask."""
     previews: Previews | None = None
     """What people look at; always there once the set is open."""
-    stores: dict[TaskType, VectorStore] = field(default_factory=dict)
+    stores: dict[TaskType, QdrantStore] = field(default_factory=dict)
+    model_change: ModelChange | None = None
+    """Changes the model of the pictures; None where nobody embeds them here."""
     snapshots: VectorSnapshots | None = None
     """Copies the vectors for a backup; always there once the set is open."""
     indexes: IndexBoard = field(default_factory=IndexBoard)
@@ -84,6 +91,11 @@ class HandlerSet:
             except OutOfMemoryError as error:
                 # There may be room when the first job needs it, and no other model is at fault.
                 log.warning("%s is not loaded yet: %s", runner.name, error.message)
+
+    @property
+    def stored(self) -> StoredVectors:
+        """What lists the stored vectors."""
+        return StoredVectors(self.stores)
 
     async def forget_vectors(self, job: Job) -> None:
         """Remove what a completed job stored.
@@ -227,31 +239,73 @@ class _Builder:
         return self.set
 
     async def _open_image_embedding(self) -> None:
-        inference, *others = [
-            ImageEmbeddingInference(None, None, settings=settings) for settings in self._by_lane()
-        ]
-        runner = await self._runner(
-            "clip", inference, *others, max_batch=self._settings.worker.in_flight
-        )
-        store = QdrantImageStore(engine=self._engine, dimension=inference.embedding_dim)
+        configured = await self._open_clip(self._settings.clip, "clip", "clip_text")
+        models = ImageModels(configured, self._open_clip_of, tell_needed=self._need_clip)
+        store = QdrantImageStore(engine=self._engine, dimension=configured.dimension)
         self._store(TaskType.IMAGE_EMBEDDING, store)
         handler = ImageEmbeddingHandler(
             pictures=self._pictures,
             decoders=self._decoders,
-            runner=runner,
+            models=models,
             store=store,
-            side=inference.input_size[0],
             decoding=self._settings.images.decoding,
         )
         await self._bind(handler.claim)
         self.set.handlers.append(await self._stack.enter_async_context(handler))
-        # Searches are few: one copy is enough.
-        texts = TextEmbeddingInference(inference.embedding_dim, settings=self._by_lane()[0])
-        text = await self._open_runner("clip_text", texts)
-        self.set.on_demand.add(text.name)
+        text = configured.text
+        if text is None:
+            raise RuntimeError("the configured model was opened without its text tower")
         self._images = ImageParts(
-            handler=handler, runner=runner, store=store, text=text, tokenise=texts.tokenise
+            handler=handler,
+            runner=configured.runner,
+            store=store,
+            text=text.runner,
+            tokenise=text.tokenise,
+            models=models,
+            side=configured.side,
         )
+        self.set.model_change = ModelChange(
+            store, ImageShadow(models, handler), models, folder=self._engine.folder
+        )
+
+    async def _open_clip_of(self, spec: Mapping[str, str]) -> ImageModel:
+        """Open another CLIP than that of the settings, which no job needs yet."""
+        clip = self._settings.clip.model_copy(update=dict(spec))
+        settings = self._settings.model_copy(update={"clip": clip})
+        inference = await asyncio.to_thread(ImageEmbeddingInference, None, None, settings=settings)
+        # Before anything is told of it: it may be absent.
+        await asyncio.to_thread(inference.resolve)
+        names = (physical_name(name, inference.fingerprint) for name in ("clip", "clip_text"))
+        model = await self._open_clip(clip, *names)
+        self.set.on_demand.add(model.runner.name)
+        return model
+
+    async def _open_clip(self, clip: ClipSettings, name: str, text_name: str) -> ImageModel:
+        by_lane = [each.model_copy(update={"clip": clip}) for each in self._by_lane()]
+        inference, *others = [
+            ImageEmbeddingInference(None, None, settings=settings) for settings in by_lane
+        ]
+        runner = await self._runner(
+            name, inference, *others, max_batch=self._settings.worker.in_flight
+        )
+        # Searches are few: one copy is enough.
+        texts = TextEmbeddingInference(inference.embedding_dim, settings=by_lane[0])
+        text = await self._open_runner(text_name, texts)
+        self.set.on_demand.add(text.name)
+        return ImageModel(
+            runner=runner,
+            side=inference.input_size[0],
+            dimension=inference.embedding_dim,
+            spec={"model": clip.model, "weights": clip.weights},
+            text=TextTower(text, texts.tokenise),
+        )
+
+    def _need_clip(self, needed: ImageModel) -> None:
+        """Let all other CLIPs be what nobody needs: they may be absent, or not loaded."""
+        for runner in self.set.runners:
+            if runner.name.partition(".")[0] == "clip":
+                self.set.on_demand.add(runner.name)
+        self.set.on_demand.discard(needed.runner.name)
 
     async def _open_face_detection(self) -> None:
         self.set.handlers.append(
@@ -325,7 +379,7 @@ class _Builder:
         self.set.runners.append(runner)
         return runner
 
-    def _store(self, task_type: TaskType, store: VectorStore) -> VectorStore:
+    def _store(self, task_type: TaskType, store: QdrantStore) -> QdrantStore:
         self._stack.push_async_callback(store.close)
         self.set.stores[task_type] = store
         return store

@@ -1,19 +1,40 @@
 """Binds a collection to the one model whose vectors it may hold, before the first is stored."""
 
 import asyncio
+import logging
 
 from daemon.errors import ConfigError, DependencyDownError, RetryableError
 from handlers.device import ModelRunner
+from handlers.image_models import ImageModels
 from handlers.inference import Vector
-from handlers.vector_store import VectorStore
+from handlers.qdrant_store import QdrantStore
+
+log = logging.getLogger(__name__)
 
 
 class StoreClaim:
-    """Opens a store and claims its collection, once; tried again until it worked."""
+    """Opens a store and claims its collection, once; tried again until it worked.
 
-    def __init__(self, store: VectorStore, runner: ModelRunner[Vector]) -> None:
+    A collection that changed its model says itself which one it is of: that one is opened, whatever
+    the settings say, and the collection stays what it is.
+    """
+
+    def __init__(
+        self,
+        store: QdrantStore,
+        runner: ModelRunner[Vector],
+        models: ImageModels | None = None,
+    ) -> None:
+        """Take the store and the configured model.
+
+        Args:
+            store: whose collection.
+            runner: the model of the settings.
+            models: where other models are to be had; None where the collection has but this one.
+        """
         self._store = store
         self._runner = runner
+        self._models = models
         self._turn = asyncio.Lock()
         self._is_bound = False
 
@@ -27,8 +48,9 @@ class StoreClaim:
         async with self._turn:
             if not self._is_bound:
                 await self._store.open()
-                fingerprint = self._runner.fingerprint
-                await self._store.claim(fingerprint, fingerprint)
+                if not await self._follow_record():
+                    fingerprint = self._runner.fingerprint
+                    await self._store.claim(fingerprint, fingerprint)
                 self._is_bound = True
 
     async def require(self) -> None:
@@ -43,3 +65,25 @@ class StoreClaim:
             raise
         except (ConfigError, RetryableError) as error:
             raise DependencyDownError(error.message, code=error.code) from error
+
+    async def _follow_record(self) -> bool:
+        """Open the model that the collection is of by its record; return whether it names one."""
+        record = await self._store.record()
+        active = None if record is None else record.active
+        if self._models is None or active is None or active.spec is None:
+            return False
+        try:
+            model = await self._models.of(active)
+        except DependencyDownError as error:
+            raise ConfigError(error.message, code=error.code) from error
+        self._models.need(model)
+        if active.fingerprint != self._runner.fingerprint:
+            said = ", ".join(f"{name} {value}" for name, value in active.spec.items())
+            log.warning(
+                "the settings name another model (%s) than %s is of (%s): that one is used; make"
+                " the settings say so, or change the model by `python -m daemon models use`",
+                self._runner.fingerprint,
+                self._store.collection,
+                said,
+            )
+        return True

@@ -41,7 +41,7 @@ class QdrantFaceStore(QdrantStore):
         surplus = Filter.where(
             Equals("media_store_id", media_store_id), AtLeast("face_index", len(points))
         )
-        await self._engine.delete_where(self.collection, surplus)
+        await self._remove_where(surplus)
 
     def search_by_media_store_id(self, media_store_id: int | str) -> list[Point]:
         """Return the faces of one picture by their face_index, none for an unknown one; blocks.

@@ -1,7 +1,8 @@
-"""QdrantStore: one collection of an engine, and the one model whose vectors it may hold.
+"""QdrantStore: one collection, and the models whose vectors it may hold, never in one place.
 
 Vectors of two models never mix. The tiny collection `inferd_models`, kept with the vectors, says
-which model each collection belongs to. `claim` writes it before the first vector, and refuses:
+which model each collection belongs to, and, once it changed (model_record), where its vectors are.
+`claim` writes it before the first vector, and refuses:
 
     claimed by another model          model_mismatch, unless the collection is empty
     points, but nobody claimed them   model_unknown, unless `adopt` (an older tool, or scripts)
@@ -10,41 +11,36 @@ A store that has claimed asks again at every upsert, so that a daemon which runs
 collection is emptied and taken over can't add vectors of the former model.
 """
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import ClassVar, Literal
-
-import numpy as np
+from typing import ClassVar, Literal, Self
 
 from daemon.errors import ConfigError, DependencyDownError
+from handlers.collection_parts import CollectionParts, PointByModel
 from handlers.disk_room import require_room
 from handlers.engine_choice import embedded_engine, server_engine
 from handlers.inference import Vector
+from handlers.model_record import Part, Record
 from handlers.vector_engine import (
-    CollectionSpec,
     Equals,
     Filter,
+    HasId,
     Match,
+    Page,
     Point,
     PointId,
     SharedEngine,
-    VectorEngine,
 )
 from handlers.vector_points import (
     callers_match,
     callers_point,
     legal_id,
-    model_point_id,
-    stored_point,
     unit_vector,
 )
 from handlers.vector_store import VectorStore
 
 DEFAULT_URL = "http://localhost:6333"
-BATCH = 128
-"""Points sent in one call."""
-
-MODELS = CollectionSpec("inferd_models", 1)
 
 
 class QdrantStore(VectorStore):
@@ -85,17 +81,20 @@ class QdrantStore(VectorStore):
             self._shared = embedded_engine(Path(path))
         else:
             self._shared = server_engine(url or DEFAULT_URL, api_key)
-        self._opened: VectorEngine | None = None
+        self._opened: CollectionParts | None = None
         self._claimed: tuple[str, str] | None = None
+        self._part: Part | None = None
 
     async def claim(self, fingerprint: str, model: str, *, adopt: bool = False) -> None:
         """Say which model the vectors are of; the rules stand at the top of this file."""
-        engine = self._engine
-        await engine.ensure_collection(MODELS)
-        holder = await self._read_claim()
-        if holder is None or holder[0] != fingerprint:
-            points = await engine.count(self.collection)
-            if points and holder is not None:
+        parts = self._parts
+        await parts.open_records()
+        record = await parts.record()
+        holder = None if record is None else record.active
+        if holder is None or holder.fingerprint != fingerprint:
+            is_changed = holder is not None and holder.spec is not None
+            points = await parts.engine.count(self.collection) if not is_changed else 0
+            if holder is not None and (points or is_changed):
                 raise self._mismatch(holder, model)
             if points and not adopt:
                 raise ConfigError(
@@ -104,49 +103,96 @@ class QdrantStore(VectorStore):
                     " else delete the collection",
                     code="model_unknown",
                 )
-            await self._write_claim(fingerprint, model)
-            if holder is not None and await engine.count(self.collection):
+            await parts.records.write_claim(fingerprint, model)
+            if holder is not None and await parts.engine.count(self.collection):
                 # The former holder wrote between the count and the claim: it stays his.
-                await self._write_claim(*holder)
+                await parts.records.write_claim(holder.fingerprint, holder.model)
                 raise self._mismatch(holder, model)
         self._claimed = (fingerprint, model)
 
     async def confirm_claim(self) -> None:
         """Make sure that nobody took the collection over; without a claim nothing is asked."""
-        if self._claimed is None:
-            return
-        holder = await self._read_claim()
-        if holder is None:
-            # Deleted, with the vectors or without: the rules of a first claim say whether they
-            # may be ours again.
-            try:
-                await self.claim(*self._claimed)
-            except ConfigError as error:
-                raise DependencyDownError(error.message, code=error.code) from error
-        elif holder[0] != self._claimed[0]:
+        if self._claimed is not None or self._part is not None:
+            await self._confirmed()
+
+    async def upsert(self, points: Sequence[Point]) -> None:
+        """Store points over those of the same ids; of equal ids here the last one counts.
+
+        They go where vectors are searched. While a change of the model is under way, what is stored
+        so and not by `write` has no vector of the next model until the change comes to it.
+        """
+        part = await self._confirmed()
+        await self._parts.upsert(part, points)
+        if points and (now := await self._confirmed()).physical != part.physical:
             raise DependencyDownError(
-                f"the collection {self.collection} was {self._claimed[1]}'s and is {holder[1]}'s"
-                " by now: restart with that model, or with another collection",
+                f"the collection {self.collection} changed its model, to {now.model}, while vectors"
+                " were stored: store those of that model",
                 code="model_mismatch",
             )
 
-    async def upsert(self, points: Sequence[Point]) -> None:
-        """Store points over those of the same ids; of equal ids here the last one counts."""
-        engine = self._engine
-        by_id: dict[PointId, Point] = {}
-        for point in points:
-            stored = stored_point(point, self.dimension)
-            by_id[stored.point_id] = stored
-        if not by_id:
-            return
-        await self.confirm_claim()
-        ready = list(by_id.values())
-        for start in range(0, len(ready), BATCH):
-            await engine.upsert(self.collection, ready[start : start + BATCH])
+    async def write(self, points: Sequence[PointByModel]) -> list[tuple[Part, ...]]:
+        """Store points in every part of the collection; see CollectionParts.write."""
+        return await self._parts.write(points, claim_again=self._confirmed)
+
+    # ---- parts
+
+    async def record(self) -> Record | None:
+        """Read what is behind the collection's name; None where nobody claimed it."""
+        return await self._parts.record()
+
+    @property
+    def seen(self) -> Record | None:
+        """What the latest reading said."""
+        return self._opened.seen if self._opened is not None else None
+
+    @property
+    def parts(self) -> CollectionParts:
+        """What is behind the collection's name, for who changes it."""
+        return self._parts
+
+    async def now(self) -> tuple[Self, Part]:
+        """Return the store as it is by one reading of the record, and what that is.
+
+        Nothing that becomes of the record later changes what it reads: all of one model.
+        """
+        part = await self._active()
+        if self._parts.seen is None:
+            part = await self._confirmed()
+        await self._parts.ensure(part)
+        return self.at(part), part
+
+    def at(self, part: Part) -> Self:
+        """Return the store of one part alone; as long open as this one."""
+        view = copy.copy(self)
+        view._part = part  # noqa: SLF001 - it is one of us
+        view.dimension = self._parts.dimension_of(part)
+        return view
+
+    async def page(
+        self,
+        from_id: PointId | None = None,
+        *,
+        limit: int = 256,
+        where: Filter | None = None,
+        with_vectors: bool = False,
+    ) -> Page:
+        """Return the next points by id, as they are stored; without their vectors if not asked."""
+        physical = await self._physical()
+        return await self._parts.engine.scroll(
+            physical, where=where, limit=limit, from_id=from_id, with_vectors=with_vectors
+        )
+
+    async def payloads(self, point_ids: Sequence[PointId]) -> list[Point]:
+        """Return those of the points that exist, as they are stored, without their vectors."""
+        where = await self._physical()
+        return await self._parts.engine.retrieve(where, point_ids, with_vectors=False)
+
+    # ---- points
 
     async def fetch(self, point_id: PointId) -> Point | None:
         """Return a point, or nothing where there is none."""
-        found = await self._engine.retrieve(self.collection, [legal_id(point_id)])
+        ids = [legal_id(point_id)]
+        found = await self._parts.engine.retrieve(await self._physical(), ids)
         return callers_point(found[0]) if found else None
 
     async def find(
@@ -159,51 +205,56 @@ class QdrantStore(VectorStore):
         offset: int = 0,
     ) -> list[Match]:
         """Return the points most similar to `vector`, best first."""
-        engine = self._engine
+        engine = self._parts.engine
         if limit < 1:
             raise ValueError("limit must be 1 or more")
-        query = unit_vector(vector, self.dimension, "the query")
+        part = self._part or await self._active()
+        query = unit_vector(vector, self._parts.dimension_of(part), "the query")
         found = await engine.search(
-            self.collection, query, limit=limit, offset=offset, min_score=min_score, where=where
+            part.physical, query, limit=limit, offset=offset, min_score=min_score, where=where
         )
         return [callers_match(match) for match in found]
 
     async def find_by_media_store_id(self, media_store_id: int | str) -> list[Point]:
         """Return all that is stored of one picture, faces in their order."""
-        engine = self._engine
+        engine, physical = self._parts.engine, await self._physical()
         where = Filter.where(Equals("media_store_id", media_store_id))
         points: list[Point] = []
-        page = await engine.scroll(self.collection, where=where)
+        page = await engine.scroll(physical, where=where)
         points.extend(page.points)
         while page.next_id is not None:
-            page = await engine.scroll(self.collection, where=where, from_id=page.next_id)
+            page = await engine.scroll(physical, where=where, from_id=page.next_id)
             points.extend(page.points)
         return sorted((callers_point(point) for point in points), key=_face_index)
 
     async def remove(self, point_ids: Sequence[PointId]) -> None:
         """Delete points; those that do not exist are no error."""
-        engine = self._engine
+        engine = self._parts.engine
         ids = [legal_id(point_id) for point_id in point_ids]
         if ids:
-            await engine.delete(self.collection, ids)
+            await self._everywhere(lambda physical: engine.delete(physical, ids))
 
     async def remove_by_media_store_id(self, media_store_id: int | str) -> None:
         """Delete all that is stored of one picture."""
-        where = Filter.where(Equals("media_store_id", media_store_id))
-        await self._engine.delete_where(self.collection, where)
+        await self._remove_where(Filter.where(Equals("media_store_id", media_store_id)))
 
     async def remove_by_job_id(self, job_id: str) -> None:
         """Delete all that one job stored."""
-        await self._engine.delete_where(self.collection, Filter.where(Equals("job_id", job_id)))
+        await self._remove_where(Filter.where(Equals("job_id", job_id)))
+
+    async def remove_of_job(self, point_ids: Sequence[PointId], job_id: str) -> None:
+        """Delete those of the points that this job stored; what another stored since stays."""
+        ids = tuple(legal_id(point_id) for point_id in point_ids)
+        await self._remove_where(Filter.where(HasId(ids), Equals("job_id", job_id)))
 
     async def count_of_media(self, media_store_id: int | str) -> int:
         """Return how many points are stored of one picture."""
         where = Filter.where(Equals("media_store_id", media_store_id))
-        return await self._engine.count(self.collection, where)
+        return await self._parts.engine.count(await self._physical(), where)
 
     async def count(self) -> int:
         """Return how many points there are."""
-        return await self._engine.count(self.collection)
+        return await self._parts.engine.count(await self._physical())
 
     async def check_room(self) -> None:
         """Look at the disk of an embedded engine; a server's is its own affair."""
@@ -211,7 +262,7 @@ class QdrantStore(VectorStore):
             require_room(self._shared.folder)
 
     @property
-    def _engine(self) -> VectorEngine:
+    def _parts(self) -> CollectionParts:
         self._check_open()
         if self._opened is None:
             raise RuntimeError(f"the store of {self.collection} is still opening")
@@ -219,47 +270,91 @@ class QdrantStore(VectorStore):
 
     async def _open(self) -> None:
         engine = await self._shared.open()
+        parts = CollectionParts(engine, self.collection, self.dimension, self.indexes)
         try:
-            await engine.ensure_collection(
-                CollectionSpec(self.collection, self.dimension, self.indexes)
-            )
+            await parts.open()
         except ConfigError as error:
             await self._shared.close()
             if error.code != "collection_mismatch":
                 raise
             raise ConfigError(
-                f"{error.message}; if it is another model's, configure that one again, or keep the"
-                " new vectors elsewhere (INFERD_DATA_DIR or INFERD_QDRANT__URL)",
+                f"{error.message}; if it is another model's, configure that one again"
+                " (`python -m daemon models use` then changes it), or keep the new vectors"
+                " elsewhere (INFERD_DATA_DIR or INFERD_QDRANT__URL)",
                 code=error.code,
             ) from error
-        except BaseException:
+        except BaseException as error:
             await self._shared.close()
+            if isinstance(error, DependencyDownError) and error.code == "vector_store_unauthorized":
+                raise ConfigError(error.message, code=error.code) from error
             raise
-        self._opened = engine
+        self._opened = parts
 
     async def _close(self) -> None:
         self._opened = self._claimed = None
         await self._shared.close()
 
-    async def _read_claim(self) -> tuple[str, str] | None:
-        found = await self._engine.retrieve(MODELS.name, [model_point_id(self.collection)])
-        if not found:
-            return None
-        payload = found[0].payload
-        return str(payload.get("fingerprint")), str(payload.get("model"))
+    async def _active(self) -> Part:
+        return await self._parts.active()
 
-    async def _write_claim(self, fingerprint: str, model: str) -> None:
-        payload = {"collection": self.collection, "fingerprint": fingerprint, "model": model}
-        point = Point(model_point_id(self.collection), np.ones(1, np.float32), payload)
-        await self._engine.upsert(MODELS.name, [point])
+    async def _physical(self) -> str:
+        """Return where to read: of a view what it is of, else what is active now."""
+        return (self._part or await self._active()).physical
 
-    def _mismatch(self, holder: tuple[str, str], model: str) -> ConfigError:
+    async def _everywhere(self, delete: Callable[[str], Awaitable[None]]) -> None:
+        if self._part is not None:
+            await delete(self._part.physical)
+        else:
+            await self._parts.everywhere(delete)
+
+    async def _remove_where(self, where: Filter) -> None:
+        engine = self._parts.engine
+        await self._everywhere(lambda physical: engine.delete_where(physical, where))
+
+    async def _confirmed(self) -> Part:
+        """Return what is read and written, having made sure that it is still ours."""
+        if self._part is not None:
+            return await self._confirmed_view(self._part)
+        part = await self._active()
+        if self._claimed is None:
+            return part
+        if self._parts.seen is None:
+            # Deleted, with the vectors or without: the rules of a first claim say whether they
+            # may be ours again.
+            try:
+                await self.claim(*self._claimed)
+            except ConfigError as error:
+                raise DependencyDownError(error.message, code=error.code) from error
+            return await self._active()
+        if part.fingerprint != self._claimed[0]:
+            raise DependencyDownError(
+                f"the collection {self.collection} was {self._claimed[1]}'s and is {part.model}'s"
+                " by now: restart with that model, or with another collection",
+                code="model_mismatch",
+            )
+        return part
+
+    async def _confirmed_view(self, part: Part) -> Part:
+        record = await self._parts.record()
+        named = record.parts if record is not None else ()
+        if not any(_is_same(each, part) for each in named):
+            raise DependencyDownError(
+                f"the collection {part.physical} is {part.model}'s no longer", code="model_mismatch"
+            )
+        return part
+
+    def _mismatch(self, holder: Part, model: str) -> ConfigError:
         return ConfigError(
-            f"the collection {self.collection} holds vectors of {holder[1]}, not of {model}, and"
-            f" vectors of two models can't be compared: configure {holder[1]} again, delete the"
+            f"the collection {self.collection} holds vectors of {holder.model}, not of {model}, and"
+            f" vectors of two models can't be compared: configure {holder.model} again"
+            " (`python -m daemon models use` then changes it while it is searched), delete the"
             " collection, or keep the new ones elsewhere (INFERD_DATA_DIR or INFERD_QDRANT__URL)",
             code="model_mismatch",
         )
+
+
+def _is_same(part: Part, other: Part) -> bool:
+    return (part.physical, part.fingerprint) == (other.physical, other.fingerprint)
 
 
 def _face_index(point: Point) -> tuple[float, str]:

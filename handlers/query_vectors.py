@@ -5,7 +5,7 @@ So equal pictures have equal vectors, and a text is compared with pictures of it
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from daemon.errors import ConfigError, DependencyDownError, PermanentError, RetryableError
@@ -16,6 +16,7 @@ from handlers.face_embedding import FaceEmbeddingHandler
 from handlers.face_store import QdrantFaceStore
 from handlers.faces import Face
 from handlers.image_embedding_handler import ImageEmbeddingHandler
+from handlers.image_models import ImageModels
 from handlers.image_store import QdrantImageStore
 from handlers.inference import Pixels, Provenance, Vector
 
@@ -36,6 +37,31 @@ class ImageParts:
     """The text tower of the same weights; loaded at the first text."""
     tokenise: Callable[[str], Tokens]
     """Blocks a little; only after `text` was loaded once."""
+    models: ImageModels
+    side: int
+    """Pixels of the square that `runner` takes."""
+
+    async def now(self) -> "ImageParts":
+        """Return the parts of one search, by one reading of what the collection is of.
+
+        A change of the model amid the search changes nothing of its answer: it is of one model.
+
+        Raises:
+            DependencyDownError: the collection or its model is not to be had.
+        """
+        await self.handler.claim.require()
+        store, part = await self.store.now()
+        model = await self.models.of(part)
+        if model.text is None:
+            raise RuntimeError(f"{part.model} was opened without its text tower")
+        return replace(
+            self,
+            runner=model.runner,
+            store=store,
+            text=model.text.runner,
+            tokenise=model.text.tokenise,
+            side=model.side,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +73,15 @@ class FaceParts:
     store: QdrantFaceStore
     pictures: asyncio.Semaphore
     """Bounds how many decoded pictures are in memory."""
+
+    async def now(self) -> "FaceParts":
+        """Return the parts of one search.
+
+        Raises:
+            DependencyDownError: the collection is not to be had.
+        """
+        await self.handler.claim.require()
+        return self
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -88,7 +123,7 @@ async def of_picture(images: ImageParts, data: bytes, content_type: str | None) 
         PermanentError: it is no picture, or a larger one than is allowed.
         RetryableError: a model fails.
     """
-    picture = await read(images.handler.read(data, content_type))
+    picture = await read(images.handler.read(data, content_type, side=images.side))
     return QueryVector(*await images.runner.infer_and_tell(picture.pixels), {"kind": "picture"})
 
 

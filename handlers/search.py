@@ -59,7 +59,7 @@ class Search:
         Raises:
             PermanentError: code bad_text; the text cannot be read.
         """
-        images = self._pictures()
+        images = await self._pictures().now()
         query = await query_vectors.of_text(images, text)
         window = _Window(limit, offset, min_score, to_filter(where))
         found = await _near(images, query.vector, window)
@@ -90,8 +90,7 @@ class Search:
         Raises:
             NotFoundError: code vector_not_found; nothing is stored of it.
         """
-        parts = self._parts(collection)
-        await parts.handler.claim.require()
+        parts = await self._parts(collection).now()
         told: JsonObject = {"kind": "like", "media_store_id": media_store_id}
         own: Sequence[Point]
         wanted: PointId
@@ -144,7 +143,7 @@ class Search:
                 code no_face.
             InvalidRequestError: pictures are searched for by a face.
         """
-        parts = self._parts(collection)
+        parts = await self._parts(collection).now()
         query: QueryVector
         if isinstance(parts, FaceParts):
             query = await query_vectors.of_face(parts, data, content_type, face_index)
@@ -175,8 +174,7 @@ class Search:
         Raises:
             NotFoundError: code vector_not_found; nothing is stored of it.
         """
-        images = self._pictures()
-        await images.handler.claim.require()
+        images = await self._pictures().now()
         ran = await query_vectors.loaded(images.runner)
         found = await cluster_of(
             images.store,

@@ -11,7 +11,7 @@ from daemon.doctor.findings import Finding, fail, ok
 from daemon.doctor.web import Answer, AwayError, ask
 from daemon.jobs import JsonObject
 from daemon.settings import QdrantSettings
-from handlers.qdrant_store import MODELS
+from handlers.model_record import MODELS
 from handlers.vector_points import model_point_id
 
 PART = "vectors"

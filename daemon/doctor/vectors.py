@@ -23,7 +23,8 @@ from handlers.face_embedding import FaceEmbeddingInference
 from handlers.face_store import QdrantFaceStore
 from handlers.image_embedding import ImageEmbeddingInference
 from handlers.image_store import QdrantImageStore
-from handlers.qdrant_store import MODELS, QdrantStore
+from handlers.model_record import MODELS
+from handlers.qdrant_store import QdrantStore
 from handlers.vector_engine import CollectionSpec
 from handlers.vector_points import model_point_id
 

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import aiosqlite.core
 
 from daemon import outbox, statements
-from handlers import qdrant_store
+from handlers import collection_parts
 from tests.crash.points import POINTS, Call, Commit, Point, Statement
 
 DEATH_CRY = "killed by its fault"
@@ -38,7 +38,7 @@ def install(name: str, nth: int, *, stops: bool = False) -> None:
     Vectors are sent one by one from now on, so that what has three is upserted in three chunks.
     """
     point = POINTS[name]
-    qdrant_store.BATCH = 1
+    collection_parts.BATCH = 1
     trigger = _Trigger(point, nth, stops=stops)
     match point.place:
         case Call():

@@ -101,7 +101,7 @@ def _start_and_intake() -> Iterator[Point]:
     yield from _around(
         Phase.START,
         "a collection is claimed",
-        "handlers.qdrant_store:QdrantStore._write_claim",
+        "handlers.model_record:Records.write_claim",
     )
     yield from _around(Phase.START, "models are loaded", "handlers.assembly:HandlerSet.preload")
     yield from _around(Phase.INTAKE, "a message is taken", "daemon.intake:Intake.on_request")

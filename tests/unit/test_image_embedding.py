@@ -19,15 +19,18 @@ from daemon.jobs import Job, JobState, TaskType, dump_json
 from daemon.settings import ImageSettings, MediaStoreSettings
 from demos.media_store import create_app
 from handlers import image_embedding
+from handlers.collection_parts import PointByModel
 from handlers.decoders import Decoders
 from handlers.device import ModelRunner
 from handlers.image_embedding import ImageEmbeddingInference
 from handlers.image_embedding_handler import ImageEmbeddingHandler
+from handlers.image_models import ImageModel, ImageModels
 from handlers.image_store import QdrantImageStore
 from handlers.images import Limits
 from handlers.inference import Vector
 from handlers.lane import DeviceLane
 from handlers.media_store import MediaStoreClient
+from handlers.model_record import Part
 from handlers.pictures import Pictures
 from handlers.timings import Timings
 from handlers.vector_engine import Point
@@ -224,9 +227,8 @@ async def rig(tmp_path: Path, inference: ImageEmbeddingInference) -> AsyncIterat
         ImageEmbeddingHandler(
             pictures=Pictures(media_store, decoders, files=8, decoded=2),
             decoders=decoders,
-            runner=runner,
+            models=ImageModels(ImageModel(runner=runner, side=224)),
             store=store,
-            side=224,
             decoding="fast",
         ) as handler,
     ):
@@ -259,7 +261,9 @@ async def test_a_picture_ends_as_a_point_and_the_documented_result(
     dump_json(result)
     point = await rig.store.fetch(media_id)
     assert point is not None
-    assert point.payload == {
+    payload = dict(point.payload)
+    assert isinstance(payload.pop("stored_at"), int)
+    assert payload == {
         "job_id": f"job-{media_id}",
         "media_store_id": media_id,
         "model": "ViT-B-32-quickgelu",
@@ -339,14 +343,14 @@ class PickyStore(QdrantImageStore):
         self.claims += 1
         await super().claim(fingerprint, model, adopt=adopt)
 
-    async def upsert(self, points: Sequence[Point]) -> None:
+    async def write(self, points: Sequence[PointByModel]) -> list[tuple[Part, ...]]:
         self.batches.append(len(points))
         if len(self.batches) == 1:
             self.begun.set()
             await self.go_on.wait()
-        if any(point.point_id == 13 for point in points):
+        if any(each.point_id == 13 for point in points for each in point.values()):
             raise PermanentError("thirteen", code="bad_vector")
-        await super().upsert(points)
+        return await super().write(points)
 
 
 async def test_points_are_written_together_and_a_bad_one_fails_alone(
@@ -360,18 +364,17 @@ async def test_points_are_written_together_and_a_bad_one_fails_alone(
         ImageEmbeddingHandler(
             pictures=Pictures(MediaStoreClient(MediaStoreSettings()), decoders, files=8, decoded=2),
             decoders=decoders,
-            runner=runner,
+            models=ImageModels(ImageModel(runner=runner, side=224)),
             store=store,
-            side=224,
             decoding="fast",
         ) as handler,
     ):
-        vector = np.ones(512, np.float32)
-        first = asyncio.create_task(handler._upserts.submit(Point(1, vector, {})))
+        vector, model = np.ones(512, np.float32), runner.fingerprint
+        first = asyncio.create_task(handler._upserts.submit({model: Point(1, vector, {})}))
         async with asyncio.timeout(20):
             await store.begun.wait()
             rest = [
-                asyncio.create_task(handler._upserts.submit(Point(number, vector, {})))
+                asyncio.create_task(handler._upserts.submit({model: Point(number, vector, {})}))
                 for number in (12, 13, 14)
             ]
             await asyncio.sleep(0)  # one turn of the loop: each of them queues its point

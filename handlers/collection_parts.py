@@ -1,0 +1,176 @@
+"""What is behind a store's fixed name, for reading, for writing and for deleting from all of it.
+
+A write is done once every part that the record names has it. The record is read before and after,
+since a change of the model may begin or end in between: without the second reading, a job that
+began before a change and wrote after its end would lose its picture.
+"""
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Literal, TypeAlias
+
+from handlers.model_record import MODELS, Part, Record, Records
+from handlers.vector_engine import CollectionSpec, Point, VectorEngine
+from handlers.vector_points import stored_point, unit_vector
+
+BATCH = 128
+"""Points sent in one call."""
+
+PointByModel: TypeAlias = Mapping[str, Point]
+"""One point as several models see it, by their fingerprints; all under the same id."""
+
+
+class CollectionParts:
+    """The parts of one collection, in an open engine.
+
+    Attributes:
+        seen: the record as it was read last; what is meanwhile is for the next reading to tell.
+    """
+
+    def __init__(
+        self,
+        engine: VectorEngine,
+        collection: str,
+        dimension: int,
+        indexes: Mapping[str, Literal["integer", "keyword"]],
+    ) -> None:
+        """Take the engine.
+
+        Args:
+            engine: opened, and closed by whoever opened it.
+            collection: the fixed name.
+            dimension: numbers in a vector where the record does not say.
+            indexes: payload fields that filters use.
+        """
+        self.engine = engine
+        self.records = Records(engine, collection)
+        self.seen: Record | None = None
+        self._bare = Part(collection, "", "")
+        self._dimension = dimension
+        self._indexes = indexes
+        self._ensured: set[str] = set()
+        self._has_records = False
+
+    async def open(self) -> None:
+        """Open what is active, creating it where it is absent.
+
+        Raises:
+            ConfigError: it holds other vectors, or the engine refuses us.
+        """
+        if MODELS.name in await self.engine.collections():
+            await self.open_records()
+        await self.ensure(await self.active())
+
+    async def open_records(self) -> None:
+        """Open the collection of records, creating it where it is absent."""
+        await self.engine.ensure_collection(MODELS)
+        self._has_records = True
+
+    async def record(self) -> Record | None:
+        """Read the record; None where nobody claimed the collection."""
+        self.seen = await self.records.read() if self._has_records else None
+        return self.seen
+
+    async def active(self) -> Part:
+        """Return what is searched, by one reading of the record."""
+        record = await self.record()
+        return self._bare if record is None else record.active
+
+    def dimension_of(self, part: Part) -> int:
+        """Return how many numbers a vector has there."""
+        return part.dimension or self._dimension
+
+    async def ensure(self, part: Part) -> None:
+        """Open a part's collection, creating it where it is absent.
+
+        Raises:
+            ConfigError: it holds other vectors, or the engine refuses us.
+        """
+        if part.physical not in self._ensured:
+            spec = CollectionSpec(part.physical, self.dimension_of(part), self._indexes)
+            await self.engine.ensure_collection(spec)
+            self._ensured.add(part.physical)
+
+    async def drop(self, physical: str) -> None:
+        """Delete a collection that the record does not name any more."""
+        self._ensured.discard(physical)
+        await self.engine.drop_collection(physical)
+
+    async def everywhere(self, delete: Callable[[str], Awaitable[None]]) -> None:
+        """Delete something from every part, that which is kept to go back to included."""
+        done: set[str] = set()
+        while left := [part for part in await self._all() if part.physical not in done]:
+            for part in left:
+                await self.ensure(part)
+                await delete(part.physical)
+                done.add(part.physical)
+
+    async def write(
+        self, points: Sequence[PointByModel], *, claim_again: Callable[[], Awaitable[object]]
+    ) -> list[tuple[Part, ...]]:
+        """Store each point in every part that the record names, as that part's model sees it.
+
+        Args:
+            points: what is to be stored.
+            claim_again: called where the record is gone: somebody deleted it.
+
+        Returns:
+            For each point the parts that it must still be embedded for. Where there are some it
+            may have been stored in others meanwhile; give it again with what was missing.
+
+        Raises:
+            PermanentError: a point can't be stored.
+        """
+        record, done = await self.record(), set[str]()
+        if record is None:
+            await claim_again()
+            record = await self.record()
+        while True:
+            wanted = (self._bare,) if record is None else record.written
+            missing = [tuple(p for p in wanted if p.fingerprint not in each) for each in points]
+            whole = [each for each, lacks in zip(points, missing, strict=True) if not lacks]
+            for part in wanted:
+                if part.physical not in done:
+                    await self._put(part, [each[part.fingerprint] for each in whole])
+                    done.add(part.physical)
+            record = await self.record()
+            if record is None or all(part.physical in done for part in record.written):
+                return missing
+
+    async def upsert(self, part: Part, points: Sequence[Point]) -> None:
+        """Store points in one part; of equal ids the last one counts.
+
+        Raises:
+            PermanentError: a point can't be stored; nothing was.
+        """
+        await self._put(part, points)
+
+    async def put_stored(self, part: Part, points: Sequence[Point]) -> None:
+        """Store points in one part, with ids and payloads as they lie in another part.
+
+        Raises:
+            PermanentError: a vector is not sound; nothing was stored.
+        """
+        dimension = self.dimension_of(part)
+        ready = [
+            Point(each.point_id, unit_vector(each.vector, dimension, "a point"), each.payload)
+            for each in points
+        ]
+        if ready:
+            await self.ensure(part)
+            await self.engine.upsert(part.physical, ready)
+
+    async def _put(self, part: Part, points: Sequence[Point]) -> None:
+        dimension = self.dimension_of(part)
+        by_id = {}
+        for point in points:
+            stored = stored_point(point, dimension)
+            by_id[stored.point_id] = stored
+        ready = list(by_id.values())
+        if ready:
+            await self.ensure(part)
+        for start in range(0, len(ready), BATCH):
+            await self.engine.upsert(part.physical, ready[start : start + BATCH])
+
+    async def _all(self) -> tuple[Part, ...]:
+        record = await self.record()
+        return (self._bare,) if record is None else record.parts

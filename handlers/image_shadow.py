@@ -1,0 +1,26 @@
+"""ImageShadow: a stored picture, fetched and embedded again by another CLIP."""
+
+from daemon.errors import PermanentError
+from handlers.image_embedding_handler import ImageEmbeddingHandler
+from handlers.image_models import ImageModels
+from handlers.model_record import Part
+from handlers.vector_engine import Point
+
+
+class ImageShadow:
+    """Makes a shadow's vectors on the way of a job's, and after every job."""
+
+    def __init__(self, models: ImageModels, handler: ImageEmbeddingHandler) -> None:
+        self._models = models
+        self._handler = handler
+
+    async def embed(self, part: Part, stored: Point) -> Point:
+        """Return a stored picture as a part's model sees it; see Embedder."""
+        media_store_id = stored.payload.get("media_store_id")
+        if not isinstance(media_store_id, int):
+            raise PermanentError(
+                f"nothing says which picture the point {stored.point_id} is of", code="bad_payload"
+            )
+        model = await self._models.of(part)
+        point, ran = await self._handler.embed(media_store_id, model)
+        return Point(stored.point_id, point.vector, {**stored.payload, "model": ran.model})

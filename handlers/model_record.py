@@ -1,0 +1,211 @@
+"""The record of a collection: which model's vectors answer for it, and which collection has them.
+
+Clients know a collection by one fixed name. What is behind the name may change with the model; the
+record, a point of `inferd_models` kept with the vectors, says what is there now:
+
+    active      what is searched and written; of an installation that never changed its model it
+                has the fixed name itself, so that nothing was copied to begin with
+    shadow      what is being filled by another model and is written besides, while a change runs
+    previous    what was active before; kept to go back to
+
+A record is replaced by one upsert of one call, which is atomic on every engine; so is a change of
+the model. Each collection behind a name holds vectors of one fingerprint for ever: its own name is
+made of it. The claim, a second point, says whose the collection of the fixed name is: versions that
+know no records read it, and find that they may not write while another one is active.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from daemon.jobs import JsonObject
+from handlers.vector_engine import CollectionSpec, Point, VectorEngine
+from handlers.vector_points import model_point_id
+
+MODELS = CollectionSpec("inferd_models", 1)
+_RECORD = ":record"
+_HASH_DIGITS = 12
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One collection behind a fixed name, and the one model whose vectors are in it."""
+
+    physical: str
+    """The collection's name in the engine."""
+    fingerprint: str
+    """Equal for models whose vectors may be compared, and for no others."""
+    model: str
+    """The model's name, for people."""
+    dimension: int | None = None
+    """Numbers in a vector; None where the record does not say: as the settings' model has."""
+    spec: Mapping[str, str] | None = None
+    """How that model is configured; None where the settings say it."""
+    since: int | None = None
+    """Epoch milliseconds: when a shadow was begun, or what was active was put aside."""
+    allow_failed: int = 0
+    """Of a shadow: it may become active without so many pictures that cannot be embedded."""
+    was_active: bool = False
+    """It has answered once: a change back to it that is given up keeps it."""
+
+    @classmethod
+    def of(cls, payload: Mapping[str, Any]) -> "Part":
+        """Return what `to_payload` was made of."""
+        spec = payload.get("spec")
+        return cls(
+            physical=str(payload["physical"]),
+            fingerprint=str(payload["fingerprint"]),
+            model=str(payload["model"]),
+            dimension=payload.get("dimension"),
+            spec={str(key): str(value) for key, value in spec.items()} if spec else None,
+            since=payload.get("since"),
+            allow_failed=int(payload.get("allow_failed", 0)),
+            was_active=bool(payload.get("was_active")),
+        )
+
+    def to_payload(self) -> JsonObject:
+        """Return it as it is stored."""
+        payload: JsonObject = {
+            "physical": self.physical,
+            "fingerprint": self.fingerprint,
+            "model": self.model,
+            "allow_failed": self.allow_failed,
+            "was_active": self.was_active,
+        }
+        if self.dimension is not None:
+            payload["dimension"] = self.dimension
+        if self.spec is not None:
+            payload["spec"] = dict(self.spec)
+        if self.since is not None:
+            payload["since"] = self.since
+        return payload
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What is behind a fixed name; see the top of this file."""
+
+    collection: str
+    active: Part
+    shadow: Part | None = None
+    previous: Part | None = None
+
+    @property
+    def written(self) -> tuple[Part, ...]:
+        """Every part that a new vector goes to, in the order that it must."""
+        # The other way round a pass could take what a job has just stored in the shadow for
+        # surplus, and remove it right before the swap.
+        return (self.active,) if self.shadow is None else (self.active, self.shadow)
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """Every part there is: what is deleted must go from all of them."""
+        return self.written if self.previous is None else (*self.written, self.previous)
+
+    def begun(self, shadow: Part) -> "Record":
+        """Return the record while `shadow` is being filled; it may be what was put aside."""
+        is_back = self.previous is not None and self.previous.physical == shadow.physical
+        return replace(self, shadow=shadow, previous=None if is_back else self.previous)
+
+    def swapped(self, now: int) -> "Record":
+        """Return the record once the shadow answers."""
+        if self.shadow is None:
+            raise ValueError("there is no shadow")
+        put_aside = replace(self.active, since=now, allow_failed=0, was_active=True)
+        active = replace(self.shadow, since=None, allow_failed=0, was_active=True)
+        return Record(self.collection, active, previous=put_aside)
+
+    def without_shadow(self) -> "Record":
+        """Return the record of a change that was given up; what was active before is kept."""
+        if self.shadow is not None and self.shadow.was_active:
+            return replace(self, shadow=None, previous=self.shadow)
+        return replace(self, shadow=None)
+
+    def without_previous(self) -> "Record":
+        """Return the record once there is no way back."""
+        return replace(self, previous=None)
+
+
+def physical_name(collection: str, fingerprint: str) -> str:
+    """Return the name of the collection that a model's vectors get behind a fixed name.
+
+    Always the same for the same model: a change that was cut right after it was made uses it again.
+    """
+    digest = hashlib.sha256(fingerprint.encode()).hexdigest()
+    return f"{collection}.{digest[:_HASH_DIGITS]}"
+
+
+def is_physical_name(collection: str, name: str) -> bool:
+    """Whether a collection is one that was made to stand behind a fixed name."""
+    head, _, digits = name.rpartition(".")
+    return (
+        head == collection
+        and len(digits) == _HASH_DIGITS
+        and set(digits) <= set("0123456789abcdef")
+    )
+
+
+class Records:
+    """Reads and writes the record of one collection; `inferd_models` was opened before."""
+
+    def __init__(self, engine: VectorEngine, collection: str) -> None:
+        self._engine = engine
+        self._collection = collection
+        self._claim_id = model_point_id(collection)
+        self._record_id = model_point_id(collection + _RECORD)
+
+    async def read(self) -> Record | None:
+        """Return the record; None where nobody ever claimed the collection."""
+        ids = [self._claim_id, self._record_id]
+        found = await self._engine.retrieve(MODELS.name, ids, with_vectors=False)
+        payloads = {point.point_id: point.payload for point in found}
+        if (payload := payloads.get(self._record_id)) is not None:
+            return Record(
+                self._collection,
+                Part.of(payload["active"]),
+                _part(payload.get("shadow")),
+                _part(payload.get("previous")),
+            )
+        if (claim := payloads.get(self._claim_id)) is not None:
+            fingerprint, model = str(claim.get("fingerprint")), str(claim.get("model"))
+            return Record(self._collection, Part(self._collection, fingerprint, model))
+        return None
+
+    async def write_claim(self, fingerprint: str, model: str) -> None:
+        """Say whose the collection of the fixed name is, before any change of its model."""
+        await self._upsert([self._claim(fingerprint, model)])
+
+    async def write(self, record: Record) -> None:
+        """Put a record in the place of the one there is; it is on the disk when this returns."""
+        payload: JsonObject = {"collection": self._collection, "active": record.active.to_payload()}
+        for name, part in (("shadow", record.shadow), ("previous", record.previous)):
+            if part is not None:
+                payload[name] = part.to_payload()
+        active = record.active
+        claim = (
+            self._claim(active.fingerprint, active.model)
+            if active.physical == self._collection
+            else self._claim(f"moved:{active.physical}", f"{active.model} in {active.physical}")
+        )
+        # Behind the record: cut in between, an older version goes on for a while where it may not
+        # be searched; the other way round it would be locked out of what is still searched.
+        await self._upsert([Point(self._record_id, _NO_VECTOR, payload), claim])
+        await self._engine.flush(MODELS.name)
+
+    def _claim(self, fingerprint: str, model: str) -> Point:
+        payload = {"collection": self._collection, "fingerprint": fingerprint, "model": model}
+        return Point(self._claim_id, _NO_VECTOR, payload)
+
+    async def _upsert(self, points: Sequence[Point]) -> None:
+        await self._engine.upsert(MODELS.name, points)
+
+
+_NO_VECTOR = np.ones(1, np.float32)
+"""Engines want one with every point."""
+
+
+def _part(payload: Mapping[str, Any] | None) -> Part | None:
+    return None if payload is None else Part.of(payload)

@@ -1,0 +1,380 @@
+"""A collection changes its model while it is used: nothing is lost, nothing mixes."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from qdrant_client import AsyncQdrantClient
+
+from daemon.errors import (
+    ConfigError,
+    DependencyDownError,
+    ModelChangeError,
+    PermanentError,
+    RetryableError,
+)
+from handlers import model_change, model_lease
+from handlers.image_store import QdrantImageStore
+from handlers.model_record import physical_name
+from handlers.qdrant_edge import EdgeEngine
+from handlers.qdrant_local import LocalEngine
+from handlers.qdrant_server import ServerEngine
+from handlers.vector_engine import CollectionSpec, Point, SharedEngine, VectorEngine
+from tests.model_changes import DIMENSIONS, A, B, C, Rig, rig, vector_of
+from tests.waiting import until
+
+pytestmark = pytest.mark.filterwarnings("ignore:Payload indexes have no effect")
+
+NAME = "image_embeddings"
+
+
+class MemoryClient(AsyncQdrantClient):
+    """Survives `close`, as a server does."""
+
+    async def close(self, *args: Any, **kwargs: Any) -> None:
+        """Keep the data."""
+
+
+@pytest.fixture(autouse=True)
+def _no_long_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model_change, "RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(model_change, "MOST_RETRY_SECONDS", 0.1)
+    monkeypatch.setattr(model_change, "POLL_SECONDS", 0.05)
+    monkeypatch.setattr(model_lease, "SETTLE_SECONDS", 0.0)
+
+
+@pytest.fixture
+async def one(tmp_path: Path) -> AsyncIterator[Rig]:
+    async with rig(SharedEngine(lambda: EdgeEngine(tmp_path / "v")), tmp_path) as made:
+        yield made
+
+
+def places(tmp_path: Path, engine: str) -> tuple[Callable[[], SharedEngine], Path | None]:
+    make: Callable[[], VectorEngine]
+    match engine:
+        case "edge":
+
+            def make() -> VectorEngine:
+                return EdgeEngine(tmp_path / "v")
+        case "local":
+
+            def make() -> VectorEngine:
+                return LocalEngine(tmp_path / "v")
+        case _:
+            client = MemoryClient(":memory:")
+
+            def make() -> VectorEngine:
+                return ServerEngine("http://memory:6333", client=client)
+
+    return (lambda: SharedEngine(make)), tmp_path if engine != "server" else None
+
+
+@pytest.mark.parametrize("engine", ["edge", "local", "server"])
+async def test_it_changes_goes_back_and_is_dropped_with_every_vector_exact(
+    tmp_path: Path, engine: str
+) -> None:
+    place, folder = places(tmp_path, engine)
+    pictures: dict[int, str] = {}
+    async with rig(place(), folder, pictures) as first:
+        for number in range(40):
+            await first.job(number, f"old-{number}")
+        async with first.working():
+            told = await first.change.use(B)
+            assert told["change"]["to"] == "B (b)"
+            await first.job(100, "during")
+            await first.until_of("B")
+            await first.job(101, "after")
+        assert await first.active() == ("B", pictures)
+        record = await first.store.record()
+        assert record is not None
+        assert record.previous is not None
+        assert record.previous.physical == NAME
+        assert record.active.physical == physical_name(NAME, "B")
+        assert first.models.needed == ["B"]
+
+    # As after a restart: whatever the settings say, it is B's.
+    async with rig(place(), folder, pictures) as second:
+        assert await second.active() == ("B", pictures)
+        await second.job(5, "anew")
+        second.embedder.embedded.clear()
+        async with second.working():
+            await second.change.rollback()
+            await second.until_of("A")
+        assert sorted(second.embedder.embedded) == [5, 101]
+        assert await second.active() == ("A", pictures)
+        told = await second.change.drop()
+        assert told["previous"] is None
+        assert told["active"]["collection"] == NAME
+        assert await second.store.parts.engine.collections() == [NAME, "inferd_models"]
+
+
+async def test_the_first_collection_may_be_dropped_like_any_other(one: Rig) -> None:
+    await one.job(1, "a")
+    async with one.working():
+        await one.change.use(B)
+        await one.until_of("B")
+        await one.change.drop()
+        await one.change.use(A)
+        await one.until_of("A")
+
+    record = await one.store.record()
+    assert record is not None
+    assert record.active.physical == physical_name(NAME, "A")
+    assert await one.active() == ("A", {1: "a"})
+
+
+async def test_a_job_that_began_before_the_change_and_wrote_after_it_loses_nothing(
+    one: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await one.job(1, "a")
+    engine = one.store.parts.engine
+    begun, go_on = asyncio.Event(), asyncio.Event()
+    upsert = engine.upsert
+
+    async def slow(collection: str, points: Sequence[Point]) -> None:
+        if collection == NAME and any(point.point_id == 2 for point in points):
+            begun.set()
+            await go_on.wait()
+        await upsert(collection, points)
+
+    monkeypatch.setattr(engine, "upsert", slow)
+    job = asyncio.create_task(one.job(2, "slow"))
+    await begun.wait()
+
+    async with one.working():
+        await one.change.use(B)
+        await one.until_of("B")
+    assert await one.active() == ("B", {1: "a"})
+    go_on.set()
+    await job
+
+    assert await one.active() == ("B", {1: "a", 2: "slow"})
+
+
+async def test_what_is_stale_when_it_is_written_is_mended_before_the_change_is_done(
+    one: Rig,
+) -> None:
+    await one.job(1, "old")
+    begun, go_on = asyncio.Event(), asyncio.Event()
+
+    def hold(_media_id: int) -> Any:
+        if begun.is_set():
+            return None
+        begun.set()
+        return go_on.wait()
+
+    one.embedder.on_embed = hold
+    async with one.working():
+        await one.change.use(B)
+        await begun.wait()
+        # The picture of before is in hand; a job does it anew in both parts meanwhile.
+        await one.job(1, "new")
+        go_on.set()
+        await one.until_of("B")
+
+    assert await one.active() == ("B", {1: "new"})
+    assert one.embedder.embedded == [1, 1]
+
+
+async def test_a_search_sees_one_model_whatever_becomes_of_the_record(one: Rig) -> None:
+    for number in range(20):
+        await one.job(number, f"j{number}")
+    answers = set()
+
+    async def search() -> None:
+        while True:
+            view, part = await one.store.now()
+            await asyncio.sleep(0)
+            found = await view.find(vector_of(part.fingerprint, 3, "j3"), limit=20)
+            assert {match.payload["model"] for match in found} == {part.fingerprint}
+            assert (found[0].point_id, len(found)) == (3, 20)
+            assert found[0].score == pytest.approx(1, abs=1e-4)
+            answers.add(part.fingerprint)
+
+    searching = asyncio.create_task(search())
+    async with one.working():
+        await one.change.use(B)
+        await one.until_of("B")
+        await until(lambda: answers == {"A", "B"} or searching.done())
+        await one.change.rollback()
+        await one.until_of("A")
+    assert not searching.done()
+    searching.cancel()
+
+
+async def test_a_picture_that_is_deleted_is_gone_from_every_part(one: Rig) -> None:
+    for number in (1, 2, 3):
+        await one.job(number, "j")
+    async with one.working():
+        await one.change.use(B)
+        await one.until_of("B")
+    await one.store.remove_by_media_store_id(2)
+    record = await one.store.record()
+    assert record is not None
+    assert record.previous is not None
+    assert set(await one.contents(record.active)) == {1, 3}
+    assert set(await one.contents(record.previous)) == {1, 3}
+
+
+async def test_what_is_deleted_while_it_is_embedded_does_not_come_back(one: Rig) -> None:
+    for number in (1, 2):
+        await one.job(number, "j")
+    begun, go_on = asyncio.Event(), asyncio.Event()
+
+    def hold(_media_id: int) -> Any:
+        begun.set()
+        return go_on.wait()
+
+    one.embedder.on_embed = hold
+    async with one.working():
+        await one.change.use(B)
+        await begun.wait()
+        await one.store.remove_by_media_store_id(2)
+        go_on.set()
+        await one.until_of("B")
+
+    assert await one.active() == ("B", {1: "j"})
+
+
+async def test_pictures_that_cannot_be_embedded_stop_the_change_until_they_are_allowed(
+    tmp_path: Path,
+) -> None:
+    place, folder = places(tmp_path, "edge")
+    pictures: dict[int, str] = {}
+    async with rig(place(), folder, pictures) as first:
+        for number in range(5):
+            await first.job(number, "j")
+        first.embedder.errors[3] = PermanentError("gone", code="media_not_found")
+        async with first.working():
+            await first.change.use(B)
+            await until(lambda: (first.change.stats() or {}).get("waits"))
+            told = await first.change.told()
+        assert told["change"]["waits"]["code"] == "model_change_failures"
+        assert told["change"]["failures"] == [
+            {"point_id": 3, "code": "media_not_found", "message": "gone"}
+        ]
+        assert not await first.is_of("B")
+
+    # Who is started again knows them still.
+    async with rig(place(), folder, pictures) as second:
+        second.embedder.errors[3] = PermanentError("gone", code="media_not_found")
+        async with second.working():
+            await second.change.use(B, allow_failed=1)
+            await second.until_of("B")
+        assert second.embedder.embedded == []
+        assert set((await second.active())[1]) == {0, 1, 2, 4}
+
+
+async def test_a_failed_picture_that_is_done_anew_is_tried_again(one: Rig) -> None:
+    await one.job(1, "j")
+    one.embedder.errors[1] = PermanentError("broken", code="decode_error")
+    async with one.working():
+        await one.change.use(B)
+        await until(lambda: (one.change.stats() or {}).get("failed"))
+        del one.embedder.errors[1]
+        await one.job(1, "mended")
+        await one.until_of("B")
+
+    assert await one.active() == ("B", {1: "mended"})
+
+
+async def test_what_is_away_is_waited_for_and_what_fails_for_now_is_tried_thrice(one: Rig) -> None:
+    for number in (1, 2):
+        await one.job(number, "j")
+    one.embedder.errors = {
+        1: DependencyDownError("away", code="media_store_unreachable"),
+        2: RetryableError("slow", code="decode_timeout"),
+    }
+    async with one.working():
+        await one.change.use(B, allow_failed=1)
+        await until(lambda: (one.change.stats() or {}).get("waits"))
+        del one.embedder.errors[1]
+        await one.until_of("B")
+
+    assert await one.active() == ("B", {1: "j"})
+
+
+async def test_a_change_that_is_given_up_leaves_nothing_behind(one: Rig) -> None:
+    await one.job(1, "j")
+    await one.change.use(B)
+    told = await one.change.abort()
+
+    assert told["change"] is None
+    assert await one.store.parts.engine.collections() == [NAME, "inferd_models"]
+    assert await one.active() == ("A", {1: "j"})
+
+
+async def test_a_way_back_that_is_given_up_is_still_there(one: Rig) -> None:
+    await one.job(1, "j")
+    async with one.working():
+        await one.change.use(B)
+        await one.until_of("B")
+    await one.change.rollback()
+    told = await one.change.abort()
+
+    assert told["previous"]["collection"] == NAME
+    assert await one.active() == ("B", {1: "j"})
+
+
+async def test_verbs_that_cannot_be_are_refused_with_their_code(one: Rig) -> None:
+    await one.job(1, "j")
+
+    async def code_of(verb: Any) -> str:
+        with pytest.raises(ModelChangeError) as error:
+            await verb
+        return error.value.code
+
+    assert await code_of(one.change.use(A)) == "model_in_use"
+    assert await code_of(one.change.rollback()) == "nothing_to_roll_back"
+    assert await code_of(one.change.drop()) == "nothing_to_drop"
+    assert await code_of(one.change.abort()) == "no_model_change"
+    with pytest.raises(ConfigError):
+        await one.change.use({"model": "nobody", "weights": "x"})
+    await one.change.use(B)
+    assert await code_of(one.change.use(C)) == "model_change_running"
+    async with one.working():
+        await one.until_of("B")
+    assert await code_of(one.change.use(C)) == "model_kept"
+
+
+async def test_what_a_cut_change_left_is_named_and_dropped(one: Rig) -> None:
+    await one.job(1, "j")
+    left = physical_name(NAME, "cut")
+    await one.store.parts.engine.ensure_collection(CollectionSpec(left, DIMENSIONS["A"]))
+
+    told = await one.change.told()
+    assert told["leftover"] == [left]
+    told = await one.change.drop()
+    assert told["leftover"] == []
+
+
+async def test_a_store_of_another_model_may_not_write_what_changed(tmp_path: Path) -> None:
+    engine = SharedEngine(lambda: EdgeEngine(tmp_path / "v"))
+    async with rig(engine, tmp_path) as one, QdrantImageStore(engine=engine, dimension=32) as other:
+        await other.claim("A", "A")
+        await one.job(1, "j")
+        async with one.working():
+            await one.change.use(B)
+            await one.until_of("B")
+        with pytest.raises(DependencyDownError) as error:
+            await other.upsert([Point(9, vector_of("A", 9, "x"), {})])
+        assert error.value.code == "model_mismatch"
+        with pytest.raises(ConfigError):
+            await other.claim("A", "A")
+        assert await other.count() == 1
+
+
+async def test_only_one_of_two_daemons_embeds(tmp_path: Path) -> None:
+    place, folder = places(tmp_path, "server")
+    async with rig(place(), folder) as one, rig(place(), folder) as other:
+        other.embedder.pictures = one.embedder.pictures
+        for number in range(60):
+            await one.job(number, "j")
+        async with one.working(), other.working():
+            await one.change.use(B)
+            await other.until_of("B")
+        counts = len(one.embedder.embedded), len(other.embedder.embedded)
+        assert sorted(counts) == [0, 60]
+        assert (await other.active())[0] == "B"
