@@ -77,13 +77,18 @@ class DeviceLane:
         self._numbers = itertools.count(1)
         self._calls: dict[int, LaneCall] = {}
         """By the thread that runs them."""
+        self._calls_of_own = 0
         self._asking: deque[Asking] = deque()
         self.in_hand = 0
         self.is_abandoned = False
 
     async def run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Return `work(*args)` as run on the lane's thread."""
-        return await self._run(self._own, functools.partial(work, *args, **kwargs))
+        self._calls_of_own += 1
+        try:
+            return await self._run(self._own, functools.partial(work, *args, **kwargs))
+        finally:
+            self._calls_of_own -= 1
 
     async def run_beside(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Return `work(*args)` as run beside the lane's thread: what bears that, with a turn."""
@@ -99,6 +104,11 @@ class DeviceLane:
             return work()
         finally:
             self._calls.pop(threading.get_ident(), None)
+
+    @property
+    def is_taken(self) -> bool:
+        """Whether something is on the lane's own thread, or waits for it; in the event loop."""
+        return self._calls_of_own > 0
 
     @property
     def call(self) -> LaneCall | None:

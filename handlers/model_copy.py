@@ -154,7 +154,7 @@ class ModelCopy(Generic[Result]):
         batch = self.inference.batch
         if batch is None:
             return self._max_batch
-        is_beside = self.lane.in_hand > 1 and self.inference.beside > 1
+        is_beside = self._may_go_beside and self.lane.in_hand > 1
         return min(self._max_batch, batch.per_pass if is_beside else batch.size)
 
     def to_wire(self) -> JsonObject:
@@ -211,8 +211,13 @@ class ModelCopy(Generic[Result]):
 
     def _goes_beside(self, count: int) -> bool:
         """Whether so many go beside others that run, or are enough to keep all passes busy."""
-        beside = self.inference.beside
-        return beside > 1 and self._is_well and (count >= beside or self.lane.in_hand > 1)
+        is_enough = count >= self.inference.beside or self.lane.in_hand > 1
+        return is_enough and self._may_go_beside
+
+    @property
+    def _may_go_beside(self) -> bool:
+        # Who has the lane's own thread has the device for itself: the next one waits for it there.
+        return self.inference.beside > 1 and self._is_well and not self.lane.is_taken
 
     async def _prepared(self, buffers: Buffers) -> Buffers | None:
         try:

@@ -194,10 +194,17 @@ async def test_another_model_has_the_lane_for_itself_and_soon() -> None:
         model.gates[0].set()
         # All that the first model asked later comes later.
         await until(lambda: other.running)
-        assert (model.running, lane.in_hand) == ([], 1)
+        await until(lambda: lane.in_hand == PASSES)
+        for _ in range(50):
+            await asyncio.sleep(0)
+        assert (model.running, other.running) == ([], [[100]])
         other.gates[100].set()
         assert await given(asked) == list(range(30))
         assert await given(theirs) == [100]
+
+    # What waits for another model's batch goes as one, of as many as all passes take.
+    assert model.batches[2] == list(range(9, 17))
+    assert model.on[2] == "lane-cpu"
 
 
 # -- what goes wrong ---------------------------------------------------------------------------
