@@ -1,4 +1,4 @@
-"""StoredFilter: which stored vectors are meant, in words that no engine owns."""
+"""Which stored vectors are meant, and what is known of one: words that no engine owns."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -36,3 +36,24 @@ class StoredFilter:
     def is_empty(self) -> bool:
         """Whether everything is meant."""
         return self == StoredFilter()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredVector:
+    """What is known of one stored vector, without its numbers."""
+
+    point_id: int | str
+    media_store_id: int | None
+    """The picture it is of; None where it does not say."""
+    job_id: str | None
+    """The job that stored it; None where it does not say."""
+    face_index: int = 0
+    """Which face of the picture; of pictures always 0."""
+    stored_at: int | None = None
+    """When it was stored, in epoch milliseconds; None where it does not say."""
+    is_ours: bool
+    """Its id is the one that a job for this picture, and face, stores under."""
+    has_other_model: bool = False
+    """It says that it is of another model than its collection."""
+    fault: str | None = None
+    """What is wrong with the vector itself; None where nothing is, or it was not looked at."""

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from qdrant_client import models
 
+from daemon.errors import ConfigError
 from handlers.vector_engine import (
     AtLeast,
     CollectionSpec,
@@ -41,6 +42,21 @@ def difference(info: models.CollectionInfo, spec: CollectionSpec) -> str | None:
     if found.distance != models.Distance.COSINE:
         return f"compares by {found.distance.value}, not by Cosine"
     return None
+
+
+def dimension_of(info: models.CollectionInfo, collection: str) -> int:
+    """Return how many numbers a collection's vectors have.
+
+    Raises:
+        ConfigError: it holds none that are compared by cosine, code collection_mismatch.
+    """
+    found = info.config.params.vectors
+    if not isinstance(found, models.VectorParams) or found.distance != models.Distance.COSINE:
+        raise ConfigError(
+            f"the collection {collection} has no plain vectors that are compared by cosine",
+            code="collection_mismatch",
+        )
+    return found.size
 
 
 def to_filter(where: Filter) -> models.Filter:
@@ -82,7 +98,8 @@ def _to_condition(condition: Condition) -> models.Condition:
         case Equals(field, value):
             return models.FieldCondition(key=field, match=models.MatchValue(value=value))
         case OneOf(field, values):
-            return models.FieldCondition(key=field, match=models.MatchAny(any=list(values)))
+            listed: list[Any] = list(values)
+            return models.FieldCondition(key=field, match=models.MatchAny(any=listed))
         case AtLeast(field, value):
             return models.FieldCondition(key=field, range=models.Range(gte=value))
         case HasId(point_ids):

@@ -82,6 +82,19 @@ class Searcher(Protocol):
         """Return what is like a picture file, or like one of its faces."""
 
 
+class Listing(Protocol):
+    """What lists the stored vectors: the daemon's handlers. Errors are ours, with their codes."""
+
+    @property
+    def collections(self) -> Collection[str]:
+        """The collections that can be listed."""
+
+    async def listing(
+        self, collection: str, *, after: str | None, limit: int, where: StoredFilter | None
+    ) -> JsonObject:
+        """Return one page of what is stored, by the points' ids."""
+
+
 class SearchDoor:
     """Lets a bounded number of searches in."""
 

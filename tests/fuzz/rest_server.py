@@ -12,7 +12,13 @@ import jwt
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from daemon.jobs import TaskType
 from daemon.settings import AuthSettings
+from handlers.face_store import QdrantFaceStore
+from handlers.image_store import QdrantImageStore
+from handlers.qdrant_edge import EdgeEngine
+from handlers.stored_vectors import StoredVectors
+from handlers.vector_engine import SharedEngine
 from tests.doors.stand_in import StandIn
 from tests.integration.rest_rig import Rig, rest
 from tests.integration.test_search_routes import Scripted
@@ -68,11 +74,24 @@ class Server:
     async def _serve(self) -> None:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
         scripted = Scripted()
-        async with rest(
-            self._path, auth=self._auth, search=scripted, embedder=StandIn()
-        ) as self._rig:
-            self._started.set()
-            await self._stop.wait()
+        engine = SharedEngine(lambda: EdgeEngine(self._path.with_name("vectors")))
+        async with (
+            QdrantImageStore(engine=engine) as images,
+            QdrantFaceStore(engine=engine) as faces,
+        ):
+            stored = StoredVectors(
+                {TaskType.IMAGE_EMBEDDING: images, TaskType.FACE_EMBEDDING: faces}
+            )
+            async with rest(
+                self._path,
+                auth=self._auth,
+                search=scripted,
+                embedder=StandIn(),
+                audited=stored,
+                stored=stored,
+            ) as self._rig:
+                self._started.set()
+                await self._stop.wait()
 
 
 @contextmanager

@@ -43,6 +43,7 @@ KNOWN = {
     "POST /job/{job_id}/retry": {"job_id": JOB_ID},
     "GET /search/{collection}": {"collection": "image_embeddings"},
     "POST /search/{collection}": {"collection": "face_embeddings"},
+    "GET /stored/{collection}": {"collection": "face_embeddings"},
     "POST /queue/{task_type}/pause": {"task_type": "face_detection"},
     "POST /queue/{task_type}/resume": {"task_type": "face_detection"},
     "GET /v1/models/{model}": {"model": "ViT-B-32-quickgelu__openai"},

@@ -10,20 +10,24 @@ from typing import Any
 
 import aiohttp
 
+from daemon.audit import Audit
+from daemon.audit import Vectors as AuditedVectors
 from daemon.cancellation import Cancellation
 from daemon.database import Database
 from daemon.health import Health
 from daemon.intake import Intake
+from daemon.job_ledger import JobLedger
 from daemon.job_queue import JobQueue
 from daemon.jobs import Job, JsonObject, Lease, TaskType
 from daemon.metrics import Metrics
 from daemon.removal import Removal
 from daemon.settings import AuthSettings, DoorsSettings, QueueSettings
+from daemon.workers import Workers
 from http_shim.app import create_app, serve
 from http_shim.auth import Authenticator
 from http_shim.console.parts import Console
 from http_shim.doors.embedder import Embedder
-from http_shim.search_door import Searcher
+from http_shim.search_door import Listing, Searcher
 from http_shim.snapshots import Snapshots
 from tests.documents import Rest
 
@@ -169,6 +173,9 @@ async def rest(
     embedder: Embedder | None = None,
     console: Console | None = None,
     snapshots: Snapshots | None = None,
+    workers: Workers | None = None,
+    audited: AuditedVectors | None = None,
+    stored: Listing | None = None,
 ) -> AsyncIterator[Rig]:
     """Serve REST over a queue at `path`; authentication is off unless told otherwise."""
     clock, vectors, metrics = Clock(), Vectors(), Metrics()
@@ -207,7 +214,10 @@ async def rest(
             ),
             cancellation=cancellation,
             console=console,
+            audit=Audit(queue, JobLedger(database), audited, clock=clock) if audited else None,
+            stored=stored,
             snapshots=snapshots,
+            workers=workers,
         )
         async with (
             aiohttp.ClientSession() as session,

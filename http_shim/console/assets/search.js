@@ -2,12 +2,15 @@
 import { ask, askJson } from "./api.js";
 import { byId, count, h, keyed, setText } from "./dom.js";
 import { openFound } from "./detail.js";
+import { filters, startFilters } from "./filters.js";
 import { facesOf, fillTile, jobsOf, makeTile } from "./gallery.js";
 
 const LIMIT = 60;
+const DEEPEST = 10_000;
 
 let results = [];
 let latest = 0;
+let current = null;
 const known = new Map();
 
 export function startSearch() {
@@ -29,9 +32,12 @@ export function startSearch() {
     if (file.files[0]) byPicture(file.files[0], kind);
   });
   byId("threshold").addEventListener("input", paint);
+  byId("found-more").addEventListener("click", () => current && run(current.query, current.search, current.next));
+  startFilters(() => current && run(current.query, current.search));
   byId("found-close").addEventListener("click", () => {
     latest += 1;
     results = [];
+    current = null;
     byId("found").hidden = true;
     byId("search-text").value = "";
     byId("search-text").focus();
@@ -48,12 +54,15 @@ export function offer(taskTypes) {
   byId("pick-face").hidden = !faces;
 }
 
-const path = (collection, query) => `search/${collection}?${new URLSearchParams({ limit: LIMIT, ...query })}`;
+const path = (collection, query) =>
+  `search/${collection}?${new URLSearchParams({ limit: LIMIT, ...filters(), ...query })}`;
 
-export const byText = (text) => run([`“${text}”`], () => askJson(path("image_embeddings", { text })));
-export const like = (id) => run([`Like picture ${id}`], () => askJson(path("image_embeddings", { like: id })));
+export const byText = (text) => run([`“${text}”`], (offset) => askJson(path("image_embeddings", { text, offset })));
+export const like = (id) =>
+  run([`Like picture ${id}`], (offset) => askJson(path("image_embeddings", { like: id, offset })));
 export const likeFace = (id, face) =>
-  run([`The face ${face + 1} of picture ${id}`], () => askJson(path("face_embeddings", { like: id, face_index: face })));
+  run([`The face ${face + 1} of picture ${id}`], (offset) =>
+    askJson(path("face_embeddings", { like: id, face_index: face, offset })));
 
 export function byPicture(file, kind) {
   const url = URL.createObjectURL(file);
@@ -61,27 +70,34 @@ export function byPicture(file, kind) {
   shown.addEventListener("load", () => URL.revokeObjectURL(url));
   shown.addEventListener("error", () => shown.remove());
   const collection = kind === "face" ? "face_embeddings" : "image_embeddings";
-  return run([shown, kind === "face" ? `The face in ${file.name}` : `Like ${file.name}`], async () => {
+  return run([shown, kind === "face" ? `The face in ${file.name}` : `Like ${file.name}`], async (offset) => {
     const type = file.type.startsWith("image/") ? file.type : "application/octet-stream";
-    return (await ask(path(collection), { method: "POST", body: file, headers: { "Content-Type": type } })).json();
+    return (await ask(path(collection, { offset }), { method: "POST", body: file, headers: { "Content-Type": type } })).json();
   });
 }
 
-async function run(query, search) {
+async function run(query, search, offset = 0) {
   const mine = ++latest;
+  current = { query, search, next: null };
+  byId("found-more").hidden = true;
   byId("found").hidden = false;
   byId("found-query").replaceChildren(...query);
   setText(byId("found-status"), "Searching…");
   byId("search").scrollIntoView({ block: "nearest" });
   try {
-    const found = await search();
+    const found = await search(offset);
     if (mine !== latest) return;
-    results = found.results.map((result) => ({ ...result, score: Math.max(0, Math.min(1, result.score)), said: result.score }));
+    current.next = found.next <= DEEPEST ? found.next : null;
+    byId("found-more").hidden = current.next === null;
+    const before = offset ? results : [];
+    const seen = new Set(before.map((result) => result.point_id));
+    const fresh = found.results.filter((result) => !seen.has(result.point_id));
+    results = [...before, ...fresh.map((result) => ({ ...result, score: Math.max(0, Math.min(1, result.score)), said: result.score }))];
     paint();
     for (const result of results) if (result.point_id !== result.media_store_id) lookUp(result, mine);
   } catch (error) {
     if (mine !== latest) return;
-    results = [];
+    if (!offset) results = [];
     paint();
     setText(byId("found-status"), error.message);
   }
@@ -90,12 +106,14 @@ async function run(query, search) {
 function paint() {
   const least = Number(byId("threshold").value);
   setText(byId("threshold-value"), least.toFixed(2));
-  const shown = results.filter((result) => least === 0 || result.said >= least);
-  const status = !results.length ? "Nothing is stored that could be found. Add pictures first."
-    : shown.length === results.length ? count(results.length, "result")
-    : `${count(shown.length, "result")} of ${results.length} at ${least.toFixed(2)} or more`;
+  const kept = results.filter((result) => least === 0 || result.said >= least);
+  const nothing = Object.keys(filters()).length ? "None of those that are meant was found."
+    : "Nothing is stored that could be found. Add pictures first.";
+  const status = !results.length ? nothing
+    : kept.length === results.length ? count(results.length, "result")
+    : `${count(kept.length, "result")} of ${results.length} at ${least.toFixed(2)} or more`;
   setText(byId("found-status"), status);
-  keyed(byId("found-list"), shown, (result) => result.point_id, (result) => h("li", {}, makeTile(result.media_store_id, false, () => openFound(result.media_store_id, result.job_id))), fill);
+  keyed(byId("found-list"), kept, (result) => result.point_id, (result) => h("li", {}, makeTile(result.media_store_id, false, () => openFound(result.media_store_id, result.job_id))), fill);
 }
 
 function fill(element, result) {
