@@ -133,6 +133,55 @@ def test_a_text_is_searched_for_and_a_threshold_cuts(
     expect(page.by("#found")).to_be_hidden()
 
 
+def test_a_search_is_narrowed_to_what_is_meant(
+    running: Stack, library: dict[str, int], open_page: Opener
+) -> None:
+    page = open_page(running).ready()
+    cat, coffee = library["chelsea.png"], library["coffee.png"]
+    page.by("#search-text").fill("a cat")
+    page.page.keyboard.press("Enter")
+    expect(page.by("#found-status")).to_contain_text("result")
+
+    page.by("#filters > summary").click()
+    page.by("#filter-ids").fill(f"{cat}, {coffee}")
+    page.by("#filter-ids").press("Enter")
+    expect(page.by("#found-status")).to_have_text("2 results")
+    expect(page.by("#filters")).to_have_attribute("data-set", "")
+    page.by("#filter-payload").fill(f"media_store_id={cat}")
+    page.by("#filter-payload").press("Enter")
+    expect(page.by("#found-status")).to_have_text("1 result")
+    page.shoot("narrowed")
+    page.by("#filter-to").fill("2020-01-01")
+    page.by("#filter-to").press("Enter")
+    expect(page.by("#found-status")).to_have_text("None of those that are meant was found.")
+    page.by("#filter-none").click()
+    expect(page.by("#found-list > li").nth(2)).to_be_visible()
+
+    page.by("#filter-payload").fill("no name")
+    page.by("#filter-payload").press("Enter")
+    expect(page.by("#found-status")).to_contain_text("payload")
+    # The browser notes each answer of 400 and above.
+    page.errors = [each for each in page.errors if "422" not in each]
+
+
+def test_more_results_come_beneath(
+    running: Stack, library: dict[str, int], open_page: Opener
+) -> None:
+    page = open_page(running)
+    page.page.route(
+        "**/search/image_embeddings?*",
+        lambda route: route.continue_(url=route.request.url.replace("limit=60", "limit=2")),
+    )
+    page.ready()
+    page.by("#search-text").fill("a cat")
+    page.page.keyboard.press("Enter")
+
+    expect(page.by("#found-list > li")).to_have_count(2)
+    page.by("#found-more").click()
+    expect(page.by("#found-list > li").nth(2)).to_be_visible()
+    assert len(library) > 2
+
+
 def test_a_dropped_picture_finds_its_like_and_itself_with_a_score_of_one(
     running: Stack, library: dict[str, int], open_page: Opener
 ) -> None:
