@@ -21,6 +21,7 @@ SECTIONS: Mapping[str, str] = {
     "vectors": "bench.vectors",
     "startup": "bench.startup",
     "overhead": "bench.overhead",
+    "previews": "bench.previews",
     "gpu": "bench.gpu",
     "gpu_passes": "bench.gpu_passes",
 }
