@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from demos.client import upload
+from handlers.face_store import QdrantFaceStore
 from handlers.origin import USED_ORIGINAL
 from tests.acceptance.demo_store import DemoStore
 from tests.acceptance.rig import Asked, Daemon, MediaStore, answer, finished
@@ -91,14 +92,20 @@ def test_faces_of_a_preview_are_told_and_delivered_in_pixels_of_the_original(
     assert delivered[1]["image"] == image
 
 
+class World:
+    """Every photo's results of a daemon that was given its preview, and what it stored."""
+
+    def __init__(self, data: Path) -> None:
+        self.data = data
+        self.ids: dict[str, int] = {}
+        self.results: dict[tuple[str, str], dict[str, Any]] = {}
+
+
 @pytest.fixture(scope="module")
-def on_previews(
-    assets: Path, tmp_path_factory: pytest.TempPathFactory
-) -> dict[tuple[str, str], dict[str, Any]]:
-    """Return each photo's results by task and name; the daemon was given its preview of 1,440."""
+def world(assets: Path, tmp_path_factory: pytest.TempPathFactory) -> World:
     folder = tmp_path_factory.mktemp("previews")
+    found = World(folder / "data")
     tasks = ("face_detection", "face_embedding")
-    results = {}
     with ExitStack() as stack:
         broker = stack.enter_context(Broker(folder))
         client = stack.enter_context(Client(broker.port))
@@ -117,22 +124,23 @@ def on_previews(
         stack.enter_context(daemon)
         asked: dict[tuple[str, str], Asked] = {}
         for path in sorted((assets / "faces").glob("*.jpg")):
-            media_id = upload(store.url, path.read_bytes(), path.name)
+            media_id = found.ids[path.name] = upload(store.url, path.read_bytes(), path.name)
             asked |= {(task, path.name): ask(client, media_id, task) for task in tasks}
         for key, each in asked.items():
             job = finished(client, each, seconds=120)["data"]
             assert job["status"] == "completed", job
-            results[key] = job["result"]
-    return results
+            found.results[key] = job["result"]
+        assert daemon.terminate() == 0
+    return found
 
 
 @pytest.mark.assets
 def test_each_of_46_noses_has_its_box_where_it_is_in_the_original(
-    on_previews: dict[tuple[str, str], dict[str, Any]], assets: Path
+    world: World, assets: Path
 ) -> None:
     noses = 0
     for photo in json.loads((assets / "faces" / "truth.json").read_text(encoding="utf-8")):
-        detection = on_previews["face_detection", photo["file"]]
+        detection = world.results["face_detection", photo["file"]]
         boxes = [face["bbox"] for face in detection["faces"]]
         for x, y in photo["noses_xy"]:
             around = [
@@ -149,12 +157,10 @@ def test_each_of_46_noses_has_its_box_where_it_is_in_the_original(
 
 
 @pytest.mark.assets
-def test_every_task_type_says_which_picture_was_looked_at(
-    on_previews: dict[tuple[str, str], dict[str, Any]],
-) -> None:
+def test_every_task_type_says_which_picture_was_looked_at(world: World) -> None:
     name = "004_A.jpg"
     detection, embedding = (
-        on_previews[task, name] for task in ("face_detection", "face_embedding")
+        world.results[task, name] for task in ("face_detection", "face_embedding")
     )
 
     for result in (detection, embedding):
@@ -163,6 +169,8 @@ def test_every_task_type_says_which_picture_was_looked_at(
             "height": 4032,
             "preview": {"width": 1080, "height": 1440},
         }
-    assert [face["bbox"] for face in embedding["faces"]] == [
-        face["bbox"] for face in detection["faces"]
-    ]
+    boxes = [face["bbox"] for face in detection["faces"]]
+    assert [face["bbox"] for face in embedding["faces"]] == boxes
+    with QdrantFaceStore(path=world.data / "vectors") as store:
+        points = store.search_by_media_store_id(world.ids[name])
+    assert [point.payload["bbox"] for point in points] == boxes
