@@ -99,6 +99,11 @@ def make_parser(prog: str, settings: Settings) -> argparse.ArgumentParser:
     parser.add_argument(
         "--with-models", action="store_true", help="the models' files too, not only their checksums"
     )
+    parser.add_argument(
+        "--vectors-only",
+        action="store_true",
+        help="leave the queue out: for one in PostgreSQL, which you dump (pg_dump) before this",
+    )
     add_place(parser, settings)
     return parser
 
@@ -125,20 +130,27 @@ def _destination(path: Path) -> Path:
 def _back_up(
     dest: Path, settings: Settings, options: argparse.Namespace, parser: argparse.ArgumentParser
 ) -> int:
+    if settings.queue.is_postgresql and not options.vectors_only:
+        raise ConfigError(
+            "the queue is in PostgreSQL: dump it first (pg_dump), then back up the rest with"
+            " --vectors-only; in this order, each completed job has its vector",
+            code="queue_not_a_file",
+        )
     models, examined = _models(settings, with_models=options.with_models)
     with ExitStack() as stack:
         part = stack.enter_context(part_file(dest))
         queue_copy = stack.enter_context(scratch(dest, "queue"))
         meter = stack.enter_context(Meter("backup", is_bytes=True))
         pinned: PinnedQueue | None = None
-        if settings.queue_path.exists():
+        queue_path = None if options.vectors_only else settings.queue_path
+        if queue_path is not None and queue_path.exists():
             # Before the vectors: a job that is completed by now has stored its own.
-            pinned = stack.enter_context(PinnedQueue(settings.queue_path))
+            pinned = stack.enter_context(PinnedQueue(queue_path))
         vectors = _Vectors(settings, options, parser)
         files = vectors.open(stack)
         if pinned is None and not files and not vectors.server_collections:
             raise ConfigError(
-                f"there is nothing to back up: no queue at {settings.queue_path}, no vectors under"
+                f"there is nothing to back up: no queue at {queue_path}, no vectors under"
                 f" {settings.data_dir}",
                 code="backup_failed",
             )

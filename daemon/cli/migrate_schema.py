@@ -1,4 +1,4 @@
-"""`migrate schema`, or `migrate` alone: brings the queue's file to this schema, shows its ledger."""
+"""`migrate schema`, also `migrate`: brings the queue's file to this schema; shows its ledger."""
 
 import argparse
 import asyncio

@@ -66,9 +66,13 @@ def main(argv: Sequence[str], *, prog: str) -> int:
     """
     settings = settings_for(argv)
     options = make_parser(prog, settings).parse_args(argv)
-    place = _Place(settings.data_dir, settings.queue_path, settings.models_path)
     if options.to is not None:
         place = _Place(options.to, options.to / "queue.db", options.to / "models")
+    else:
+        # One in PostgreSQL is restored by its own tools; an archive of vectors only asks for none.
+        file = settings.data_dir / "queue.db"
+        queue = file if settings.queue.is_postgresql else settings.queue_path
+        place = _Place(settings.data_dir, queue, settings.models_path)
     try:
         with Archive(options.path) as archive:
             _restore(archive, place, settings, is_forced=options.force)
@@ -108,6 +112,8 @@ def _restore(archive: Archive, place: _Place, settings: Settings, *, is_forced: 
         meter = stack.enter_context(Meter("restore", is_bytes=True))
         meter.expect(2 * archive.size)
         _check_version(archive)
+        if settings.queue.is_postgresql and place.queue.parent == settings.data_dir:
+            _refuse_queue(archive)
         server = _server(archive, settings, is_forced=is_forced)
         place.folder.mkdir(parents=True, exist_ok=True)
         stack.enter_context(_alone(place.folder))
@@ -143,6 +149,15 @@ def _check_version(archive: Archive) -> None:
             f"its queue has schema {told['schema']}, this version knows {newest}: use a newer"
             " inferd",
             code="schema_newer",
+        )
+
+
+def _refuse_queue(archive: Archive) -> None:
+    if archive.manifest.get("queue"):
+        raise ConfigError(
+            "it holds a SQLite queue, and PostgreSQL is configured: restore it --to another"
+            " folder, and take it over with `migrate queue`",
+            code="queue_not_a_file",
         )
 
 
@@ -256,7 +271,8 @@ def _tell(archive: Archive, place: _Place, settings: Settings) -> None:
     about = archive.manifest
     jobs = sum((about.get("queue") or {}).get("jobs", {}).values())
     names = ", ".join(about["vectors"]["collections"]) or "none"
-    print_out(f"restored {jobs:,} jobs to {place.queue}; vectors: {names}")
+    to = f"{jobs:,} jobs to {place.queue}" if about["queue"] else "no queue"
+    print_out(f"restored {to}; vectors: {names}")
     kept = json.loads(archive.read("settings.json"))
     now = settings_to_keep(settings)["settings"]
     other = {name: value for name, value in kept["settings"].items() if now.get(name) != value}
@@ -267,6 +283,6 @@ def _tell(archive: Archive, place: _Place, settings: Settings) -> None:
     if about["vectors"]["engine"] in ENGINES and settings.qdrant.url:
         sys.stderr.write(
             "inferd: the daemon is configured for a Qdrant server, and the vectors lie in"
-            f" {place.vectors}: `migrate vectors --from {place.vectors} --to"
+            f" {place.vectors}: `migrate vectors --from {place.folder} --to"
             f" {settings.qdrant.url}` takes them there\n"
         )
