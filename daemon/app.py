@@ -12,14 +12,17 @@ from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack
 
 from daemon import topics
+from daemon.audit import Audit
 from daemon.cancellation import Cancellation
-from daemon.database import Database
+from daemon.clock_steps import ClockSteps
+from daemon.company import Company
 from daemon.errors import InferdError
 from daemon.health import Health
 from daemon.home_assistant import HomeAssistant, subscriptions
 from daemon.home_discovery import discovery
 from daemon.identity import is_dead, own_identity, own_version
 from daemon.intake import Intake
+from daemon.job_ledger import JobLedger
 from daemon.job_queue import JobQueue
 from daemon.jobs import Job, JsonObject
 from daemon.live import Live
@@ -28,15 +31,15 @@ from daemon.mqtt import MqttLink, OnRequest
 from daemon.outbox import Outbox
 from daemon.pause_watch import PauseWatch
 from daemon.progress import Progress
+from daemon.queue_engine import queue_database
 from daemon.readings import Readings
 from daemon.removal import Removal
 from daemon.requests import MAX_BATCH, MqttRequest
-from daemon.role_keeper import LEASE_SECONDS, RoleKeeper
-from daemon.roles import Roles
 from daemon.settings import Settings, WorkerSettings
 from daemon.watchdog import EXIT_STALLED, LEAVE_SECONDS, Watchdog, leave
 from daemon.worker import Worker
 from daemon.worker_topics import WorkerTopics
+from daemon.workers import Workers
 from handlers.assembly import HandlerSet, open_handlers
 from http_shim.app import create_app, create_immich_app, serve
 from http_shim.auth import Authenticator
@@ -71,13 +74,15 @@ async def run(settings: Settings, *, started: Callable[[int | None], None] | Non
         stop = stack.enter_context(_stop_signals())
         watchdog = stack.enter_context(Watchdog(stall_seconds=settings.worker.stall_seconds))
         health.hangs = lambda: watchdog.stall.message if watchdog.stall else None
-        database = await stack.enter_async_context(Database(settings.queue_path))
+        database = await stack.enter_async_context(queue_database(settings))
+        clock = database.clock or epoch_ms
         identity = own_identity()
+        company = await Company.of(database, settings.mqtt, clock)
         queue = await stack.enter_async_context(
             JobQueue(
                 database,
                 settings.queue,
-                clock=epoch_ms,
+                clock=clock,
                 worker=identity,
                 worker_id=worker_id,
                 metrics=metrics,
@@ -85,11 +90,10 @@ async def run(settings: Settings, *, started: Callable[[int | None], None] | Non
             )
         )
         handlers = await stack.enter_async_context(open_handlers(settings))
-        for job in await queue.reclaim_dead(is_dead):
-            log.warning("taken back from a process that died", extra={"job_id": job.job_id})
+        await _take_back(queue)
         intake = Intake(
             queue,
-            clock=epoch_ms,
+            clock=clock,
             worker_id=worker_id,
             max_request_bytes=settings.mqtt.max_request_bytes,
             metrics=metrics,
@@ -97,14 +101,14 @@ async def run(settings: Settings, *, started: Callable[[int | None], None] | Non
         cancellation = Cancellation(
             queue,
             stop_running=lambda job_id: worker.cancel(job_id),  # noqa: PLW0108 - made below
-            clock=epoch_ms,
+            clock=clock,
             worker_id=worker_id,
         )
         removal = Removal(
             queue,
             cancellation,
             forget_vectors=handlers.forget_media,
-            clock=epoch_ms,
+            clock=clock,
             worker_id=worker_id,
         )
         link = MqttLink(
@@ -116,32 +120,20 @@ async def run(settings: Settings, *, started: Callable[[int | None], None] | Non
                 *subscriptions(settings.home_assistant, worker_id),
             ],
             on_request=_receiver(intake, cancellation, removal, lambda: home),
+            watched=company.watched,
+            on_news=company.hear,
         )
-        keeper = RoleKeeper(
-            Roles(
-                database,
-                owner=identity,
-                count=settings.mqtt.intake_roles,
-                lease_seconds=LEASE_SECONDS,
-                clock=database.clock or epoch_ms,
-                is_dead=is_dead,
-            ),
-            link,
-            settings.mqtt,
-            on_request=intake.on_request,
-        )
-        if settings.mqtt.intake_roles:
-            health.add("intake", keeper.check, is_required=False)
-        progress = Progress(link, clock=epoch_ms, worker_id=worker_id, is_on=settings.mqtt.progress)
+        progress = Progress(link, clock=clock, worker_id=worker_id, is_on=settings.mqtt.progress)
         outbox = Outbox(
-            database, link, queue.message_ready, owner=identity, clock=epoch_ms, metrics=metrics
+            database, link, queue.message_ready, owner=identity, clock=clock, metrics=metrics
         )
         worker = Worker(
             queue,
             [MeteredHandler(handler, metrics) for handler in handlers.handlers],
             settings=settings.worker,
             queue_settings=settings.queue,
-            clock=epoch_ms,
+            clock=clock,
+            clock_steps=ClockSteps(wall=clock),
             report=_both(progress, live),
             suspects=lambda: watchdog.stall.job_ids if watchdog.stall else (),
         )
@@ -149,24 +141,30 @@ async def run(settings: Settings, *, started: Callable[[int | None], None] | Non
             link,
             queue,
             worker_id=worker_id,
-            facts=_facts(settings, handlers),
+            facts={**_facts(settings, handlers), "queue": company.queue_id},
             models=handlers.tell_models,
             is_busy=lambda: worker.in_flight > 0,
             stats_seconds=settings.mqtt.stats_seconds,
-            clock=epoch_ms,
+            clock=clock,
+            model_change=handlers.tell_model_change,
         )
         watch = PauseWatch(
             queue.pauses,
             link,
             task_types=[handler.task_type for handler in handlers.handlers],
-            clock=epoch_ms,
+            clock=clock,
             poll_seconds=settings.worker.poll_seconds,
         )
         home = _home(settings, link, queue, handlers)
-        _add_checks(health, queue, link, worker, handlers)
-        Readings(
-            queue=queue, link=link, worker=worker, handlers=handlers, watchdog=watchdog
-        ).add_to(metrics)
+        _tell_of(
+            health,
+            metrics,
+            queue=queue,
+            link=link,
+            worker=worker,
+            handlers=handlers,
+            watchdog=watchdog,
+        )
         port = await _open_doors(
             stack,
             settings,
@@ -177,7 +175,15 @@ async def run(settings: Settings, *, started: Callable[[int | None], None] | Non
             handlers=handlers,
             removal=removal,
             cancellation=cancellation,
+            audit=Audit(
+                queue,
+                JobLedger(database),
+                handlers.stored,
+                clock=clock,
+                prune_after_days=settings.queue.prune_after_days,
+            ),
             console=_console(settings, handlers, live),
+            workers=company.workers,
         )
         # Before the first connect, which tells it.
         await watch.look()
@@ -185,8 +191,21 @@ async def run(settings: Settings, *, started: Callable[[int | None], None] | Non
         async with asyncio.TaskGroup() as group:
             linking = group.create_task(link.run(), name="mqtt-link")
             relaying = group.create_task(outbox.run(), name="outbox-relay")
-            telling = [group.create_task(each.run()) for each in (board, watch, home)]
-            sharing = group.create_task(keeper.run(), name="intake-roles")
+            telling = [
+                *(group.create_task(each.run()) for each in (board, watch, home)),
+                group.create_task(handlers.change_models(lambda: worker.in_flight > 0)),
+                group.create_task(
+                    company.run(
+                        link,
+                        database,
+                        queue,
+                        health,
+                        identity=identity,
+                        on_request=intake.on_request,
+                        has_room=worker.has_room,
+                    )
+                ),
+            ]
             working = group.create_task(worker.run(), name="worker")
             loading = group.create_task(handlers.preload(), name="preload")
             log.info("inferd is running", extra={"worker_id": worker_id, "port": port})
@@ -197,15 +216,24 @@ async def run(settings: Settings, *, started: Callable[[int | None], None] | Non
             health.is_draining = True
             # The broker is told first; one that does not answer must not keep us leasing.
             grace = _grace(settings.worker, watchdog, handlers)
-            await asyncio.gather(link.drain(), keeper.close(), worker.drain(grace))
-            for task in (working, loading, sharing, *telling):
+            await asyncio.gather(link.drain(), company.leave(), worker.drain(grace))
+            for task in (working, loading, *telling):
                 task.cancel()
             await outbox.flush(timeout_seconds=LAST_EVENTS_SECONDS)
             relaying.cancel()
             linking.cancel()
     log.info("stopped")
+    _leave_if_hung(watchdog, handlers)
+
+
+def _leave_if_hung(watchdog: Watchdog, handlers: HandlerSet) -> None:
     if watchdog.is_over.is_set() or any(lane.is_abandoned for lane in handlers.lanes):
         leave(EXIT_STALLED if watchdog.is_over.is_set() else 0)
+
+
+async def _take_back(queue: JobQueue) -> None:
+    for job in await queue.reclaim_dead(is_dead):
+        log.warning("taken back from a process that died", extra={"job_id": job.job_id})
 
 
 def epoch_ms() -> int:
@@ -236,7 +264,9 @@ async def _open_doors(
     handlers: HandlerSet,
     removal: Removal,
     cancellation: Cancellation,
+    audit: Audit,
     console: Console | None,
+    workers: Workers,
 ) -> int | None:
     """Serve what is wanted over HTTP until the stack closes; return REST's port, if it has one."""
     if settings.doors.immich:
@@ -262,7 +292,12 @@ async def _open_doors(
         max_picture_bytes=settings.media_store.max_bytes,
         removal=removal,
         cancellation=cancellation,
+        audit=audit,
+        stored=handlers.stored,
         console=console,
+        snapshots=handlers.snapshots,
+        models=handlers.model_change,
+        workers=workers,
     )
     _warn_if_open(settings)
     return await stack.enter_async_context(serve(app, settings.http.host, settings.http.port))
@@ -344,6 +379,7 @@ def _home(
 def _facts(settings: Settings, handlers: HandlerSet) -> JsonObject:
     return {
         "version": own_version(),
+        "stats_seconds": settings.mqtt.stats_seconds,
         "task_types": [each.task_type.value for each in handlers.handlers],
         "limits": {
             "max_request_bytes": settings.mqtt.max_request_bytes,
@@ -373,6 +409,21 @@ def _receiver(
             await intake.on_request(message)
 
     return receive
+
+
+def _tell_of(
+    health: Health,
+    metrics: Metrics,
+    *,
+    queue: JobQueue,
+    link: MqttLink,
+    worker: Worker,
+    handlers: HandlerSet,
+    watchdog: Watchdog,
+) -> None:
+    _add_checks(health, queue, link, worker, handlers)
+    readings = Readings(queue=queue, link=link, worker=worker, handlers=handlers, watchdog=watchdog)
+    readings.add_to(metrics)
 
 
 def _add_checks(

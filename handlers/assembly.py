@@ -121,6 +121,19 @@ class HandlerSet:
             await store.remove_by_media_store_id(media_store_id)
         return found
 
+    async def change_models(self, is_busy: Callable[[], bool]) -> None:
+        """Work on changes of a model until cancelled, whenever there is one.
+
+        Args:
+            is_busy: whether jobs run, which go first.
+        """
+        if self.model_change is not None:
+            await self.model_change.run(is_busy)
+
+    def tell_model_change(self) -> JsonObject | None:
+        """Return how far a change of a model is; None where there is none."""
+        return None if self.model_change is None else self.model_change.stats()
+
     def running(self) -> list[dict[str, str]]:
         """Return name, model, weights, device and precision of each copy that is loaded.
 

@@ -43,6 +43,7 @@ PACE_TIMES = 9
 PACE_SECONDS = 20.0
 ROOM_FACTOR = 2.5
 """Bytes on the disk for one of a vector's: what an engine keeps beside it."""
+TOLD_FAILURES = 10
 _LOOK_SECONDS = 0.2
 
 
@@ -195,19 +196,19 @@ class ModelChange:
             "collection": self.collection,
             "active": await self._told_part(record.active),
             "change": None,
+            "shadow": None,
+            "failures": [],
+            "waits_for": self._waits.message if self._waits and record.shadow else None,
             "previous": None,
             "leftover": await self._leftover(record),
         }
         if record.previous is not None:
             told["previous"] = await self._told_part(record.previous)
         if (shadow := record.shadow) is not None:
-            failures = await self._failures(shadow)
-            told["change"] = {
-                **self._told_progress(record, shadow),
-                "to_part": await self._told_part(shadow),
-                "failed": len(failures.by_id),
-                "failures": [each.to_wire() for each in list(failures.by_id.values())[:10]],
-            }
+            failures = (await self._failures(shadow)).by_id
+            told["change"] = {**self._progress_of(record, shadow), "failed": len(failures)}
+            told["shadow"] = await self._told_part(shadow)
+            told["failures"] = [each.to_wire() for each in list(failures.values())[:TOLD_FAILURES]]
         return told
 
     def stats(self) -> JsonObject | None:
@@ -215,9 +216,13 @@ class ModelChange:
         record = self._store.seen
         if record is None or record.shadow is None:
             return None
+        return self._progress_of(record, record.shadow)
+
+    def _progress_of(self, record: Record, shadow: Part) -> JsonObject:
+        """Return how far it is, as who works on it says."""
         if self._lease is not None and self._lease.told is not None:
             return self._lease.told
-        return self._told_progress(record, record.shadow)
+        return self._told_progress(record, shadow)
 
     # ---- work
 
@@ -403,8 +408,8 @@ class ModelChange:
         progress, waits = self._progress, self._waits
         return {
             "collection": self.collection,
-            "from": _named(record.active),
-            "to": _named(shadow),
+            "from_model": _named(record.active),
+            "to_model": _named(shadow),
             "done": progress.done,
             "total": progress.total,
             "failed": self._failed,
@@ -412,7 +417,7 @@ class ModelChange:
             "passes": progress.passes,
             "seconds_left": progress.seconds_left,
             "began_at": shadow.since,
-            "waits": None if waits is None else {"code": waits.code, "message": waits.message},
+            "waits": None if waits is None else waits.code,
         }
 
 

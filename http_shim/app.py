@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
+from daemon.audit import Audit
 from daemon.cancellation import Cancellation
 from daemon.errors import ConfigError
 from daemon.health import Health
@@ -16,7 +17,9 @@ from daemon.jobs import Job
 from daemon.metrics import Metrics
 from daemon.removal import Removal
 from daemon.settings import DoorsSettings
+from daemon.workers import Workers
 from http_shim import keys
+from http_shim.audit_routes import add_audit_routes
 from http_shim.auth import Authenticator
 from http_shim.console.feed import feeding
 from http_shim.console.page_routes import add_page_routes
@@ -34,11 +37,14 @@ from http_shim.health_routes import add_health_routes
 from http_shim.job_routes import add_job_routes
 from http_shim.media_routes import add_media_routes
 from http_shim.metrics_routes import add_metrics_routes, count_refusals
+from http_shim.model_changer import ModelChanger
+from http_shim.model_routes import add_model_routes
 from http_shim.queue_routes import add_queue_routes
-from http_shim.search_door import SearchDoor, Searcher
+from http_shim.search_door import Listing, SearchDoor, Searcher
 from http_shim.search_routes import add_search_routes
 from http_shim.snapshots import Snapshots
 from http_shim.vector_routes import add_vector_routes
+from http_shim.worker_routes import add_worker_routes
 
 log = logging.getLogger(__name__)
 server_log = logging.getLogger(f"{__name__}.server")
@@ -75,6 +81,10 @@ def create_app(
     removal: Removal | None = None,
     cancellation: Cancellation | None = None,
     snapshots: Snapshots | None = None,
+    workers: Workers | None = None,
+    audit: Audit | None = None,
+    stored: Listing | None = None,
+    models: ModelChanger | None = None,
 ) -> web.Application:
     """Return the application; it owns nothing of what it is given.
 
@@ -93,7 +103,11 @@ def create_app(
         console: what the page for people shows; None where there is none.
         removal: removes pictures; None where nobody may.
         cancellation: ends jobs that wait or run; None where nobody may.
+        audit: compares jobs with stored vectors; None where there are none.
+        stored: lists what is stored; None where nothing is.
         snapshots: copies the embedded vectors; None where there are none.
+        workers: knows all daemons at the broker; None where nobody listens.
+        models: changes the pictures' model; None where nobody embeds them.
     """
     app = web.Application(
         middlewares=[count_refusals, answer_errors], client_max_size=max_body_bytes
@@ -108,15 +122,22 @@ def create_app(
     app[CONSOLE] = console
     app[keys.REMOVAL] = removal
     app[keys.CANCELLATION] = cancellation
+    app[keys.AUDIT] = audit
+    app[keys.STORED] = stored
     app[keys.SNAPSHOTS] = snapshots
+    app[keys.MODELS] = models
+    app[keys.WORKERS] = workers or Workers("", queue_id="", clock=lambda: 0)
     app.on_response_prepare.append(_add_headers)
     app.cleanup_ctx.append(feeding)
     add_job_routes(app)
     add_media_routes(app)
     add_face_routes(app)
     add_queue_routes(app)
+    add_worker_routes(app)
     add_search_routes(app)
+    add_audit_routes(app)
     add_vector_routes(app)
+    add_model_routes(app)
     add_health_routes(app)
     add_metrics_routes(app)
     add_contract_routes(app)

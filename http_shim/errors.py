@@ -13,6 +13,7 @@ from daemon.errors import (
     InferdError,
     InvalidRequestError,
     JobNotFoundError,
+    ModelChangeError,
     NotFoundError,
     QueueFullError,
     RetryableError,
@@ -105,7 +106,7 @@ def _status(error: InferdError) -> int:
             return 403
         case JobNotFoundError() | NotFoundError():
             return 404
-        case ConflictError():
+        case ConflictError() | ModelChangeError():
             return 409
         case QueueFullError() | StorageError() | RetryableError() | DrainingError():
             return 503

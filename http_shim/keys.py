@@ -4,6 +4,7 @@ from collections.abc import Awaitable, Callable
 
 from aiohttp import web
 
+from daemon.audit import Audit
 from daemon.cancellation import Cancellation
 from daemon.health import Health
 from daemon.intake import Intake
@@ -11,8 +12,10 @@ from daemon.job_queue import JobQueue
 from daemon.jobs import Job
 from daemon.metrics import Metrics
 from daemon.removal import Removal
+from daemon.workers import Workers
 from http_shim.auth import Authenticator
-from http_shim.search_door import SearchDoor
+from http_shim.model_changer import ModelChanger
+from http_shim.search_door import Listing, SearchDoor
 from http_shim.snapshots import Snapshots
 
 INTAKE = web.AppKey("intake", Intake)
@@ -22,6 +25,10 @@ METRICS = web.AppKey("metrics", Metrics)
 AUTHENTICATOR = web.AppKey("authenticator", Authenticator)
 CANCELLATION: web.AppKey[Cancellation | None] = web.AppKey("cancellation")
 REMOVAL: web.AppKey[Removal | None] = web.AppKey("removal")
+AUDIT: web.AppKey[Audit | None] = web.AppKey("audit")
+STORED: web.AppKey[Listing | None] = web.AppKey("stored")
 SEARCH = web.AppKey("search", SearchDoor)
 SNAPSHOTS: web.AppKey[Snapshots | None] = web.AppKey("snapshots")
+MODELS: web.AppKey[ModelChanger | None] = web.AppKey("models")
+WORKERS = web.AppKey("workers", Workers)
 FORGET_VECTORS: web.AppKey[Callable[[Job], Awaitable[None]]] = web.AppKey("forget_vectors")

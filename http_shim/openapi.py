@@ -10,29 +10,37 @@ from daemon.jobs import JsonObject
 from daemon.requests import JobRequest
 from daemon.settings import HttpSettings
 from daemon.wire.schema import CONTRACT_VERSION, ref, schemas_of
+from http_shim.audit_routes import MendRequest
 from http_shim.auth import WRITE_PERMISSION
 from http_shim.contract.answers import ErrorBody
+from http_shim.contract.audit_operations import AUDIT_OPERATIONS
 from http_shim.contract.codes import ERRORS
 from http_shim.contract.console_operations import CONSOLE_OPERATIONS
 from http_shim.contract.health_operations import HEALTH_OPERATIONS
 from http_shim.contract.job_operations import JOB_OPERATIONS
 from http_shim.contract.media_operations import MEDIA_OPERATIONS
+from http_shim.contract.model_operations import MODEL_OPERATIONS
 from http_shim.contract.openai_answers import OpenAIErrorBody
 from http_shim.contract.openai_operations import OPENAI_OPERATIONS
 from http_shim.contract.operations import Answer, Operation
 from http_shim.contract.queue_operations import QUEUE_OPERATIONS
 from http_shim.contract.search_operations import SEARCH_OPERATIONS
 from http_shim.contract.vector_operations import VECTOR_OPERATIONS
+from http_shim.contract.worker_operations import WORKER_OPERATIONS
 from http_shim.doors.openai_requests import EmbeddingRequest
 from http_shim.job_routes import RetryRequest
+from http_shim.model_routes import UseRequest
 from http_shim.queue_routes import PauseRequest
 
 OPERATIONS: tuple[Operation, ...] = (
     *JOB_OPERATIONS,
     *MEDIA_OPERATIONS,
     *SEARCH_OPERATIONS,
+    *AUDIT_OPERATIONS,
     *QUEUE_OPERATIONS,
+    *WORKER_OPERATIONS,
     *VECTOR_OPERATIONS,
+    *MODEL_OPERATIONS,
     *HEALTH_OPERATIONS,
     *CONSOLE_OPERATIONS,
     *OPENAI_OPERATIONS,
@@ -81,6 +89,7 @@ def document() -> JsonObject:
             {"name": "search", "description": "The stored vectors that are nearest."},
             {"name": "queue", "description": "What waits, and pausing it."},
             {"name": "vectors", "description": "Copies of the embedded vectors, for backups."},
+            {"name": "models", "description": "Which model a collection is of, and changing it."},
             {"name": "health", "description": "How the daemon is."},
             {"name": "console", "description": "What the page at / needs beside all else."},
             {"name": "openai", "description": "The embeddings of OpenAI's API, for its clients."},
@@ -107,7 +116,14 @@ def _models() -> list[type[BaseModel]]:
         for answer in operation.answers.values()
         if answer.model is not None
     ]
-    asked: list[type[BaseModel]] = [JobRequest, PauseRequest, RetryRequest, EmbeddingRequest]
+    asked: list[type[BaseModel]] = [
+        JobRequest,
+        PauseRequest,
+        RetryRequest,
+        MendRequest,
+        UseRequest,
+        EmbeddingRequest,
+    ]
     return [*asked, ErrorBody, OpenAIErrorBody, *answered]
 
 

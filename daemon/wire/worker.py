@@ -56,6 +56,12 @@ class Availability(Header):
     session_id: Uuid = Field(description="Another one for each connection to the broker.")
 
 
+class WakeUp(Header):
+    """Jobs wait that this daemon cannot begin at once, or an intake role is free."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [_HEAD]})
+
+
 class Shortage(WireModel):
     """A model makes do with less than was configured."""
 
@@ -125,6 +131,8 @@ class Info(Header):
                 {
                     **_HEAD,
                     "version": "0.1.0",
+                    "queue": "0f3c9a52e1b84d6f8a7b6c5d4e3f2a1b",
+                    "stats_seconds": 10.0,
                     "task_types": ["image_embedding"],
                     "limits": {
                         "max_request_bytes": 1_048_576,
@@ -147,11 +155,51 @@ class Info(Header):
     )
 
     version: str = Field(description="Of the daemon.")
+    queue: str = Field(
+        max_length=64, description="Names the queue; daemons that share one tell the same."
+    )
+    stats_seconds: float = Field(ge=0, description="How often stats come; 0: never.")
     task_types: list[TaskType] = Field(description="What this daemon does.")
     limits: Limits
     models: dict[str, LoadedModel | UnloadedModel] | ModelsUnknown = Field(
         description="By name: what really runs."
     )
+
+
+class ModelChangeProgress(WireModel):
+    """How far a change of a collection's model is; it is searched by the former one until then."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "collection": "image_embeddings",
+                    "from_model": "ViT-B-32-quickgelu (openai)",
+                    "to_model": "ViT-L-14-quickgelu (openai)",
+                    "done": 4100,
+                    "total": 10_000,
+                    "failed": 0,
+                    "allow_failed": 0,
+                    "passes": 1,
+                    "seconds_left": 310,
+                    "began_at": CREATED,
+                    "waits": None,
+                }
+            ]
+        }
+    )
+
+    collection: str = Field(description="Its fixed name.")
+    from_model: str = Field(description="What is searched.")
+    to_model: str = Field(description="What is embedded by.")
+    done: Count = Field(description="Vectors that are there, as far as this pass came.")
+    total: Count = Field(description="Vectors of the collection when the pass began.")
+    failed: Count = Field(description="Pictures that cannot be embedded.")
+    allow_failed: Count = Field(description="How many of these the change may do without.")
+    passes: Count = Field(description="Looks at all vectors so far; the last finds nothing to do.")
+    seconds_left: Count | None = Field(description="At the rate of late; null: nobody knows.")
+    began_at: Milliseconds | None
+    waits: str | None = Field(description="The code of what it waits for; null: it goes on.")
 
 
 class Stats(Header):
@@ -185,3 +233,6 @@ class Stats(Header):
     failed: ByTask = Field(description="Jobs that ended otherwise, by task type.")
     images_per_second: float = Field(ge=0, description="Completed jobs, over the last minute.")
     reconnects: Count = Field(description="Connections to the broker after the first.")
+    model_change: ModelChangeProgress | SkipJsonSchema[None] = Field(
+        None, description="Absent where no change of a model is under way."
+    )

@@ -1,0 +1,39 @@
+"""What REST answers of a collection's model, described; see answers."""
+
+from pydantic import Field
+
+from daemon.wire.schema import Code, Count, Milliseconds, WireModel
+from daemon.wire.worker import ModelChangeProgress
+
+
+class CollectionPart(WireModel):
+    """One model's vectors behind a collection's fixed name."""
+
+    model: str = Field(description="Its architecture; of an older installation its fingerprint.")
+    weights: str | None = Field(description="As configured; null where the settings say it.")
+    fingerprint: str = Field(description="Vectors of equal ones may be compared, of others never.")
+    collection: str = Field(description="What it is called in Qdrant.")
+    dimension: int = Field(ge=1, description="Numbers in a vector.")
+    vectors: Count
+    since: Milliseconds | None = Field(description="When it was begun, or put aside.")
+
+
+class FailedPicture(WireModel):
+    """A picture that the next model's collection goes without."""
+
+    point_id: int | str
+    code: Code
+    message: str
+
+
+class CollectionModel(WireModel):
+    """Which model a collection is of, and how far a change is."""
+
+    collection: str = Field(description="The fixed name.")
+    active: CollectionPart = Field(description="What is searched.")
+    change: ModelChangeProgress | None = Field(description="Null where none is under way.")
+    shadow: CollectionPart | None = Field(description="What is being filled.")
+    failures: list[FailedPicture] = Field(description="Some that cannot be embedded, at most 10.")
+    waits_for: str | None = Field(description="What a change waits for, for a person.")
+    previous: CollectionPart | None = Field(description="What there was before, to go back to.")
+    leftover: list[str] = Field(description="Collections of cut changes; a drop removes them.")

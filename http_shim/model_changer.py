@@ -1,0 +1,29 @@
+"""ModelChanger: what the routes ask of whoever changes a collection's model."""
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from daemon.jobs import JsonObject
+
+
+class ModelChanger(Protocol):
+    """What changes a collection's model: the daemon's handlers. Errors are ours."""
+
+    @property
+    def collection(self) -> str:
+        """Whose model it changes."""
+
+    async def told(self) -> JsonObject:
+        """Return what is behind the collection's name, and how far a change is."""
+
+    async def use(self, spec: Mapping[str, str], *, allow_failed: int = 0) -> JsonObject:
+        """Begin to change to a model."""
+
+    async def rollback(self) -> JsonObject:
+        """Begin to change back."""
+
+    async def abort(self) -> JsonObject:
+        """Give up what is under way."""
+
+    async def drop(self) -> JsonObject:
+        """Remove what there was before."""

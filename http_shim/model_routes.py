@@ -1,0 +1,101 @@
+"""Changes the model of a collection while it is searched; tells how far that is."""
+
+from typing import Annotated
+
+from aiohttp import web
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from daemon.errors import ConfigError, InvalidRequestError, NotFoundError
+from daemon.jobs import JsonObject, dump_json
+from daemon.requests import parse_json
+from http_shim.auth import ForbiddenError, authorization_of
+from http_shim.bodies import read_body
+from http_shim.keys import AUTHENTICATOR, MODELS
+from http_shim.model_changer import ModelChanger
+
+MAX_TEXT = 4096
+
+
+class UseRequest(BaseModel):
+    """The body of POST /models/{collection}/use."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    model: Annotated[str, Field(min_length=1, max_length=MAX_TEXT)]
+    """An architecture, as INFERD_CLIP__MODEL."""
+    weights: Annotated[str, Field(min_length=1, max_length=MAX_TEXT)] = "openai"
+    """As INFERD_CLIP__WEIGHTS; a path is one on the daemon's machine."""
+    allow_failed: Annotated[int, Field(ge=0, le=2**53)] = 0
+    """The change is done without so many pictures that cannot be embedded."""
+
+
+def add_model_routes(app: web.Application) -> None:
+    """Add the routes of collections' models."""
+    app.router.add_get("/models/{collection}", show_model)
+    app.router.add_post("/models/{collection}/use", use_model)
+    app.router.add_post("/models/{collection}/rollback", roll_back_model)
+    app.router.add_post("/models/{collection}/abort", abort_model_change)
+    app.router.add_post("/models/{collection}/drop", drop_former_model)
+
+
+async def show_model(request: web.Request) -> web.Response:
+    """Answer which model a collection is of, and how far a change is; needs a token."""
+    request.app[AUTHENTICATOR].authorize(authorization_of(request.headers))
+    return _answer(await _changer(request).told())
+
+
+async def use_model(request: web.Request) -> web.Response:
+    """Begin to change the model; answer what GET does."""
+    changer = _admins(request)
+    asked = _parse(await read_body(request))
+    spec = {"model": asked.model, "weights": asked.weights}
+    try:
+        return _answer(await changer.use(spec, allow_failed=asked.allow_failed))
+    except ConfigError as error:
+        raise InvalidRequestError(error.message, code="model_unusable", field="model") from error
+
+
+async def roll_back_model(request: web.Request) -> web.Response:
+    """Begin to change back to the model of before; answer what GET does."""
+    return _answer(await _admins(request).rollback())
+
+
+async def abort_model_change(request: web.Request) -> web.Response:
+    """Give up a change; answer what GET does."""
+    return _answer(await _admins(request).abort())
+
+
+async def drop_former_model(request: web.Request) -> web.Response:
+    """Remove the former model's vectors for good; answer what GET does."""
+    return _answer(await _admins(request).drop())
+
+
+def _admins(request: web.Request) -> ModelChanger:
+    caller = request.app[AUTHENTICATOR].authorize(authorization_of(request.headers))
+    if not caller.is_admin:
+        raise ForbiddenError("only an admin may change what all searches answer from")
+    return _changer(request)
+
+
+def _changer(request: web.Request) -> ModelChanger:
+    changer, collection = request.app[MODELS], request.match_info["collection"]
+    if changer is None or changer.collection != collection:
+        raise NotFoundError(f"the model of {collection!r} cannot be changed here")
+    return changer
+
+
+def _parse(body: bytes) -> UseRequest:
+    try:
+        return UseRequest.model_validate(parse_json(body))
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        field = str(first["loc"][0]) if first["loc"] else None
+        if field not in UseRequest.model_fields:
+            raise InvalidRequestError(
+                "the body must hold model, and may hold weights and allow_failed"
+            ) from None
+        raise InvalidRequestError(f"{field}: {first['msg']}", field=field) from None
+
+
+def _answer(body: JsonObject) -> web.Response:
+    return web.json_response(body, dumps=dump_json)
