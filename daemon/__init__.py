@@ -15,7 +15,9 @@
     job_queue    the verbs, each one transaction        job_reader  looks, changes nothing
     admission    accepted, known already, or refused    settlement  how leases end
     job_batches  many jobs at a time, by hand
-    pauses       task types that are not leased         roles, role_keeper  who reads requests for all
+    pauses       task types that are not leased         installation  which queue this is
+    roles, role_keeper  who reads requests for all      company     the next two and these:
+    workers      all daemons at the broker              wakes       calls them when jobs wait
     workers      all daemons at the broker              wakes       calls them when jobs wait
     installation which queue this is
     announcer    events into the outbox                 job_rows    rows <-> jobs

@@ -41,6 +41,10 @@ _PARAMETERS: JsonObject = {
         "is no word, `cancel` for cancels, `delete` for deletes.",
         "examples": [TaskType.IMAGE_EMBEDDING.value, "cancel", "delete", "unknown"],
     },
+    "woken": {
+        "description": "A task type, or `_intake`: an intake role was given up.",
+        "examples": [TaskType.IMAGE_EMBEDDING.value, topics.WAKE_INTAKE],
+    },
     "media_store_id": {
         "description": "The picture's id in the media store, in decimal digits.",
         "examples": ["12345"],

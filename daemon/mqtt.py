@@ -69,8 +69,8 @@ OnRequest = Callable[[MqttRequest], Awaitable[None]]
 """Returns once a request is durable or durably refused; raises only if it could not be stored."""
 
 
-OnNews = Callable[[str, bytes], bool]
-"""Topic and payload; must not raise, and takes no time."""
+OnNews = Callable[[str, bytes, bool], bool]
+"""Topic, payload, and whether it was retained; must not raise, and takes no time."""
 MayConnect = Callable[[], Awaitable[bool]]
 
 
@@ -90,7 +90,7 @@ class MqttLink:
         subscriptions: Sequence[str],
         on_request: OnRequest,
         watched: Sequence[str] = (),
-        on_news: OnNews = lambda _topic, _payload: False,
+        on_news: OnNews = lambda _topic, _payload, _is_retained: False,
         dropped: Sequence[str] = (),
         is_worker: bool = True,
         may_connect: MayConnect | None = None,
@@ -457,7 +457,8 @@ class MqttLink:
         async def on_message(
             _client: Any, topic: str | bytes, payload: bytes, _qos: int, properties: dict[str, Any]
         ) -> int:
-            if self._on_news(str(topic), bytes(payload)):
+            is_retained = bool(properties.get("retain"))
+            if isinstance(topic, str) and self._on_news(topic, bytes(payload), is_retained):
                 return 0
             self.heard_at = time.monotonic()
             if self._presence.phase != "online":

@@ -8,6 +8,9 @@ SHARED_REQUEST_FILTER = f"$share/inference-intake/{REQUEST_FILTER}"
 """One of the sessions that share it gets each request; see daemon.roles."""
 CANCEL_FILTER = f"{ROOT}/cancel/+"
 DELETE_FILTER = f"{ROOT}/delete/+"
+WAKE_FILTER = f"{ROOT}/wake/+"
+WAKE_INTAKE = "_intake"
+"""Last level of a wake-up: an intake role was given up; every other one is a task type."""
 PROBE = "_probe"
 """Last level of a request or cancel topic by which `doctor` finds out whether it is read. Neither
 a task type nor a job_id can be this word, and a daemon passes over it without a trace."""
@@ -86,9 +89,28 @@ def paused_task(topic: str, worker_id: str) -> str | None:
     return _last_level(topic, pause(worker_id, ""))
 
 
+def worker_part(topic: str) -> tuple[str, str] | None:
+    """Return whose topic it is and which: availability, info or stats; None for any other."""
+    levels = topic.split("/")
+    if len(levels) != 4 or levels[:2] != [ROOT, "worker"]:  # noqa: PLR2004 - levels of one
+        return None
+    return (levels[2], levels[3]) if levels[3] in ("availability", "info", "stats") else None
+
+
+def wake(what: str) -> str:
+    """Return the topic that wakes daemons with free hands for a task type, or WAKE_INTAKE."""
+    return f"{ROOT}/wake/{what}"
+
+
+def woken(topic: str) -> str | None:
+    """Return the last level of a wake-up's topic, or None for any other topic."""
+    return _last_level(topic, wake(""))
+
+
 def is_probe(topic: str) -> bool:
     """Whether nobody asks for anything here; see PROBE."""
-    return topic in {f"{ROOT}/{each}/{PROBE}" for each in ("request", "cancel", "delete")}
+    kinds = ("request", "cancel", "delete", "wake")
+    return topic in {f"{ROOT}/{each}/{PROBE}" for each in kinds}
 
 
 def requested_task(topic: str) -> str | None:

@@ -125,6 +125,11 @@ class Worker:
         """How many jobs are leased and running."""
         return len(self._running)
 
+    def has_room(self, task_type: TaskType) -> bool:
+        """Whether a job of a task type that comes now is begun at once."""
+        room = self._rooms.get(task_type)
+        return room is not None and room.free > 0 and not self._stopping.is_set()
+
     async def run(self) -> None:
         """Work until `drain`; the caller cancels what is left."""
         async with asyncio.TaskGroup() as group:

@@ -18,6 +18,7 @@ COMMANDS = {
     "search": ("daemon.cli.search", "find pictures and faces by picture, id, text or face"),
     "faces": ("daemon.cli.faces", "show the faces of a picture, and which are stored"),
     "jobs": ("daemon.cli.jobs", "list, show, retry and cancel jobs"),
+    "workers": ("daemon.cli.workers", "show all daemons at the broker, and what each does"),
     "delete": ("daemon.cli.delete", "remove what is known of pictures: vectors and jobs"),
     "completion": ("daemon.cli.completion", "print a script by which your shell completes words"),
     "demo": ("demos.quickstart", "start all parts here and send real pictures through"),

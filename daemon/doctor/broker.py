@@ -62,6 +62,9 @@ def look(facts: Facts) -> Iterator[Finding]:
         mend = "set INFERD_MQTT__CA_FILE, __CERT_FILE and __KEY_FILE to PEM files that can be read"
         yield fail(PART, "broker_tls", error.message, mend)
         return
+    if settings.intake_roles:
+        with suppress(LineError):
+            yield permissions.shares(settings)
     yield from permissions.strangers(settings)
 
 

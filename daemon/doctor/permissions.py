@@ -79,6 +79,34 @@ def ours(line: Line, worker_id: str, user: str, home: HomeAssistantSettings) -> 
         yield _announces(line, user, home)
 
 
+def shares(settings: MqttSettings) -> Finding:
+    """Try whether the broker shares a subscription, in a group of our own that takes nobody's.
+
+    Raises:
+        LineError: the broker fell silent.
+    """
+    mine = uuid.uuid4()
+    topic = REQUEST_FILTER.replace("+", topics.PROBE)
+    try:
+        # A line of its own: any other subscription would bring the message as well.
+        with Line(settings) as line:
+            line.subscribe([f"$share/inferd-doctor-{mine.hex[:12]}/{REQUEST_FILTER}"])
+            line.send(topic, _probe(mine))
+            is_shared = _comes_back(line, topic, mine)
+    except LineError as error:
+        if error.reason_code is None:
+            raise
+        is_shared = False
+    if is_shared:
+        return ok(PART, f"the broker shares requests among {settings.intake_roles} intake roles")
+    return fail(
+        PART,
+        "shares_unsupported",
+        "the broker brings nothing to a shared subscription: no request reaches an intake role",
+        f"set INFERD_MQTT__INTAKE_ROLES=0, or use a broker that knows $share (mosquitto 2); {ACL}",
+    )
+
+
 def _announces(line: Line, user: str, home: HomeAssistantSettings) -> Finding:
     topic = f"{home.prefix}/sensor/inferd-doctor/{topics.PROBE}/config"
     if not line.is_five:

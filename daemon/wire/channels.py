@@ -97,6 +97,14 @@ def sent_channels() -> dict[str, Channel]:
             worker.Availability,
             "Whether a daemon takes and does work; the last will says `offline` for it.",
         ),
+        "wake": Channel(
+            address=topics.wake(TASK),
+            model=worker.WakeUp,
+            parameters={"task_type": "woken"},
+            text="Tells other daemons on the queue at once that jobs of a task type wait, at most "
+            "ten times a second; only where there are others. They look by themselves as well.",
+            qos=0,
+        ),
         "info": _worker_topic(
             topics.info(WORKER),
             worker.Info,

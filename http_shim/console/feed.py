@@ -14,9 +14,11 @@ from daemon.job_queue import JobQueue
 from daemon.job_reader import TaskDepth
 from daemon.jobs import Job, JobState, JsonObject, TaskType, dump_json
 from daemon.live import encode
+from daemon.workers import Workers
+from http_shim.console.elsewhere import Elsewhere
 from http_shim.console.parts import CONSOLE, Console
 from http_shim.console.rate import Rate
-from http_shim.keys import HEALTH, QUEUE
+from http_shim.keys import HEALTH, QUEUE, WORKERS
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +43,7 @@ class Feed:
         console: Console,
         queue: JobQueue,
         health: Health,
+        workers: Workers,
         *,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -48,6 +51,8 @@ class Feed:
         self._task_types = console.task_types
         self._queue = queue
         self._health = health
+        self._workers = workers
+        self._elsewhere = Elsewhere()
         self._monotonic = monotonic
         self._rates = {task_type: Rate() for task_type in TaskType}
         self._depths: dict[TaskType, TaskDepth] = {}
@@ -55,6 +60,7 @@ class Feed:
         self._slow: dict[str, Callable[[], Awaitable[JsonObject]]] = {
             "daemon": self.daemon,
             "failures": self.failures,
+            "workers": self.workers,
             "latest": self.latest,
         }
 
@@ -114,6 +120,10 @@ class Feed:
         """
         return {"jobs": [_brief(job) for job in await self._queue.latest(LATEST)]}
 
+    async def workers(self) -> JsonObject:
+        """Return all daemons at the broker, and how fast they are together."""
+        return self._workers.to_wire()
+
     async def daemon(self) -> JsonObject:
         """Return what the daemon says of itself, models included; that is open to everybody."""
         report = await self._health.report()
@@ -163,10 +173,12 @@ class Feed:
 
     def _sample(self) -> dict[str, dict[str, int]]:
         now, ended = self._monotonic(), self._queue.ended()
+        elsewhere = self._elsewhere.ended(self._workers.all())
         for task_type, rate in self._rates.items():
             depth = self._depths.get(task_type)
             is_busy = depth is None or bool(depth.processing)
-            rate.add(now, sum(ended[task_type.value].values()), is_busy=is_busy)
+            total = sum(ended[task_type.value].values()) + elsewhere[task_type]
+            rate.add(now, total, is_busy=is_busy)
         return ended
 
     def _tell(self, name: str, value: JsonObject) -> None:
@@ -185,7 +197,7 @@ async def feeding(app: web.Application) -> AsyncIterator[None]:
     if console is None:
         yield
         return
-    feed = app[FEED] = Feed(console, app[QUEUE], app[HEALTH])
+    feed = app[FEED] = Feed(console, app[QUEUE], app[HEALTH], app[WORKERS])
     task = asyncio.create_task(feed.run(), name="console-feed")
     yield
     task.cancel()

@@ -4,8 +4,8 @@ import random
 import time
 from pathlib import Path
 
-from tests.acceptance.rig import Daemon, MediaStore, ask, events, finished
-from tests.broker import Broker, Client
+from tests.acceptance.rig import MQTT, Daemon, Held, MediaStore, answer, ask, events, finished
+from tests.broker import Broker, Client, Message
 from tests.waiting import wait_until
 
 NAMES = ("one", "two", "three")
@@ -57,10 +57,8 @@ def test_daemons_that_are_killed_at_random_lose_no_request(
             time.sleep(dice.random() / 5)
             victim.start()
 
-        for each in asked:
-            assert finished(client, each)["status"] == "completed"
-        assert all(events(client, each).count("accepted") >= 1 for each in asked)
-        assert len({each.job_id for each in asked}) == 60
+        assert {finished(client, job)["status"] for job in asked} == {"completed"}
+        assert all(events(client, job).count("accepted") >= 1 for job in asked)
         wait_until(lambda: holders(running) == [1, 1, 1])
     finally:
         for each in running:
@@ -80,8 +78,8 @@ def test_each_request_reaches_one_daemon_and_cancels_reach_all(
             # Without a job_id, as simple clients ask: each daemon would make a job of its own.
             client.publish("inference/request/face_detection", {"media_store_id": media_id})
 
-        def ended(got: list[object]) -> bool:
-            return sum(each.topic.endswith("/completed") for each in got) >= 30  # type: ignore[attr-defined]
+        def ended(got: list[Message]) -> bool:
+            return sum(each.topic.endswith("/completed") for each in got) >= 30
 
         client.wait_until(ended, 60)
         names = [each.topic for each in client.received]
@@ -98,3 +96,35 @@ def test_each_request_reaches_one_daemon_and_cancels_reach_all(
     finally:
         for each in running:
             each.__exit__(None, None, None)
+
+
+def test_a_daemon_with_free_hands_is_woken_by_one_whose_hands_are_full(
+    tmp_path: Path, broker: Broker, client: Client, media_store: MediaStore, portrait: bytes
+) -> None:
+    # Nobody looks by itself within this test's time.
+    slow = {"INFERD_WORKER__POLL_SECONDS": "600", "INFERD_WORKER__MAX_IN_FLIGHT": "1"}
+    held = Held(answer(200, portrait, "image/png"))
+    media_store.behaviours[70] = media_store.behaviours[71] = held
+    one, two, _ = daemons(tmp_path, broker, media_store, **slow, INFERD_MQTT__INTAKE_ROLES="0")
+    with one, two:
+        wait_until(lambda: one.request("GET", "/workers")[1]["living"] == 2)
+        client.subscribe("inference/wake/+")
+        status, first = one.request("POST", "/job/face_detection", {"media_store_id": 70})
+        assert status == 201
+        wait_until(lambda: 70 in media_store.fetched)
+        _, second = one.request("POST", "/job/face_detection", {"media_store_id": 71})
+
+        wait_until(lambda: 71 in media_store.fetched)
+        held.release()
+
+        ended = {
+            each["job_id"]: each["worker_id"]
+            for each in (
+                client.wait_for(lambda got: got.topic.endswith("/completed")).json()
+                for _ in range(2)
+            )
+        }
+        assert ended == {first["job_id"]: "one", second["job_id"]: "two"}
+        woken = client.wait_for(lambda got: got.topic == "inference/wake/face_detection")
+        MQTT.check(woken.topic, woken.payload, qos=0)
+        assert woken.json()["worker_id"] == "one"

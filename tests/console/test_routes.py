@@ -182,7 +182,7 @@ async def test_a_stream_begins_with_everything_and_goes_on_with_what_happens(
             assert response.headers["Content-Type"].startswith("text/event-stream")
             assert response.headers["Cache-Control"] == "no-store"
             told = dict(await read_until(response, "latest"))
-            assert list(told) == ["hello", "queue", "daemon", "failures", "latest"]
+            assert list(told) == ["hello", "queue", "daemon", "failures", "workers", "latest"]
             assert told["hello"]["may_write"]
             assert [each["job_id"] for each in told["latest"]["jobs"]] == [job["job_id"]]
             (group,) = told["failures"]["groups"]

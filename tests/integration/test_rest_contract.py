@@ -75,6 +75,7 @@ async def jobs(rig: Rig) -> None:
     await rig.ask("GET", path)
     await rig.ask("POST", f"{path}/retry")
     await rig.queue.complete(await rig.lease(), RESULT)
+    await rig.ask("GET", "/workers")
     await rig.ask("GET", "/job?status=completed&limit=1")
     await rig.ask("GET", "/job?colour=red")
     rig.vectors.error = RetryableError("away", code="vector_store_error")

@@ -36,6 +36,7 @@ LAYERS = (
     {"daemon.queue_engine"},
     {"daemon.readings"},
     {"http_shim"},
+    {"daemon.company"},
     {"daemon.removal", "daemon.audit"},
     {"daemon.worker", "daemon.intake", "daemon.cancellation", "daemon.outbox", "daemon.health"},
     {"daemon.watchdog"},

@@ -208,7 +208,7 @@ def test_every_topic_that_the_daemon_knows_is_a_channel() -> None:
     assert mqtt.channel(topics.dead_letter("x y")) == "deadLetter"
     assert mqtt.channel(topics.media_deleted(12345)) == "mediaDeleted"
     assert mqtt.channel(topics.pause("w", "image_embedding")) == "pause"
-    for name in ("availability", "info", "stats"):
+    for name in ("availability", "info", "stats", "wake"):
         assert mqtt.channel(getattr(topics, name)("w")) == name
     for topic_filter, name in (
         (topics.REQUEST_FILTER, "request"),
@@ -233,7 +233,7 @@ def test_a_builder_of_topics_without_a_channel_would_be_noticed() -> None:
     }
 
     jobs = {"job_event", "dead_letter", "media_deleted"}
-    workers = {"availability", "info", "stats", "pause", "pause_filter"}
+    workers = {"availability", "info", "stats", "pause", "pause_filter", "wake"}
     assert builders == jobs | workers
 
 

@@ -10,6 +10,7 @@ import { note, noteAll, setHint, startGallery } from "./gallery.js";
 import { showQueue } from "./queue.js";
 import { byPicture, like, likeFace, offer, startSearch } from "./search.js";
 import { Stream } from "./stream.js";
+import { showWorkers } from "./workers.js";
 
 const state = { mayWrite: false, taskTypes: [], report: null, up: false, queue: null, failures: null };
 let stream = null;
@@ -47,6 +48,7 @@ function begin() {
     })
     .on("queue", (queue) => showQueue(queue, state))
     .on("failures", (failures) => showFailures(failures, state))
+    .on("workers", showWorkers)
     .on("daemon", (report) => {
       state.report = report;
       showDaemon(report);

@@ -1,0 +1,110 @@
+"""What a daemon has to do with the others at the broker: who is there, wake-ups, intake roles."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+from daemon import topics
+from daemon.health import Health
+from daemon.identity import is_dead
+from daemon.installation import installation_id
+from daemon.job_queue import JobQueue
+from daemon.jobs import Clock, TaskType
+from daemon.mqtt import MqttLink, OnRequest
+from daemon.queue_backend import QueueBackend
+from daemon.role_keeper import LEASE_SECONDS, RoleKeeper
+from daemon.roles import Roles
+from daemon.settings import MqttSettings
+from daemon.wakes import WakeUps
+from daemon.workers import WATCHED, Workers
+
+
+class Company:
+    """Wires the three together; hears for them what the link brings, from `run` on.
+
+    Attributes:
+        watched: what the link must watch for it.
+        queue_id: names the queue that is shared.
+        workers: all daemons at the broker.
+    """
+
+    watched: Sequence[str] = (*WATCHED, topics.WAKE_FILTER)
+
+    def __init__(self, settings: MqttSettings, queue_id: str, clock: Clock) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._wakes: WakeUps | None = None
+        self._keeper: RoleKeeper | None = None
+        self.queue_id = queue_id
+        self.workers = Workers(settings.client_id, queue_id=queue_id, clock=clock)
+
+    @classmethod
+    async def of(cls, database: QueueBackend, settings: MqttSettings, clock: Clock) -> "Company":
+        """Return that of the daemons on a queue.
+
+        Raises:
+            StorageError: the queue cannot be read.
+        """
+        return cls(settings, await installation_id(database), clock)
+
+    async def run(
+        self,
+        link: MqttLink,
+        database: QueueBackend,
+        queue: JobQueue,
+        health: Health,
+        *,
+        identity: str,
+        on_request: OnRequest,
+        has_room: Callable[[TaskType], bool],
+    ) -> None:
+        """Take part until cancelled.
+
+        Args:
+            link: the daemon's own.
+            database: where the roles are leased.
+            queue: whose bells ring.
+            health: is told of the roles, where there are any.
+            identity: this process.
+            on_request: takes what comes by a role.
+            has_room: whether a job of a task type that comes now is begun at once.
+        """
+        self._wakes = wakes = WakeUps(
+            link,
+            queue.ready,
+            worker_id=self._settings.client_id,
+            clock=self._clock,
+            has_room=has_room,
+            is_alone=lambda: next(self.workers.others(), None) is None,
+        )
+        roles = Roles(
+            database,
+            owner=identity,
+            count=self._settings.intake_roles,
+            lease_seconds=LEASE_SECONDS,
+            clock=self._clock,
+            is_dead=is_dead,
+        )
+        self._keeper = keeper = RoleKeeper(
+            roles,
+            link,
+            self._settings,
+            on_request=on_request,
+            given_up=lambda: wakes.call(topics.WAKE_INTAKE),
+        )
+        wakes.role_given_up = keeper.ask
+        if self._settings.intake_roles:
+            health.add("intake", keeper.check, is_required=False)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(wakes.run(), name="wake-ups")
+            group.create_task(keeper.run(), name="intake-roles")
+
+    def hear(self, topic: str, payload: bytes, is_retained: bool) -> bool:
+        """Take what is news of the others; return False for everything else."""
+        if self._wakes is not None and self._wakes.hear(topic, payload):
+            return True
+        return self.workers.hear(topic, payload, is_retained=is_retained)
+
+    async def leave(self) -> None:
+        """Hand over the roles at once, as far as that is possible."""
+        if self._keeper is not None:
+            await self._keeper.close()
