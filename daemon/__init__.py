@@ -18,8 +18,6 @@
     pauses       task types that are not leased         installation  which queue this is
     roles, role_keeper  who reads requests for all      company     the next two and these:
     workers      all daemons at the broker              wakes       calls them when jobs wait
-    workers      all daemons at the broker              wakes       calls them when jobs wait
-    installation which queue this is
     announcer    events into the outbox                 job_rows    rows <-> jobs
     queue_backend what the verbs need of an engine      statements  all SQL by name
     database     SQLite: one door to the file           queue_engine  opens what the URL names

@@ -125,7 +125,6 @@ def create_app(
     app[keys.AUDIT] = audit
     app[keys.STORED] = stored
     app[keys.SNAPSHOTS] = snapshots
-    app[keys.WORKERS] = workers or Workers("", queue_id="", clock=lambda: 0)
     app[keys.MODELS] = models
     app[keys.WORKERS] = workers or Workers("", queue_id="", clock=lambda: 0)
     app.on_response_prepare.append(_add_headers)
