@@ -88,15 +88,28 @@ def _head(*, is_face: bool) -> str:
 
 def _row(point: JsonObject, *, is_face: bool) -> str:
     payload = point["payload"]
-    when = payload.get("stored_at")
-    moment = "-"
-    if isinstance(when, int):
-        moment = f"{datetime.fromtimestamp(when / 1000).astimezone():%Y-%m-%d %H:%M:%S}"
     face = ""
     if is_face:
-        index, box = payload.get("face_index", "?"), box_text(payload.get("bbox"))
-        face = f"{point['media_store_id'] or '-':<19}  {index:<4}  {box:<24}  "
-    return shown(f"{moment:<19}  {point['point_id']!s:<36}  {face}{point['job_id'] or '-'}")
+        picture, index = point["media_store_id"], payload.get("face_index")
+        face = (
+            f"{_or_dash(picture):<19}  {_or_dash(index):<4}  {box_text(payload.get('bbox')):<24}  "
+        )
+    when = _moment(payload.get("stored_at"))
+    return shown(f"{when:<19}  {point['point_id']!s:<36}  {face}{_or_dash(point['job_id'])}")
+
+
+def _moment(value: object) -> str:
+    try:
+        if isinstance(value, int):
+            return f"{datetime.fromtimestamp(value / 1000).astimezone():%Y-%m-%d %H:%M:%S}"
+    except (ValueError, OverflowError, OSError):
+        # Another program's; no moment that this machine can show.
+        pass
+    return "-"
+
+
+def _or_dash(value: object) -> str:
+    return "-" if value is None else str(value)
 
 
 def make_parser(prog: str, settings: Settings) -> argparse.ArgumentParser:
