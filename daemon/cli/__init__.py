@@ -20,6 +20,8 @@ COMMANDS = {
     "jobs": ("daemon.cli.jobs", "list, show, retry and cancel jobs"),
     "workers": ("daemon.cli.workers", "show all daemons at the broker, and what each does"),
     "delete": ("daemon.cli.delete", "remove what is known of pictures: vectors and jobs"),
+    "stored": ("daemon.cli.stored", "list what is stored, and what is stored with it"),
+    "audit": ("daemon.cli.audit", "compare jobs with stored vectors; mend what does not fit"),
     "completion": ("daemon.cli.completion", "print a script by which your shell completes words"),
     "demo": ("demos.quickstart", "start all parts here and send real pictures through"),
 }
