@@ -84,8 +84,9 @@ class Connection(Protocol):
 class QueueBackend(Protocol):
     """The open database; a context manager."""
 
-    clock: Clock | None
-    """The database's own, epoch ms, where daemons on several machines go by it; else None."""
+    @property
+    def clock(self) -> Clock | None:
+        """The database's own, epoch ms, where daemons on several machines go by it; else None."""
 
     async def __aenter__(self) -> Self:
         """Open it and bring its schema up to date."""

@@ -26,7 +26,6 @@ import pytest
 
 DEADLINE = 30.0
 OPTIONS = {
-    "listen_addresses": "",
     "max_connections": "120",
     "shared_buffers": "32MB",
     "log_min_messages": "fatal",
@@ -55,23 +54,41 @@ def _as_its_user(*command: str | Path) -> list[str]:
 
 
 class Cluster:
-    """One server. `fsync` is off but where a test wants to see what a crash leaves."""
+    """One server.
 
-    def __init__(self, *, fsync: bool = False) -> None:
+    Args:
+        fsync: off but where a test wants to see what a crash leaves.
+        address: where it listens beside its socket, on a port of its own; all who come are let in.
+    """
+
+    def __init__(self, *, fsync: bool = False, address: str = "") -> None:
         self._programs = programs()
         # pytest's folders are closed to others, and too long for a socket's name.
         self.folder = Path(tempfile.mkdtemp(prefix="pg-", dir="/tmp"))
         self._fsync = fsync
+        self._address = address
         self._schemas = itertools.count(1)
         self._server: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
         if os.geteuid() == 0:
             shutil.chown(self.folder, "postgres", "postgres")
-        words = ["-D", self.folder / "data", "-U", "inferd", "-A", "trust", "-E", "UTF8"]
+        words: list[str | Path] = [
+            "-D",
+            self.folder / "data",
+            "-U",
+            "inferd",
+            "-A",
+            "trust",
+            "-E",
+            "UTF8",
+        ]
         initdb = _as_its_user(self._programs / "initdb", *words, "--no-sync", "--locale=C.UTF-8")
         done = subprocess.run(initdb, capture_output=True, check=False, cwd="/tmp")
         assert done.returncode == 0, done.stderr.decode()
+        if self._address:
+            with (self.folder / "data" / "pg_hba.conf").open("a", encoding="utf-8") as file:
+                file.write("host all all 0.0.0.0/0 trust\n")
         self.start()
         return self
 
@@ -90,6 +107,7 @@ class Cluster:
             **OPTIONS,
             "unix_socket_directories": str(self.folder),
             "fsync": "on" if self._fsync else "off",
+            "listen_addresses": self._address,
         }
         words = [word for name, value in options.items() for word in ("-c", f"{name}={value}")]
         command = _as_its_user(self._programs / "postgres", "-D", self.folder / "data", *words)
@@ -100,7 +118,7 @@ class Cluster:
 
     def answers(self) -> bool:
         """Whether it takes connections now."""
-        asked = [self._programs / "pg_isready", "-q", "-h", self.folder]
+        asked: list[str | Path] = [self._programs / "pg_isready", "-q", "-h", self.folder]
         return subprocess.run(asked, check=False).returncode == 0
 
     def stop(self, how: signal.Signals = signal.SIGINT) -> None:
@@ -135,9 +153,21 @@ class Cluster:
         where = quote(str(self.folder), safe="")
         return f"postgresql://inferd@/postgres?host={where}&search_path={schema}{more}"
 
+    def url_by_address(self, schema: str) -> str:
+        """Return the URL of a schema for who cannot reach the socket."""
+        return f"postgresql://inferd@{self._address}:5432/postgres?search_path={schema}"
+
     def psql(self, sql: str, *, schema: str = "public") -> str:
         """Run statements as the independent opinion on what is there; return what they say."""
-        command = [self._programs / "psql", "-h", self.folder, "-U", "inferd", "-d", "postgres"]
+        command: list[str | Path] = [
+            self._programs / "psql",
+            "-h",
+            self.folder,
+            "-U",
+            "inferd",
+            "-d",
+            "postgres",
+        ]
         done = subprocess.run(
             [*command, "-qAtX", "-v", "ON_ERROR_STOP=1", "-c", sql],
             capture_output=True,

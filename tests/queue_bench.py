@@ -62,6 +62,12 @@ class Bench:
     queue: JobQueue
     clock: ManualClock
 
+    @property
+    def file(self) -> Database:
+        """The same database, where it is a SQLite file."""
+        assert isinstance(self.database, Database)
+        return self.database
+
     async def ask(
         self,
         media_store_id: int = 1,

@@ -56,7 +56,14 @@ _PASSING_CLASSES = ("08", "28", "40", "53", "55", "57", "58")
 """Of SQLSTATE: connection, authorisation, conflict, resources, locks, intervention, system."""
 _READ_ONLY = "25006"
 """What a standby says that was the primary before."""
-_GONE = (OSError, TimeoutError, asyncpg.InterfaceError, asyncpg.PostgresConnectionError)
+_GONE = (
+    OSError,
+    TimeoutError,
+    asyncpg.InterfaceError,
+    # Also what a session says whose server died, if it is asked before it has noticed.
+    asyncpg.InternalClientError,
+    asyncpg.PostgresConnectionError,
+)
 _HOPELESS = (
     asyncpg.InvalidAuthorizationSpecificationError,
     asyncpg.InvalidCatalogNameError,
@@ -128,8 +135,15 @@ class PostgresConnection:
 class PostgresDatabase:
     """The open database; a context manager."""
 
-    def __init__(self, url: str, migrations: Sequence[Migration] | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        migrations: Sequence[Migration] | None = None,
+        *,
+        start_seconds: float = START_SECONDS,
+    ) -> None:
         self._url = url
+        self._start_seconds = start_seconds
         self._where = without_password(url)
         self._migrations = schema.steps() if migrations is None else migrations
         self._pool: Any = None
@@ -259,6 +273,10 @@ class PostgresDatabase:
         raw = await pool.acquire(timeout=ACQUIRE_SECONDS)
         try:
             yield raw
+        except _GONE:
+            # Nobody knows what it is in the middle of; the next one gets a new one.
+            raw.terminate()
+            raise
         finally:
             await pool.release(raw)
 
@@ -268,12 +286,14 @@ class PostgresDatabase:
         Raises:
             ConfigError: the URL, the user or the database is wrong.
         """
-        give_up_at = time.monotonic() + START_SECONDS
+        give_up_at = time.monotonic() + self._start_seconds
         while True:
             try:
-                return await asyncpg.create_pool(
+                pool = await asyncpg.create_pool(
                     self._url,
-                    min_size=1,
+                    # One that is kept at all times is asked for again and again, with a traceback
+                    # in the log each time, while the server is away.
+                    min_size=0,
                     max_size=POOL,
                     timeout=ACQUIRE_SECONDS,
                     command_timeout=COMMAND_SECONDS,
@@ -281,6 +301,8 @@ class PostgresDatabase:
                     connection_class=_Session,
                     init=_prepare,
                 )
+                async with pool.acquire(timeout=ACQUIRE_SECONDS):
+                    return pool
             except (*_HOPELESS, ValueError) as error:
                 raise ConfigError(
                     f"cannot open the queue {self._where}: {_said(error)}", code="queue_unusable"

@@ -213,7 +213,8 @@ async def test_a_deadlock_is_run_again_and_nobody_hears_of_it(two: tuple[Bench, 
             second.database.write(touching([OTHER, ID])),
         )
 
-    assert len(runs) == 3
+    # Now and then the server ends both.
+    assert len(runs) >= 3
     assert await first.rows("SELECT seq FROM jobs") == [(3,), (3,)]
 
 

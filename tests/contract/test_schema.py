@@ -4,19 +4,17 @@ import asyncio
 import multiprocessing
 import sqlite3
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from daemon.database import (
-    Connection,
-    Database,
-)
+from daemon.database import Database
 from daemon.errors import ConfigError, StorageError
 from daemon.migration import Migration, released_migrations, split_statements
-from tests.queue_bench import DEADLINE, Bench
+from daemon.queue_backend import Connection
+from tests.queue_bench import DEADLINE, Bench, open_bench
 
 FIRST = Migration(1, "first", "CREATE TABLE a (x INTEGER) STRICT;")
 SECOND = Migration(2, "second", "CREATE TABLE b (y INTEGER) STRICT;\nINSERT INTO b VALUES (7);")
@@ -36,6 +34,12 @@ PROCESSING = {"status": "processing", "worker": "w", "lease_until": 9}
 COMPLETED = {"status": "completed", "completed_at": 2, "result": "{}"}
 ERROR = {"status": "error", "completed_at": 2, "error_message": "e: m"}
 SYNC_FAILED = {**COMPLETED, "status": "sync_failed", "error_message": "e: m"}
+
+
+@pytest.fixture
+async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
+    async with open_bench(tmp_path / "queue.db") as opened:
+        yield opened
 
 
 @pytest.fixture
@@ -367,8 +371,8 @@ async def test_each_write_has_its_own_synchronisation_whatever_came_before(bench
 async def test_an_enqueue_is_committed_with_full_synchronisation(bench: Bench) -> None:
     await bench.lease()
     traced: list[str] = []
-    assert bench.database._writer is not None
-    await bench.database._writer.set_trace_callback(traced.append)
+    assert bench.file._writer is not None
+    await bench.file._writer.set_trace_callback(traced.append)
 
     await bench.accept()
 
@@ -482,8 +486,8 @@ async def test_a_write_sees_the_busy_file_of_another_process_as_a_storage_error(
     bench: Bench, tmp_path: Path
 ) -> None:
     rival = sqlite3.connect(tmp_path / "queue.db", isolation_level=None)
-    assert bench.database._writer is not None
-    await bench.database._writer.execute("PRAGMA busy_timeout = 1")
+    assert bench.file._writer is not None
+    await bench.file._writer.execute("PRAGMA busy_timeout = 1")
     rival.execute("BEGIN IMMEDIATE")
 
     with pytest.raises(StorageError, match="locked"):

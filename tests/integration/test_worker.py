@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from daemon.database import Connection
 from daemon.errors import DependencyDownError, HandlerError, PermanentError, RetryableError
 from daemon.jobs import Job, JobState, JsonObject, TaskType
+from daemon.queue_backend import Connection
 from daemon.settings import QueueSettings, WorkerSettings
 from daemon.stage import StageClosedError
 from daemon.worker import Report, Worker
