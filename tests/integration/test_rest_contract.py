@@ -5,7 +5,7 @@ import io
 import json
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from daemon.errors import InferdError, NotFoundError, PermanentError, RetryableError
+from daemon.jobs import TaskType
 from daemon.settings import AuthSettings
+from daemon.stored_filter import StoredVector
 from http_shim import bodies
 from http_shim.doors import openai
 from tests.documents import Rest, openapi
@@ -29,7 +31,7 @@ IMAGES = "/search/image_embeddings"
 JPEG = {"Content-Type": "image/jpeg"}
 BODY_ROUTES = (
     *("/job/image_embedding", "/job/retry", "/queue/image_embedding/pause", IMAGES),
-    "/v1/embeddings",
+    *("/v1/embeddings", "/audit/mend"),
 )
 
 
@@ -183,6 +185,52 @@ async def snapshots(rig: Rig, copied: CopiedVectors) -> None:
         assert (await rig.ask("POST", "/vectors/snapshots")).status == status
 
 
+class ScriptedVectors:
+    """Has nothing, or fails."""
+
+    task_types = (TaskType.IMAGE_EMBEDDING,)
+    collections = ("image_embeddings",)
+    error: InferdError | None = None
+
+    async def listing(self, collection: str, **_: Any) -> dict[str, Any]:
+        if self.error is not None:
+            raise self.error
+        return {"collection": collection, "points": [], "next": None}
+
+    async def count(self, _task_type: TaskType) -> int:
+        return 0
+
+    async def page(self, _task_type: TaskType, **_: Any) -> tuple[list[StoredVector], str | None]:
+        return [], None
+
+    async def has(self, _task_type: TaskType, wanted: Sequence[tuple[int, int]]) -> list[bool]:
+        if self.error is not None:
+            raise self.error
+        return [False for _ in wanted]
+
+    async def of_pictures(self, *_: Any, **__: Any) -> list[StoredVector]:
+        if self.error is not None:
+            raise self.error
+        return []
+
+    async def remove(self, *_: Any) -> None:
+        raise AssertionError("nothing is there")
+
+
+async def audits(rig: Rig, vectors: ScriptedVectors) -> None:
+    """List what is stored, and audit it; in each way."""
+    finding = {"kind": "missing_vector", "task_type": "image_embedding", "media_store_id": 1}
+    for error in (None, RetryableError("away", code="vector_store_unreachable")):
+        vectors.error = error
+        await rig.ask("GET", "/stored/image_embeddings")
+        await rig.ask("GET", "/audit")
+        await rig.ask("POST", "/audit/mend", json={"findings": [finding]})
+    vectors.error = None
+    for path in ("/stored/nothing", "/stored/image_embeddings?limit=0", "/audit?after=x"):
+        await rig.ask("GET", path)
+    await rig.ask("POST", "/audit/mend", json={})
+
+
 async def health(rig: Rig) -> None:
     """Ask how the daemon is."""
     for path in ("/", "/health", "/health/live", "/health/ready", "/openapi.json"):
@@ -243,7 +291,16 @@ async def test_every_described_status_is_answered_as_described(
     tmp_path: Path, contract: Rest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     searcher, behind, copied = Scripted(), StandIn(), CopiedVectors()
-    async with rest(tmp_path / "all.db", search=searcher, embedder=behind, snapshots=copied) as rig:
+    vectors = ScriptedVectors()
+    async with rest(
+        tmp_path / "all.db",
+        search=searcher,
+        embedder=behind,
+        snapshots=copied,
+        audited=vectors,
+        stored=vectors,
+    ) as rig:
+        await audits(rig, vectors)
         await snapshots(rig, copied)
         await jobs(rig)
         await media(rig)
@@ -277,6 +334,8 @@ async def test_every_described_status_is_answered_as_described(
         await rig.ask("GET", "/v1/models")
         await rig.ask("POST", "/vectors/snapshots")
         await rig.ask("DELETE", "/vectors/snapshots/1")
+        await rig.ask("GET", "/audit")
+        await rig.ask("POST", "/audit/mend", json={})
     key = ec.generate_private_key(ec.SECP256R1())
     pem = tmp_path / "issuer.pem"
     pem.write_bytes(key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
@@ -296,7 +355,12 @@ async def test_every_described_status_is_answered_as_described(
     # A fault of ours answers 500; metrics are text, which the tests of metrics read; and aiohttp's
     # parser answers what is not framed as HTTP demands itself, as far as its versions notice it.
     unseen = {each for each in promised - contract.seen if each[1] != 500}
-    assert unseen == {("showMetrics", 200), ("searchPicture", 400), ("retryFailed", 400)}
+    assert unseen == {
+        ("showMetrics", 200),
+        ("searchPicture", 400),
+        ("retryFailed", 400),
+        ("mendFindings", 400),
+    }
     assert behind.under_way == 0
 
 
