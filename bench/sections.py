@@ -18,6 +18,7 @@ SECTIONS: Mapping[str, str] = {
     "formats": "bench.formats",
     "task_types": "bench.task_types",
     "queue": "bench.queue",
+    "engines": "bench.engines",
     "vectors": "bench.vectors",
     "startup": "bench.startup",
     "overhead": "bench.overhead",

@@ -27,17 +27,16 @@ class Fleet:
     Args:
         folder: empty; everything stays there.
         hosts: where the daemons live; as many daemons as hosts.
-        queue_url: INFERD_QUEUE__URL of all of them; empty: a file that they share.
+        queue_url: INFERD_QUEUE__URL of all of them.
         settings: further settings of all of them.
     """
 
     def __init__(
-        self, folder: Path, hosts: Hosts, *, queue_url: str = "", settings: Mapping[str, str]
+        self, folder: Path, hosts: Hosts, queue_url: str, settings: Mapping[str, str]
     ) -> None:
         self.folder = folder
         self.hosts = hosts
-        self.queue = folder / "queue.db"
-        self._queue_url = queue_url or f"sqlite:///{self.queue}"
+        self._queue_url = queue_url
         self._settings = dict(settings)
         self._stack = ExitStack()
         self._lives: dict[Host, list[Life]] = {host: [] for host in hosts.all}

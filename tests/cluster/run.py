@@ -4,19 +4,18 @@ import argparse
 import secrets
 import shutil
 import signal
-import sqlite3
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from tests.cluster.asker import Asker, jobs
 from tests.cluster.fleet import LEASE_SECONDS, Fleet
 from tests.cluster.hosts import Hosts
+from tests.cluster.queues import Queue, a_file, postgresql
 from tests.cluster.trouble import Trouble
 from tests.cluster.verdict import Findings, judge
 
@@ -31,6 +30,7 @@ class Report:
     """What one run came to."""
 
     findings: Findings
+    queue: str
     jobs: int
     daemons: int
     seconds: float
@@ -41,6 +41,7 @@ class Report:
         """Return it for people."""
         verdict = self.findings.verdict
         shown = {
+            "queue": self.queue,
             "daemons": self.daemons,
             "jobs": self.jobs,
             "lost": len(verdict.lost),
@@ -64,11 +65,8 @@ def run(
     daemons: int,
     count: int,
     seed: int,
-    queue_url: str = "",
-    database: Mapping[str, Callable[[], None]] | None = None,
-    read_queue: Callable[[], tuple[dict[str, Mapping[str, Any]], list[str]]] | None = None,
+    make_queue: Callable[[Path, Hosts], AbstractContextManager[Queue]] = a_file,
     settings: Mapping[str, str] | None = None,
-    breaks_broker: bool = True,
     seconds: float = 1800.0,
 ) -> Report:
     """Run `count` jobs on so many daemons amid trouble; return what was found.
@@ -78,11 +76,8 @@ def run(
         daemons: how many, each on a host of its own.
         count: how many jobs.
         seed: of the trouble.
-        queue_url: of the queue; empty: a file that the daemons share.
-        database: ways to break the queue's database, by name.
-        read_queue: returns its rows by job_id, and the topics in its outbox.
+        make_queue: gives the queue's database.
         settings: further settings of the daemons.
-        breaks_broker: whether it is killed as well.
         seconds: how long it may take.
 
     Raises:
@@ -91,13 +86,14 @@ def run(
     wanted = jobs(count)
     with (
         Hosts(daemons) as hosts,
-        Fleet(folder, hosts, queue_url=queue_url, settings=settings or {}) as fleet,
+        make_queue(folder, hosts) as queue,
+        Fleet(folder, hosts, queue.url, settings or {}) as fleet,
     ):
         for each in wanted:
             fleet.store.put(each.media_id, each.faces)
         fleet.start_all()
         asker = Asker(fleet.client, fleet.heard, wanted)
-        trouble = Trouble(fleet, seed, dict(database or {}), breaks_broker)
+        trouble = Trouble(fleet, seed, queue.ways_to_break)
         began = time.monotonic()
 
         def until() -> bool:
@@ -112,11 +108,10 @@ def run(
         except AssertionError as error:
             raise AssertionError(f"{error}\n{fleet.tails()}") from None
         took = time.monotonic() - began
-        read = read_queue or (lambda: read_file(fleet.queue))
-        fleet.wait(lambda: not read()[1], "every event is sent")
+        fleet.wait(lambda: not queue.read()[1], "every event is sent")
         fleet.stop()
         fleet.heard.listen()
-        rows, unsent = read()
+        rows, unsent = queue.read()
 
         def troubled(start: float, end: float) -> bool:
             return any(
@@ -131,17 +126,7 @@ def run(
             troubled=troubled,
             broker_died=trouble.did["kill -9 of the broker"] > 0,
         )
-        return Report(findings, count, daemons, took, asker.repeats, trouble.table())
-
-
-def read_file(queue: Path) -> tuple[dict[str, Mapping[str, Any]], list[str]]:
-    """Return the rows of a queue's file by job_id, and the topics in its outbox."""
-    with closing(sqlite3.connect(queue, timeout=20)) as connection:
-        connection.row_factory = sqlite3.Row
-        found = connection.execute("SELECT * FROM jobs")
-        rows: dict[str, Mapping[str, Any]] = {row["job_id"]: dict(row) for row in found}
-        unsent = [row["topic"] for row in connection.execute("SELECT topic FROM outbox")]
-        return rows, unsent
+        return Report(findings, queue.name, count, daemons, took, asker.repeats, trouble.table())
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -150,6 +135,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--jobs", type=int, default=20_000, help="how many (20000)")
     parser.add_argument("--daemons", type=int, default=4, help="how many, one a host (4)")
     parser.add_argument("--seed", type=int, default=None, help="of an earlier run's trouble")
+    parser.add_argument("--file", action="store_true", help="a SQLite file for a queue")
     parser.add_argument("--seconds", type=float, default=1800, help="how long at most (1800)")
     options = parser.parse_args(argv)
     seed = secrets.randbelow(1_000_000) if options.seed is None else options.seed
@@ -158,7 +144,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     _say(f"seed {seed}, in {folder}")
     report = run(
-        folder, daemons=options.daemons, count=options.jobs, seed=seed, seconds=options.seconds
+        folder,
+        daemons=options.daemons,
+        count=options.jobs,
+        seed=seed,
+        make_queue=a_file if options.file else postgresql,
+        seconds=options.seconds,
     )
     _say(report.table())
     faults = report.findings.verdict.faults

@@ -3,7 +3,7 @@
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from tests.cluster.fleet import LEASE_SECONDS, Fleet
@@ -22,14 +22,12 @@ class Trouble:
     Args:
         fleet: what is troubled.
         seed: of the dice.
-        database: kills or restarts the database, by name of the way; none for a file.
-        breaks_broker: whether the broker is killed as well.
+        database: breaks and mends the queue's database, by name of the way; none for a file.
     """
 
     fleet: Fleet
     seed: int
-    database: dict[str, Callable[[], None]] = field(default_factory=dict)
-    breaks_broker: bool = True
+    database: Mapping[str, Callable[[], None]]
     did: Counter[str] = field(default_factory=Counter)
     moments: list[tuple[float, float]] = field(default_factory=list)
     """From when to when (epoch seconds) something was wrong."""
@@ -65,7 +63,7 @@ class Trouble:
         ways: Sequence[Callable[[], None]] = [
             *(3 * [self._kill_a_daemon]),
             *(2 * [self._pull_a_cable]),
-            *([self._kill_the_broker] if self.breaks_broker else []),
+            self._kill_the_broker,
             *([self._break_the_database] if self.database else []),
         ]
         return self._dice.choice(ways)
