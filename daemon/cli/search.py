@@ -17,7 +17,7 @@ from demos.client.exit_codes import COMPLETED, REJECTED, UNREACHABLE
 from demos.client.http import Answer, call
 from demos.client.sources import shown
 from demos.client.tables import aligned, box_text
-from demos.client.terminal import print_out
+from demos.client.terminal import Waiting, print_out
 
 PICTURES = "image_embeddings"
 FACES = "face_embeddings"
@@ -25,6 +25,7 @@ MAX_RESULTS = 1000
 MAX_OFFSET = 10_000
 MAX_FACE_INDEX = 9999
 _PICTURE_TYPE = "application/octet-stream"
+_START = ": start it with `python -m daemon`, or name another one with --inference URL"
 
 _EPILOG = """\
 exit codes:
@@ -80,12 +81,11 @@ def main(argv: Sequence[str], *, prog: str) -> int:
         )
 
     try:
-        answer = _all_pages(ask) if options.all else ask(options.limit, options.offset)
+        # The first search of a kind may load a model.
+        with Waiting("searching"):
+            answer = _all_pages(ask) if options.all else ask(options.limit, options.offset)
     except UnreachableError as error:
-        return _fail(
-            UNREACHABLE,
-            f"{error}: start it with `python -m daemon`, or name another one with --inference URL",
-        )
+        return _fail(UNREACHABLE, f"{error}{_START}")
     return _tell(answer, options, is_face=is_face)
 
 
@@ -119,7 +119,7 @@ def _find_duplicates(options: argparse.Namespace, settings: Settings) -> int:
             seconds=options.timeout,
         )
     except UnreachableError as error:
-        return _fail(UNREACHABLE, str(error))
+        return _fail(UNREACHABLE, f"{error}{_START}")
     if answer.status != HTTPStatus.OK:
         return _refuse(answer)
     if options.json:
