@@ -10,6 +10,7 @@
     formats      decoding by format, against Pillow decoding every pixel
     task_types   what stages take of a job; three task types of the same pictures
     gpu          the same on a GPU, where there is one
+    previews     previews looked at instead of originals: bytes, decoding, faces, vectors
 
 What they are made of:
 
@@ -30,6 +31,14 @@ Longer studies have a command each, `python -m bench.NAME`, and print tables of 
     decoding     exact against fast decoding of JPEGs, for embeddings and for faces
     scaled_faces its second half: what scaled decoding would do to faces
     memory       what stays in memory with many jobs, pictures and events
+
+Past this machine (docs/scaling.md):
+
+    capacity     `python -m bench.capacity`: what a number of pictures and hosts takes, and what
+                 breaks first; capacity_model: the formulae and their sources
+    simulation   `python -m bench.simulation`: the flow as discrete events, on 1 to 1,000 hosts;
+                 simulation_model: its stages; simulation_plot: the picture
+    calibration  this machine's figures, which both start from
 
 Nothing here is asserted by a test: a machine's speed is its own.
 """
