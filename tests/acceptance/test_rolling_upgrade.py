@@ -1,0 +1,79 @@
+"""An older daemon and this one live on one queue: the older one was there first, and stays."""
+
+import io
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from tests.acceptance.conftest import PICTURE
+from tests.acceptance.rig import ROOT, Daemon, MediaStore, ask, events, finished
+from tests.broker import Broker, Client
+
+OLDER = "76022dccf685fd66f2eccdbfcfb8c9fcebd41a9c"
+"""The newest commit with the schema that went before this one's."""
+
+
+class OlderDaemon(Daemon):
+    """`python -m daemon` of another tree."""
+
+    def __init__(self, tree: Path, *args: object, **environ: str) -> None:
+        super().__init__(*args, **environ)  # type: ignore[arg-type]
+        self._tree = tree
+
+    def launch(self) -> None:
+        with (self.folder / "daemon.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "daemon"], cwd=self._tree, env=self._environ, stderr=log
+            )
+
+
+@pytest.fixture
+def older(tmp_path: Path) -> Path:
+    """Return the older version's tree."""
+    command = ["git", "archive", OLDER, "daemon", "handlers", "http_shim"]
+    archive = subprocess.run(command, cwd=ROOT, capture_output=True, check=False)
+    if archive.returncode:
+        pytest.skip("this copy has no history that reaches back to the older version")
+    tree = tmp_path / "older"
+    with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as files:
+        files.extractall(tree, filter="data")
+    return tree
+
+
+def test_an_older_daemon_goes_on_while_a_newer_one_joins_and_takes_over(
+    tmp_path: Path,
+    older: Path,
+    broker: Broker,
+    client: Client,
+    media_store: MediaStore,
+) -> None:
+    shared = {
+        "INFERD_QUEUE__URL": f"sqlite:///{tmp_path / 'shared.db'}",
+        "INFERD_WORKER__MAX_IN_FLIGHT": "2",
+    }
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    before = OlderDaemon(
+        older, tmp_path / "one", broker, media_store, INFERD_MQTT__CLIENT_ID="one", **shared
+    )
+    after = Daemon(tmp_path / "two", broker, media_store, INFERD_MQTT__CLIENT_ID="two", **shared)
+    for media_id in range(100, 160):
+        media_store.behaviours[media_id] = media_store.behaviours[PICTURE]
+    with before:
+        first = [ask(client, media_id) for media_id in range(100, 110)]
+        assert {finished(client, each)["worker_id"] for each in first} == {"one"}
+        # It changes the schema under the older one's feet.
+        with after:
+            both = [ask(client, media_id) for media_id in range(110, 140)]
+            ended = [finished(client, each) for each in both]
+            assert {each["status"] for each in ended} == {"completed"}
+            assert {each["worker_id"] for each in ended} == {"one", "two"}
+            assert all(events(client, each).count("completed") == 1 for each in both)
+            # The older one's stop gives back what it has; the newer one does the rest.
+            last = [ask(client, media_id) for media_id in range(140, 160)]
+            assert before.terminate() == 0
+            assert {finished(client, each)["status"] for each in last} == {"completed"}
+    assert not any(line["level"] == "error" for line in before.log())
