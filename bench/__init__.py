@@ -35,7 +35,8 @@ Longer studies have a command each, `python -m bench.NAME`, and print tables of 
 Past this machine (docs/scaling.md):
 
     capacity     `python -m bench.capacity`: what a number of pictures and hosts takes, and what
-                 breaks first; capacity_model: the formulae and their sources
+                 breaks first; capacity_model: the formulae and their sources;
+                 capacity_limits: the parts of a deployment, and what each can do
     simulation   `python -m bench.simulation`: the flow as discrete events, on 1 to 1,000 hosts;
                  simulation_model: its stages; simulation_plot: the picture
     calibration  this machine's figures, which both start from
