@@ -16,8 +16,10 @@ TASKS = (
 """Which jobs are asked for, in turn."""
 IN_A_MESSAGE = 100
 REPEAT_SECONDS = 5.0
-"""After which a request that nobody answered is sent again; each time twice as long."""
-ASK_AGAIN_SECONDS = 20.0
+"""After which a request that nobody answered is sent again; each time twice as long, up to
+LONGEST_SECONDS."""
+LONGEST_SECONDS = 20.0
+ASK_AGAIN_SECONDS = 10.0
 """After which the end of a job is asked for, by asking for the job again: a broker that dies takes
 with it what it had not passed on."""
 
@@ -57,7 +59,8 @@ class Asker:
                 answered = self._heard.is_answered(job_id)
                 due, waited = self._due[job_id]
                 if now > due + (ASK_AGAIN_SECONDS if answered else 0):
-                    self._due[job_id] = now + 2 * waited, 2 * waited
+                    longer = min(2 * waited, LONGEST_SECONDS)
+                    self._due[job_id] = now + longer, longer
                     late.append(each)
         self.repeats += len(late)
         fresh = list(islice(self._fresh, max(0, most_open - len(self._open))))
