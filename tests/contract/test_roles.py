@@ -1,20 +1,23 @@
 """The leases of the intake roles: how they are shared, lost, fenced and mended; no broker here."""
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
 
-from daemon.database import Database
+from daemon.installation import installation_id
+from daemon.queue_backend import QueueBackend
 from daemon.roles import RETIRED_MS, Roles
-from tests.queue_bench import ManualClock
+from tests.queue_bench import ManualClock, database_at
 
 LEASE = 15.0
 
 
 @pytest.fixture
-async def database(tmp_path: Path) -> AsyncIterator[Database]:
-    async with Database(tmp_path / "queue.db") as database:
+async def database(place: Path | str) -> AsyncIterator[QueueBackend]:
+    async with database_at(place) as database:
         yield database
 
 
@@ -24,7 +27,7 @@ def clock() -> ManualClock:
 
 
 @pytest.fixture
-def member(database: Database, clock: ManualClock) -> Callable[..., Roles]:
+def member(database: QueueBackend, clock: ManualClock) -> Callable[..., Roles]:
     def make(owner: str, count: int = 4, *, dead: frozenset[str] = frozenset()) -> Roles:
         return Roles(
             database,
@@ -172,3 +175,40 @@ async def test_without_roles_there_is_nothing_to_look_after(member: Make) -> Non
     await member("one", 1).look()
 
     assert await none.has_any()
+
+
+async def test_daemons_that_look_at_once_never_hold_the_same_role(
+    place: Path | str, clock: ManualClock
+) -> None:
+    names = [f"w{number}" for number in range(4)]
+    async with AsyncExitStack() as stack:
+        databases = [await stack.enter_async_context(database_at(place)) for _ in names]
+        members = [
+            Roles(
+                database,
+                owner=name,
+                count=8,
+                lease_seconds=LEASE,
+                clock=clock,
+                is_dead=lambda _: False,
+            )
+            for name, database in zip(names, databases, strict=True)
+        ]
+        for _ in range(5):
+            standings = await asyncio.gather(*(each.look() for each in members))
+            for each, standing in zip(members, standings, strict=True):
+                for name in standing.surplus:
+                    await each.give_back(name, standing.held[name])
+        standings = await asyncio.gather(*(each.look() for each in members))
+
+    held = [name for standing in standings for name in standing.held]
+    assert sorted(held) == [f"inference-intake-{number}" for number in range(8)]
+    assert [len(standing.held) for standing in standings] == [2, 2, 2, 2]
+
+
+async def test_a_queue_has_an_id_that_is_its_own_and_stays(place: Path | str) -> None:
+    async with database_at(place) as database:
+        first = await installation_id(database)
+    async with database_at(place) as database:
+        assert await installation_id(database) == first
+    assert len(first) == 32
