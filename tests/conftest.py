@@ -1,9 +1,12 @@
 """Fixtures that every layer of tests shares."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.postgresql import Cluster
 
 
 @pytest.fixture(scope="session")
@@ -16,3 +19,10 @@ def assets() -> Path:
     if os.environ.get("CI"):
         pytest.fail(reason)
     pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    """Return a PostgreSQL server that all tests share, each in a schema of its own."""
+    with Cluster() as opened:
+        yield opened

@@ -9,7 +9,9 @@ from daemon.command_line import Parser
 from daemon.settings import Settings
 
 ACTIONS = {
+    "queue": ("daemon.cli.migrate_queue", "move the queue from its SQLite file into PostgreSQL"),
     "schema": ("daemon.cli.migrate_schema", "bring the queue's file to this version's schema"),
+    "vectors": ("daemon.cli.migrate_vectors", "copy all vectors to a Qdrant server, or back"),
 }
 """By name: the module whose `main(argv, prog)` runs it, and what it does. Without a name it is the
 schema."""

@@ -37,7 +37,12 @@ def main(argv: Sequence[str], *, prog: str) -> int:
         ConfigError: there is no file, or this version cannot serve it.
     """
     arguments = make_parser(prog).parse_args(argv)
-    path = Settings.from_env(os.environ).queue_path
+    settings = Settings.from_env(os.environ)
+    if settings.queue.is_postgresql:
+        from daemon.cli.migrate_server import migrate_server  # noqa: PLC0415 - asyncpg
+
+        return migrate_server(settings.queue.url, check=arguments.check)
+    path = settings.queue_path
     steps = released_migrations()
     before = read_schema(path, steps)
     if before.refusal:

@@ -27,10 +27,13 @@ def look(facts: Facts) -> Iterator[Finding]:
     """Look at what was configured and whether this machine can bear it."""
     yield ok(PART, sources(os.environ))
     settings = facts.settings
-    folders = {settings.data_dir.absolute(), settings.queue_path.absolute().parent}
+    folders = {settings.data_dir.absolute()}
+    if not settings.queue.is_postgresql:
+        folders.add(settings.queue_path.absolute().parent)
     for folder in sorted(folders):
         yield from _folder(folder)
-    yield from _file_system(settings.queue_path.absolute().parent)
+    if not settings.queue.is_postgresql:
+        yield from _file_system(settings.queue_path.absolute().parent)
     if settings.http.enabled:
         yield from access(settings.auth, settings.http)
 

@@ -31,7 +31,12 @@ SLOW_EVENT_SECONDS = 60.0
 
 
 def look(facts: Facts) -> Iterator[Finding]:
-    """Look at the file as it is now."""
+    """Look at the file as it is now; at the server, where the queue is there."""
+    if facts.settings.queue.is_postgresql:
+        from daemon.doctor import queue_server  # noqa: PLC0415 - asyncpg
+
+        yield from queue_server.look(facts)
+        return
     path = facts.settings.queue_path
     if not path.exists():
         yield ok(PART, f"{path} is not there yet; the daemon makes it at its first start")

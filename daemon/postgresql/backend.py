@@ -145,6 +145,7 @@ class PostgresDatabase:
         self._url = url
         self._start_seconds = start_seconds
         self._where = without_password(url)
+        self._is_released = migrations is None
         self._migrations = schema.steps() if migrations is None else migrations
         self._pool: Any = None
         self._failure: StorageError | None = None
@@ -159,6 +160,8 @@ class PostgresDatabase:
                 done = await schema.migrate(raw, self._where, self._migrations)
                 for step in done:
                     log.info("schema %d %s was applied", step.version, step.name)
+                if self._is_released:
+                    await schema.refuse_moving(raw, self._where)
                 await self._compare(raw)
         except (*_GONE, asyncpg.PostgresError) as error:
             await self.close()

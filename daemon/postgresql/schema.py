@@ -10,6 +10,7 @@ from daemon.migration import Migration, check_ledger, released_migrations
 OLDEST_MAJOR = 14
 """The oldest that PostgreSQL's own people still mend."""
 DIALECT = "postgresql"
+_MOVING = "inferd moves a queue here: "
 
 _LEDGER = """
 CREATE TABLE IF NOT EXISTS schema_migrations (
@@ -73,6 +74,32 @@ async def look(raw: Any) -> list[Ledger]:
             code="queue_foreign",
         )
     return [Ledger(*row) for row in await raw.fetch(_APPLIED)]
+
+
+async def moving(raw: Any) -> str | None:
+    """Return the id of the queue that is being moved here and is not whole yet, if one is."""
+    said = await raw.fetchval("SELECT obj_description('jobs'::regclass, 'pg_class')")
+    is_moving = said is not None and said.startswith(_MOVING)
+    return str(said).removeprefix(_MOVING) if is_moving else None
+
+
+async def mark_moving(raw: Any, installation: str | None) -> None:
+    """Note that this queue is being moved here, or, with None, that it is whole."""
+    said = "NULL" if installation is None else f"'{_MOVING}{installation}'"
+    await raw.execute(f"COMMENT ON TABLE jobs IS {said}")
+
+
+async def refuse_moving(raw: Any, where: str) -> None:
+    """Leave a queue alone that is only half here.
+
+    Raises:
+        ConfigError: it is, code queue_half_moved.
+    """
+    if await moving(raw) is not None:
+        raise ConfigError(
+            f"a queue was being moved to {where} and is not whole yet: run `migrate queue` again",
+            code="queue_half_moved",
+        )
 
 
 async def migrate(raw: Any, where: str, migrations: Sequence[Migration]) -> list[Migration]:

@@ -1,19 +1,12 @@
 """Fixtures of the contract tests: what is true of the queue is true of it on each engine."""
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
 from tests.postgresql import Cluster
 from tests.queue_bench import Bench, open_bench
-
-
-@pytest.fixture(scope="session")
-def cluster() -> Iterator[Cluster]:
-    """Return a PostgreSQL server that all tests share, each in a schema of its own."""
-    with Cluster() as opened:
-        yield opened
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
