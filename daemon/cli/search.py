@@ -96,10 +96,11 @@ def _all_pages(ask: Callable[[int, int], Answer]) -> Answer:
     seen = {each.get("point_id") for each in whole.get("results") or ()}
     while whole.get("next") is not None and whole["next"] <= MAX_OFFSET:
         page = ask(MAX_RESULTS, whole["next"])
-        if page.status != HTTPStatus.OK or not isinstance(page.body, dict):
+        more = page.body.get("results") if isinstance(page.body, dict) else None
+        if page.status != HTTPStatus.OK or not isinstance(more, list):
             return page
         # With an index, what is about equally near may stand elsewhere in a longer search.
-        fresh = [each for each in page.body["results"] if each["point_id"] not in seen]
+        fresh = [each for each in more if each["point_id"] not in seen]
         seen.update(each["point_id"] for each in fresh)
         whole["results"] += fresh
         whole["next"] = page.body.get("next")

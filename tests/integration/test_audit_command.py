@@ -1,11 +1,17 @@
 """`python -m daemon audit` and `stored`: what they ask, what they make of it, their exit codes."""
 
+import asyncio
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from daemon.cli import audit, stored
+from daemon.database import Database
+from daemon.errors import ConfigError
+from daemon.migration import released_migrations
+from daemon.schema import read_schema
 from tests.integration.test_search_command import Door, door
 
 __all__ = ["door"]
@@ -154,6 +160,36 @@ def test_usage_is_exit_code_2(door: Door, capsys: pytest.CaptureFixture[str]) ->
             main(words, prog="x")
         assert caught.value.code == 2
     assert door.asked == []
+
+
+def test_files_that_are_not_there_are_not_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("INFERD_DATA_DIR", str(tmp_path / "data"))
+
+    with pytest.raises(ConfigError, match="there is no queue at") as caught:
+        run_audit("--files")
+
+    assert caught.value.code == "queue_absent"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_queue_of_an_older_version_is_not_migrated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("INFERD_DATA_DIR", str(tmp_path))
+
+    async def make() -> None:
+        async with Database(tmp_path / "queue.db", released_migrations()[:2]):
+            pass
+
+    asyncio.run(make())
+    before = read_schema(tmp_path / "queue.db", released_migrations()).version
+
+    with pytest.raises(ConfigError, match="migrate"):
+        run_audit("--files")
+
+    assert read_schema(tmp_path / "queue.db", released_migrations()).version == before == 2
 
 
 # -- stored -----------------------------------------------------------------------------------
