@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
+from daemon.cli import COMMANDS
 from daemon.requests import JobRequest
 from daemon.settings import Settings
 
@@ -126,3 +127,23 @@ def test_every_test_that_readme_names_exists() -> None:
 
     assert len(named) > 60
     assert missing == []
+
+
+def test_every_picture_that_readme_shows_is_there_and_small() -> None:
+    shown = re.findall(r'(?:src|srcset)="(docs/images/[^"]+)"|\]\((docs/images/[^)]+)\)', README)
+    paths = [ROOT / (one or other) for one, other in shown]
+
+    assert paths
+    assert [path.name for path in paths if not path.is_file()] == []
+    assert sum(path.stat().st_size for path in set(paths)) < 600_000
+
+
+def test_every_make_target_and_every_command_that_readme_names_exists() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
+    typed = "\n".join([*_blocks("sh"), *re.findall(r"`([^`\n]+)`", README)])
+    named = set(re.findall(r"^(?:\w+=\S+ )*make ([a-z-]+)", typed, re.MULTILINE))
+    called = set(re.findall(r"(?:^|/|\()inferd ([a-z]+)\b", typed, re.MULTILINE))
+
+    assert {"demo", "pictures", "setup"} <= named <= targets
+    assert {"search", "doctor", "completion"} <= called <= {*COMMANDS}
