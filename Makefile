@@ -84,6 +84,9 @@ types: setup-dev
 imports: setup-dev
 	$(python) -m pytest -q tests/unit/test_architecture.py
 
+screenshots: setup-dev mosquitto chromium ## make README's pictures of the console anew, in docs/images
+	@$(python) -m tests.console.screenshots $(ARGS)
+
 schemas: setup ## write the contracts again: http_shim/openapi.json, daemon/asyncapi.json
 	@$(python) -m daemon schemas --write
 
