@@ -16,7 +16,7 @@ from daemon.settings import Settings
 from demos.choose_models import choose_models
 from demos.client.exit_codes import INTERRUPTED, UNREACHABLE, USAGE
 from demos.quickstart import load_models, print_models
-from demos.stack import DOCUMENTED_PORTS, Stack, StackError
+from demos.stack import DOCUMENTED_PORTS, Stack, StackError, talk_to_a_person
 
 KEPT = Path("data/pictures")
 PORTS = "ports.json"
@@ -41,6 +41,7 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "python -m demos.pict
     """Start everything, take the pictures, stay up; return the exit code."""
     parser = make_parser(prog)
     options = parser.parse_args(argv)
+    talk_to_a_person()
     folder = options.folder.expanduser().resolve()
     if not folder.is_dir():
         parser.error(f"there is no folder {folder}")

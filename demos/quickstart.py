@@ -17,7 +17,7 @@ from demos.annotate import draw_faces
 from demos.choose_models import Choice, choose_models
 from demos.client import ClientError, InferdClient, RejectedError, upload
 from demos.client.terminal import Waiting
-from demos.stack import Stack, StackError
+from demos.stack import Stack, StackError, talk_to_a_person
 from handlers.face_store import QdrantFaceStore
 from handlers.image_store import QdrantImageStore
 
@@ -280,6 +280,7 @@ def _stay(stack: Stack, ids: Iterable[str]) -> None:
 def main(argv: Sequence[str] | None = None, *, prog: str = "python -m demos.quickstart") -> int:
     """Run the demo; return its exit code."""
     arguments = make_parser(prog).parse_args(argv)
+    talk_to_a_person()
     try:
         choice = choose_models()
     except ConfigError as error:

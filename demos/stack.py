@@ -1,6 +1,7 @@
 """Everything a demo needs as child processes: broker, media store and daemon."""
 
 import contextlib
+import io
 import json
 import os
 import shutil
@@ -212,6 +213,13 @@ class Stack:
 
     def _log(self, name: str) -> Path:
         return self.folder / f"{name.replace(' ', '-')}.log"
+
+
+def talk_to_a_person() -> None:
+    """Let a `kill` end us as Ctrl-C does, which leaves no process, and say each line at once."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)
 
 
 def _choose_ports(preferred: Sequence[int]) -> list[int]:

@@ -61,11 +61,11 @@ def run(photos: Path, *more: str) -> subprocess.CompletedProcess[str]:
 
 @contextlib.contextmanager
 def staying(photos: Path) -> Iterator[dict[str, str]]:
-    """Run it until left by Ctrl-C; yield what it says where things are."""
+    """Run it until it is left by a kill; yield what it says where things are."""
     process = subprocess.Popen(
         words(photos),
         cwd=photos.parent,
-        env=environ(photos.parent) | {"PYTHONUNBUFFERED": "1"},
+        env=environ(photos.parent),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -78,10 +78,10 @@ def staying(photos: Path) -> Iterator[dict[str, str]]:
             told[name] = value.strip()
             if "Ctrl-C stops it" in line:
                 break
-        assert "look and search" in told, told
+        assert "look and search" in told, "\n".join(told)
         yield told
     finally:
-        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGTERM)
         rest, _ = process.communicate(timeout=60)
     assert process.returncode == 0, rest
     assert "the same command goes on" in rest
