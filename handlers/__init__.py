@@ -54,7 +54,9 @@ imports no model library; those load when the daemon opens a handler.
     qdrant_edge, qdrant_local, qdrant_server
                              one file per engine; qdrant_models, engine_folder, background_loop:
                              what they share
-    vector_snapshots         copies of an embedded engine's folder, for backups
+    vector_snapshots         copies of an embedded engine's folder, for backups; vectors_at_rest:
+                             the folder itself while nobody has it open; model_sums: the models'
+    vector_copying           collections from one engine to another
     edge_shard, edge_vendor  one collection of qdrant_edge, and its words for ours
     edge_upkeep              has its index built while it is used: edge_schedule (when), edge_copy
                              (the folders, crashes), edge_process (who does it)

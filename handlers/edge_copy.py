@@ -6,7 +6,6 @@ NAME.replaced without NAME is a swap that was cut between its two renames. All f
 are on the disk before the first of them.
 """
 
-import errno
 import os
 import shutil
 import threading
@@ -15,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from daemon.errors import DependencyDownError
+from daemon.holes import extents
 from handlers.disk_room import ROOM_BYTES
 
 BEGUN = ".begun"
@@ -148,7 +148,7 @@ def _copy_file(source: Path, target: Path, go_on: Callable[[], None]) -> None:
         reader, writer = reading.fileno(), writing.fileno()
         size = os.fstat(reader).st_size
         os.truncate(writer, size)
-        for begin, end in _extents(reader, size):
+        for begin, end in extents(reader, size):
             at = begin
             while at < end:
                 go_on()
@@ -156,23 +156,6 @@ def _copy_file(source: Path, target: Path, go_on: Callable[[], None]) -> None:
                 if not data:
                     break
                 at += os.pwrite(writer, data, at)
-
-
-def _extents(reader: int, size: int) -> Iterator[tuple[int, int]]:
-    """Yield where a file has data: edge's files are mostly holes."""
-    if not hasattr(os, "SEEK_DATA"):
-        yield 0, size
-        return
-    at = 0
-    while at < size:
-        try:
-            begin = os.lseek(reader, at, os.SEEK_DATA)
-        except OSError as error:
-            if error.errno == errno.ENXIO:
-                return  # a hole up to the end
-            raise
-        at = os.lseek(reader, begin, os.SEEK_HOLE)
-        yield begin, at
 
 
 def _sync(path: Path) -> None:

@@ -4,13 +4,15 @@ Every failure there is a bare Exception, a ValueError or a TypeError, or a panic
 an Exception; all are told apart by their text alone.
 """
 
+import json
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import qdrant_edge as edge
 
-from daemon.errors import DependencyDownError, InferdError, RetryableError
+from daemon.errors import ConfigError, DependencyDownError, InferdError, RetryableError
 from handlers.vector_engine import (
     AtLeast,
     Condition,
@@ -46,6 +48,28 @@ def translated(call: Callable[[], T]) -> T:
         ) from error
 
 
+def dimension_in(folder: Path) -> int | None:
+    """Return how many numbers the vectors of a shard's folder have; None where there is none.
+
+    Raises:
+        ConfigError: it holds no plain vectors compared by cosine, code collection_mismatch.
+    """
+    try:
+        config = json.loads((folder / "edge_config.json").read_text(encoding="utf-8"))
+        plain = config["vectors"][""]
+        if plain["distance"] == "Cosine":
+            return int(plain["size"])
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"the collection in {folder} cannot be read: {error}", code="vector_store_unusable"
+        ) from error
+    raise ConfigError(
+        f"the collection in {folder} is not compared by cosine", code="collection_mismatch"
+    )
+
+
 def upserting(points: Sequence[Point]) -> Any:
     """Return the operation that stores points."""
     return edge.UpdateOperation.upsert_points(
@@ -65,7 +89,8 @@ def _to_condition(condition: Condition) -> Any:
         case Equals(field, value):
             return edge.FieldCondition(field, match=edge.MatchValue(value))
         case OneOf(field, values):
-            return edge.FieldCondition(field, match=edge.MatchAny(list(values)))
+            listed: list[Any] = list(values)
+            return edge.FieldCondition(field, match=edge.MatchAny(listed))
         case AtLeast(field, value):
             return edge.FieldCondition(field, range=edge.RangeFloat(gte=value))
         case HasId(point_ids):

@@ -26,7 +26,7 @@ from handlers.edge_copy import collections_in, remove, sweep
 from handlers.edge_schedule import NEVER, IndexBoard, Schedule
 from handlers.edge_shard import Shard
 from handlers.edge_upkeep import Upkeep, WriteGate
-from handlers.edge_vendor import to_filter, to_id, to_point, translated
+from handlers.edge_vendor import dimension_in, to_filter, to_id, to_point, translated
 from handlers.engine_folder import EngineThread, FolderLock
 from handlers.inference import Vector
 from handlers.vector_engine import CollectionSpec, Filter, Match, Page, Point, PointId
@@ -109,6 +109,10 @@ class EdgeEngine:
     async def collections(self) -> list[str]:
         """Return the names of all collections, loaded or not."""
         return await self._run(lambda: collections_in(self._folder))
+
+    async def dimension_of(self, collection: str) -> int | None:
+        """Return how many numbers a collection's vectors have, loaded or not."""
+        return await self._run(lambda: dimension_in(self._folder / collection))
 
     async def drop_collection(self, collection: str) -> None:
         """Close a shard and remove its folder."""

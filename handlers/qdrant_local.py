@@ -57,6 +57,16 @@ class LocalEngine:
         found = await self._run(self._client.get_collections)
         return sorted(each.name for each in found.collections)
 
+    async def dimension_of(self, collection: str) -> int | None:
+        """Return how many numbers a collection's vectors have."""
+
+        def look() -> int | None:
+            if not self._client.collection_exists(collection):
+                return None
+            return qdrant_models.dimension_of(self._client.get_collection(collection), collection)
+
+        return await self._run(look)
+
     async def drop_collection(self, collection: str) -> None:
         """Delete a collection."""
         await self._run(lambda: self._client.delete_collection(collection))

@@ -110,6 +110,13 @@ class ServerEngine:
         found = await self._call(self._client.get_collections())
         return sorted(each.name for each in found.collections)
 
+    async def dimension_of(self, collection: str) -> int | None:
+        """Return how many numbers a collection's vectors have."""
+        if not await self._call(self._client.collection_exists(collection)):
+            return None
+        info = await self._call(self._client.get_collection(collection))
+        return qdrant_models.dimension_of(info, collection)
+
     async def drop_collection(self, collection: str) -> None:
         """Delete a collection; it is not made anew from now on."""
         self._specs.pop(collection, None)

@@ -146,6 +146,13 @@ class VectorEngine(Protocol):
     async def collections(self) -> list[str]:
         """Return the names of all collections there are, opened or not, sorted."""
 
+    async def dimension_of(self, collection: str) -> int | None:
+        """Return how many numbers a collection's vectors have; None where there is none of it.
+
+        Raises:
+            ConfigError: it holds no plain vectors compared by cosine, code collection_mismatch.
+        """
+
     async def drop_collection(self, collection: str) -> None:
         """Delete a collection with all that is in it; one that is not there is no error.
 

@@ -21,7 +21,8 @@ _selector: TypeAdapter[models.PointsSelector] = TypeAdapter(models.PointsSelecto
 async def qdrant_server() -> AsyncIterator[tuple[str, AsyncQdrantClient, set[str]]]:
     """Give its URL, what it keeps, and the API keys that it was shown."""
     client = AsyncQdrantClient(":memory:")
-    app = web.Application(middlewares=[refuse])
+    # 32 MiB, as a real one takes.
+    app = web.Application(middlewares=[refuse], client_max_size=32 << 20)
     app[CLIENT] = client
     app[KEYS] = set()
     app.add_routes(routes)
