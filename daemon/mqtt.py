@@ -150,7 +150,12 @@ class MqttLink:
                 await self._connect_once()
             except (OSError, TimeoutError, gmqtt.MQTTConnectError, PublishError) as error:
                 self.last_error = _brief(error)
-                log.warning("the broker is away: %s", self.last_error)
+                host, port = self._url.hostname, self._url.port
+                log.warning(
+                    "the broker is away: %s; INFERD_MQTT__URL says %s",
+                    self.last_error,
+                    host if port is None else f"{host}:{port}",
+                )
             if self.connects > connects and time.monotonic() - began >= STEADY_SECONDS:
                 wait = FIRST_WAIT_SECONDS
             await asyncio.sleep(wait * random.uniform(0.5, 1))  # noqa: S311 - spreads load
