@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from daemon.__main__ import COMMANDS, EXIT_CONFIG
+from daemon.__main__ import EXIT_CONFIG
+from daemon.cli import COMMANDS
 from daemon.settings import Settings, WorkerSettings, _is_field
 
 ROOT = Path(__file__).parents[2]
