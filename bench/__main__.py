@@ -47,7 +47,8 @@ def main(argv: list[str]) -> int:
         report.write(arguments.json, report.as_json(rows, runs, arguments.size))
     seconds = sum(run.seconds for run in runs.values())
     failed = [name for name, run in runs.items() if run.error]
-    print(f"\n{len(rows)} rows in {seconds:.0f} s, as JSON in {arguments.json}")
+    each = ", ".join(f"{name} {run.seconds:.0f}" for name, run in runs.items())
+    print(f"\n{len(rows)} rows in {seconds:.0f} s ({each}), as JSON in {arguments.json}")
     if failed:
         print(f"failed: {', '.join(failed)}", file=sys.stderr)
     return 1 if failed else 0

@@ -63,11 +63,11 @@ class Rounds:
 
 def measure(options: Options, *, megapixels: int = 2) -> Sequence[Row]:
     """Return the rows of section end_to_end."""
-    rounds = options.pick(smallest=1, quick=2, normal=4, full=9)
+    rounds = options.pick(smallest=1, quick=2, normal=3, full=9)
     jobs = options.pick(smallest=4, quick=160, normal=300)
     few = options.pick(smallest=3, quick=24, normal=24, full=40)
     group = f"{megapixels} MP 4:2:0"
-    files = [sample.data for sample in generated() if sample.group == group]
+    files = [sample.data for sample in generated(group)]
     found = _measure(files, rounds=rounds, jobs=jobs, few=few)
     cosine = found.least_cosine()
     if cosine < LEAST_COSINE:

@@ -72,9 +72,4 @@ def face_weights(folder: Path) -> FaceWeights:
 
 
 def _generated() -> list[bytes]:
-    files = []
-    for sample in generated():
-        if sample.group != GROUP:
-            break
-        files.append(sample.data)
-    return files
+    return [sample.data for sample in generated(GROUP)]

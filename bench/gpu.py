@@ -43,7 +43,7 @@ def measure_on(device: str, options: Options) -> Sequence[Row]:
     """Return the rows for a device, as torch calls it."""
     rounds = options.pick(smallest=1, quick=3, normal=5)
     jobs = options.pick(smallest=4, quick=500, normal=2000)
-    files = [sample.data for sample in generated() if sample.group == GROUP]
+    files = [sample.data for sample in generated(GROUP)]
     environ = {
         "INFERD_CLIP__WEIGHTS": settings_of(os.environ).clip.weights,
         "INFERD_WORKER__TASK_TYPES": TASK,
