@@ -48,7 +48,8 @@ def _choose_clip(settings: Settings, choice: Choice) -> None:
         choice.environ["INFERD_CLIP__WEIGHTS"] = "untrained"
         choice.warnings.append(
             f"CLIP IS UNTRAINED: no weights in {settings.models_path} and no hub in reach. "
-            "ITS VECTORS ARE RANDOM PROJECTIONS: near copies are found, meaning is not."
+            "ITS VECTORS ARE RANDOM PROJECTIONS: near copies are found, meaning is not. "
+            "`models where` says which file goes where."
         )
     else:
         choice.told.append(f"CLIP {model}: {path.name}")
