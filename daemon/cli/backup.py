@@ -7,7 +7,6 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from daemon.backup.archive import Archive, ArchiveWriter
@@ -24,8 +23,7 @@ from demos.client import UnreachableError
 from demos.client.exit_codes import COMPLETED, INTERRUPTED, REJECTED, UNREACHABLE
 from demos.client.management import Door, RefusedError, add_place
 from demos.client.terminal import Meter, print_out
-from handlers.model_file import examine
-from handlers.model_inventory import used_models
+from handlers.model_sums import engine_version, model_sums
 from handlers.vector_copying import is_ours
 from handlers.vector_snapshots import (
     COPY_SECONDS,
@@ -136,7 +134,9 @@ def _back_up(
             " --vectors-only; in this order, each completed job has its vector",
             code="queue_not_a_file",
         )
-    models, examined = _models(settings, with_models=options.with_models)
+    models, examined = model_sums(settings)
+    if not options.with_models:
+        models = []
     with ExitStack() as stack:
         part = stack.enter_context(part_file(dest))
         queue_copy = stack.enter_context(scratch(dest, "queue"))
@@ -179,7 +179,7 @@ def _back_up(
                 "inferd": own_version(),
                 **about,
                 "vectors": vectors.told,
-                "models": examined,
+                "models": [{**each, "is_included": bool(models)} for each in examined],
             }
         )
         publish(part, dest)
@@ -227,7 +227,7 @@ class _Vectors:
             return []
         self.told = {
             "engine": folder.name,
-            "made_by": _made_by(folder.name),
+            "made_by": engine_version(folder.name),
             "collections": collections_of(folder),
         }
         below = folder.parent
@@ -247,6 +247,14 @@ class _Vectors:
         made = door.ask("POST", "/vectors/snapshots", seconds=COPY_SECONDS + 60)
         stack.callback(_remove_copy, door, str(made["snapshot_id"]))
         folder = Path(str(made["folder"]))
+        ours = (self._settings.data_dir / "vectors").resolve()
+        if not folder.resolve().is_relative_to(ours):
+            raise ConfigError(
+                f"the daemon that answers keeps its vectors in {folder.parent.parent}, and not in"
+                f" {ours}: name the other daemon with --inference, or set INFERD_DATA_DIR as it is"
+                " set for this one",
+                code="backup_failed",
+            )
         try:
             reader = stack.enter_context((folder / READER_LOCK).open("a"))
         except OSError as error:
@@ -279,35 +287,6 @@ def _finish_queue(
 def _notes(settings: Settings) -> list[tuple[str, Path]]:
     found = sorted(settings.data_dir.glob("home-assistant-*.json"))
     return [(f"notes/{each.name}", each) for each in found]
-
-
-def _models(
-    settings: Settings, *, with_models: bool
-) -> tuple[list[tuple[str, Path]], list[JsonObject]]:
-    files: dict[str, Path] = {}
-    told: list[JsonObject] = []
-    for model in used_models(settings):
-        examined = examine(model)
-        each: JsonObject = {"name": model.name, "role": model.role, "state": model.state}
-        if examined is not None and model.path is not None:
-            path = model.path.absolute()
-            home = settings.models_path.absolute()
-            is_home = path.is_relative_to(home)
-            apart = f"{examined.sha256[:12]}-{path.name}"
-            name = str(path.relative_to(home)) if is_home else apart
-            each |= {"path": str(path), "sha256": examined.sha256, "licence": examined.licence}
-            if with_models:
-                each["file"] = f"models/{name}"
-                files[f"models/{name}"] = path
-        told.append(each)
-    return sorted(files.items()), told
-
-
-def _made_by(engine: str) -> str:
-    package = "qdrant-edge-py" if engine == "edge" else "qdrant-client"
-    with suppress(PackageNotFoundError):
-        return f"{package} {version(package)}"
-    return package
 
 
 def _tell(dest: Path, queue: JsonObject | None, vectors: JsonObject, settings: Settings) -> None:

@@ -273,6 +273,10 @@ def _tell(archive: Archive, place: _Place, settings: Settings) -> None:
     names = ", ".join(about["vectors"]["collections"]) or "none"
     to = f"{jobs:,} jobs to {place.queue}" if about["queue"] else "no queue"
     print_out(f"restored {to}; vectors: {names}")
+    for model in about.get("models", ()):
+        is_here = model["is_included"] or Path(model.get("path", "")).exists()
+        if "sha256" in model and not is_here:
+            print_out(f"its weights are not here: {model['name']}, sha256 {model['sha256']}")
     kept = json.loads(archive.read("settings.json"))
     now = settings_to_keep(settings)["settings"]
     other = {name: value for name, value in kept["settings"].items() if now.get(name) != value}
