@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -321,3 +322,73 @@ def test_a_run_of_the_bench_becomes_a_calibration() -> None:
     assert Calibration(**json.loads(found.as_json())) == found
     with pytest.raises(KeyError, match="overhead"):
         calibrated({**told, "rows": [each for each in rows if each["section"] != "overhead"]})
+
+
+# ---- docs/scaling.md
+
+
+def table(first: str) -> dict[str, list[str]]:
+    """Return a table of docs/scaling.md by its rows' names; `first` begins its second line."""
+    text = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
+    (found,) = [part for part in text.split("\n\n") if part.startswith(first)]
+    rows = [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in found.splitlines()]
+    return {row[0]: row[1:] for row in rows[2:]}
+
+
+def numbers(cell: str) -> list[float]:
+    return [float(each.replace(",", "")) for each in re.findall(r"\d[\d,.]*", cell)]
+
+
+def test_the_documented_table_is_what_the_command_reckons() -> None:
+    rows = table("| hosts | 1 |")
+    names = {
+        "jobs/s": [("jobs/s, hosts alone", 1)],
+        "days for a billion pictures": [("days, hosts alone", 1)],
+        "claims/s, 16 a batch": [("claims/s", 1)],
+        "PostgreSQL's log, MB/s (at worst)": [
+            ("WAL, bytes/s", 1e6),
+            ("WAL at worst, bytes/s", 1e6),
+        ],
+        "messages/s through the broker": [("messages/s", 1)],
+        "fetched, Gb/s": [("fetched, bits/s", 1e9)],
+        "vectors written, MB/s": [("vectors written, bytes/s", 1e6)],
+    }
+
+    assert rows.keys() == names.keys()
+    for column, hosts in enumerate((1, 10, 100, 1000)):
+        found = figures_of(replace(MANY, hosts=hosts), load(), 1e9)
+        for name, wanted in names.items():
+            told = numbers(rows[name][column])
+            assert told == [
+                pytest.approx(found[figure] / unit, rel=0.025) for figure, unit in wanted
+            ], (name, hosts)
+
+
+def test_the_documented_breaks_are_those_of_the_command() -> None:
+    rows = table("| | originals |")
+    lean = {"requests_a_message": 1000, "progress": False, "daemons_a_host": 2}
+    columns = [
+        MANY,
+        replace(MANY, variant="preview 1440"),
+        replace(MANY, variant=PREVIEW_640, **lean),  # type: ignore[arg-type]
+    ]
+
+    for column, deployment in enumerate(columns):
+        until = hosts_until(deployment, load())
+        demand = demand_of(limits_of(deployment, load()))
+        for name, cells in rows.items():
+            part = next((each for each in until if name.startswith(f"{each},")), None)
+            expected = until[part] if part else until.get("vector upserts", 0.0)
+            if name.startswith("jobs/s of a host"):
+                expected = demand
+            assert numbers(cells[column])[0] == pytest.approx(expected, rel=0.05), (name, column)
+
+
+def test_the_documented_costs_are_those_of_the_calibration() -> None:
+    found = load()
+    rows = table("| | bytes | for CLIP")
+
+    for name, variant in zip(rows, (ORIGINAL, "preview 1440", PREVIEW_640), strict=True):
+        costs = (found.picture_bytes, found.clip_decode_core_ms, found.face_decode_core_ms)
+        told = [numbers(cell)[0] for cell in rows[name]]
+        assert told == [pytest.approx(each[variant], rel=0.05) for each in costs], name
