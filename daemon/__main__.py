@@ -1,6 +1,7 @@
 """Process entry: which sub-command runs, and which exit code an error gets."""
 
 import importlib
+import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -13,24 +14,28 @@ EXIT_CONFIG = 78
 """EX_CONFIG of sysexits.h: a supervisor need not try again."""
 EXIT_LATER = 75
 """EX_TEMPFAIL: somebody else holds the queue's file, as during a long migration; try again."""
+_HELP = ("-h", "--help", "help")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `python -m daemon [command] ...`; return its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if arguments and arguments[0] in ("-h", "--help", "help"):
-        sys.stdout.write(_usage())
-        return 0
     name = "serve"
-    if arguments and not arguments[0].startswith("-"):
+    if arguments and (arguments[0] in _HELP or not arguments[0].startswith("-")):
         name = arguments.pop(0)
-    if name not in COMMANDS:
+    if name not in (*COMMANDS, *_HELP):
         meant = did_you_mean(name, COMMANDS)
         sys.stderr.write(f"inferd: there is no command {name[:80]!r}{meant}\n\n{_usage()}")
         return 2
     try:
-        command = importlib.import_module(COMMANDS[name][0])
-        code: int = command.main(arguments, prog=f"{_program()} {name}")
+        code = _run(name, arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        if name == "serve":
+            raise
+        # Who reads has gone, such as `head`; Python must not stumble over it once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except ConfigError as error:
         return _refuse([error])
     except ExceptionGroup as group:
@@ -38,6 +43,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         if wrong is None:
             raise
         return _refuse(_leaves(wrong))
+    return code
+
+
+def _run(name: str, arguments: Sequence[str]) -> int:
+    if name in _HELP:
+        sys.stdout.write(_usage())
+        return 0
+    command = importlib.import_module(COMMANDS[name][0])
+    code: int = command.main(arguments, prog=f"{_program()} {name}")
     return code
 
 

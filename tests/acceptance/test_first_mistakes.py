@@ -86,6 +86,25 @@ def test_an_address_without_its_scheme_is_told_how_to_be(newcomer: Newcomer) -> 
     assert "INFERD_MQTT__URL: must be mqtt[s]://" in said
 
 
+def test_a_daemon_without_its_broker_says_where_it_looks_and_which_setting_says_so(
+    newcomer: Newcomer,
+) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", "daemon", "serve"],
+        cwd=ROOT,
+        env={**newcomer.environ, "INFERD_WORKER__TASK_TYPES": "face_detection"},
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as serving:
+        assert serving.stderr is not None
+        said = next((line for line in serving.stderr if "the broker is away" in line), "")
+        serving.kill()
+        serving.stderr.read()
+
+    address = newcomer.environ["INFERD_MQTT__URL"].removeprefix("mqtt://")
+    assert f"INFERD_MQTT__URL says {address}" in said
+
+
 def test_neither_broker_nor_daemon_names_where_to_look(newcomer: Newcomer) -> None:
     code, said = newcomer.types("submit", "1")
 
@@ -149,3 +168,24 @@ def test_no_way_to_check_tokens_names_each_of_them(newcomer: Newcomer) -> None:
     assert code == 78
     for name in ("PUBLIC_KEY_PATH", "INFERD_AUTH__JWKS_URL", "AUTH_DISABLED=true"):
         assert name in said
+
+
+@pytest.mark.parametrize(
+    "words", [("models", "where"), ("schemas", "openapi"), ("search", "-h"), ("--help",)]
+)
+def test_a_reader_that_has_gone_is_no_error(words: tuple[str, ...], newcomer: Newcomer) -> None:
+    theirs, ours = os.pipe()
+    os.close(theirs)
+    with os.fdopen(ours, "w") as nobody:
+        done = subprocess.run(
+            [sys.executable, "-m", "daemon", *words],
+            cwd=ROOT,
+            env=newcomer.environ,
+            stdout=nobody,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=SECONDS,
+            check=False,
+        )
+
+    assert (done.returncode, done.stderr) == (0, "")
