@@ -13,6 +13,7 @@ import pytest
 
 from daemon.errors import ConfigError
 from daemon.jobs import JobState
+from daemon.postgresql import schema
 from daemon.postgresql import transfer as transfer_module
 from daemon.postgresql.backend import PostgresDatabase
 from daemon.postgresql.inspection import inspect
@@ -134,7 +135,7 @@ async def test_what_changed_in_the_file_between_two_runs_is_moved_too(
     url = cluster.schema()
 
     with monkeypatch.context() as patch:
-        patch.setattr(transfer_module.schema, "mark_moving", marks_then_breaks())
+        patch.setattr(schema, "mark_moving", marks_then_breaks())
         with pytest.raises(KeyboardInterrupt):
             await transfer(path, url, batch=7)
     async with open_bench(path) as bench:
@@ -149,7 +150,7 @@ async def test_what_changed_in_the_file_between_two_runs_is_moved_too(
 
 
 def marks_then_breaks() -> Any:
-    mark = transfer_module.schema.mark_moving
+    mark = schema.mark_moving
 
     async def marking(raw: Any, installation: str | None) -> None:
         if installation is None:
