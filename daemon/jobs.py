@@ -120,13 +120,17 @@ class Lease:
     """Its place in the order, less is sooner: created_at minus what its priority is worth."""
 
 
+_ENCODER = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+"""Made once: json.dumps would make one for each of a job's events."""
+
+
 def dump_json(value: Any) -> str:
     """Return compact JSON text; refuses NaN and infinity, which are not JSON.
 
     Raises:
         ValueError: the value holds NaN or infinity.
     """
-    return json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return _ENCODER.encode(value)
 
 
 def dump_result(result: JsonObject) -> str:
