@@ -42,7 +42,7 @@ _PARAMETERS: JsonObject = {
         "examples": [TaskType.IMAGE_EMBEDDING.value, "cancel", "delete", "unknown"],
     },
     "woken": {
-        "description": "A task type, or `_intake`: an intake role was given up.",
+        "description": "A task type, or `_intake`: the intake roles are to be looked at.",
         "examples": [TaskType.IMAGE_EMBEDDING.value, topics.WAKE_INTAKE],
     },
     "media_store_id": {

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from daemon import topics
 from daemon.health import Health
 from daemon.identity import is_dead
-from daemon.installation import installation_id
+from daemon.installation import Installation, read_installation
 from daemon.job_queue import JobQueue
 from daemon.jobs import Clock, TaskType
 from daemon.mqtt import MqttLink, OnRequest
@@ -29,13 +29,14 @@ class Company:
 
     watched: Sequence[str] = (*WATCHED, topics.WAKE_FILTER)
 
-    def __init__(self, settings: MqttSettings, queue_id: str, clock: Clock) -> None:
+    def __init__(self, settings: MqttSettings, installation: Installation, clock: Clock) -> None:
         self._settings = settings
         self._clock = clock
         self._wakes: WakeUps | None = None
         self._keeper: RoleKeeper | None = None
-        self.queue_id = queue_id
-        self.workers = Workers(settings.client_id, queue_id=queue_id, clock=clock)
+        self._secret = installation.secret
+        self.queue_id = installation.name
+        self.workers = Workers(settings.client_id, queue_id=self.queue_id, clock=clock)
 
     @classmethod
     async def of(cls, database: QueueBackend, settings: MqttSettings, clock: Clock) -> "Company":
@@ -44,7 +45,7 @@ class Company:
         Raises:
             StorageError: the queue cannot be read.
         """
-        return cls(settings, await installation_id(database), clock)
+        return cls(settings, await read_installation(database), clock)
 
     async def run(
         self,
@@ -88,10 +89,11 @@ class Company:
             roles,
             link,
             self._settings,
+            secret=self._secret,
             on_request=on_request,
-            given_up=lambda: wakes.call(topics.WAKE_INTAKE),
+            changed=lambda: wakes.call(topics.WAKE_INTAKE),
         )
-        wakes.role_given_up = keeper.ask
+        wakes.roles_changed = keeper.ask
         if self._settings.intake_roles:
             health.add("intake", keeper.check, is_required=False)
         async with asyncio.TaskGroup() as group:

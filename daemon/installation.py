@@ -1,15 +1,33 @@
-"""Which queue this is: an id of its own, by which daemons know that they share it."""
+"""Which queue this is: a name by which daemons know that they share it, and a secret they share."""
+
+import hashlib
+from dataclasses import dataclass
 
 from daemon.queue_backend import QueueBackend
 
 FIND_INSTALLATION = "SELECT id FROM installation"
 
 
-async def installation_id(database: QueueBackend) -> str:
-    """Return the queue's id, made with its schema.
+@dataclass(frozen=True, slots=True)
+class Installation:
+    """One queue, whichever daemons work on it."""
+
+    name: str
+    """Told to everybody."""
+    secret: str
+    """Known to those alone who can read the queue's database: 16 hexadecimal digits."""
+
+
+async def read_installation(database: QueueBackend) -> Installation:
+    """Return what the id means that was made with the queue's schema.
 
     Raises:
         StorageError: it cannot be read.
     """
     rows = await database.read(FIND_INSTALLATION)
-    return str(rows[0][0]) if rows else ""
+    found = str(rows[0][0]) if rows else ""
+    return Installation(_derived("name", found, 32), _derived("secret", found, 16))
+
+
+def _derived(what: str, found: str, digits: int) -> str:
+    return hashlib.sha256(f"inferd {what} {found}".encode()).hexdigest()[:digits]

@@ -16,9 +16,9 @@ from daemon.errors import StorageError
 from daemon.jobs import JsonObject
 from daemon.mqtt import MqttLink, OnRequest, end_session
 from daemon.requests import MqttRequest
-from daemon.roles import Roles, Standing
+from daemon.roles import GROUP, Roles, Standing
 from daemon.settings import MqttSettings
-from daemon.topics import REQUEST_FILTER, SHARED_REQUEST_FILTER
+from daemon.topics import REQUEST_FILTER
 
 log = logging.getLogger(__name__)
 
@@ -58,8 +58,9 @@ class RoleKeeper:
         link: MqttLink,
         settings: MqttSettings,
         *,
+        secret: str,
         on_request: OnRequest,
-        given_up: Callable[[], None] = lambda: None,
+        changed: Callable[[], None] = lambda: None,
         lease_seconds: float = LEASE_SECONDS,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -69,16 +70,19 @@ class RoleKeeper:
             roles: the leases; of the same length.
             link: the daemon's own, by which is judged whether the broker can be reached.
             settings: where the broker is.
+            secret: ends the names at the broker; the same for all daemons on the queue.
             on_request: returns once a request is durable; raises if it could not be stored.
-            given_up: tells the others that a role is free.
+            changed: tells the others to look: a role is free, or there is one daemon more.
             lease_seconds: how long a role is ours without a look.
             monotonic: seconds.
         """
         self._roles = roles
         self._link = link
         self._settings = settings
+        self._secret = secret
+        self._shared = f"$share/{GROUP}-{secret}/{REQUEST_FILTER}"
         self._on_request = on_request
-        self._given_up = given_up
+        self._changed = changed
         self._lease_seconds = lease_seconds
         self._monotonic = monotonic
         self._held: dict[str, _Role] = {}
@@ -93,7 +97,7 @@ class RoleKeeper:
         self._door = asyncio.Lock()
 
     def ask(self) -> None:
-        """Look soon: somebody may have given up a role."""
+        """Look soon: a role may be free, or ours too many."""
         self._asked.ring()
 
     async def check(self) -> JsonObject:
@@ -109,6 +113,9 @@ class RoleKeeper:
         """Hold roles until cancelled, or until `close`; returns where there are none at all."""
         try:
             while not await self._is_needless():
+                if not self._is_member:
+                    # Nothing is due before.
+                    await self._link.wait_up()
                 heard = self._asked.rings
                 seconds = self._lease_seconds / LOOKS
                 try:
@@ -135,7 +142,11 @@ class RoleKeeper:
                 await self._leave()
                 return
             standing = self._standing = await self._roles.look()
-            self._is_member, self._valid_until = True, began + self._lease_seconds
+            self._valid_until = began + self._lease_seconds
+            if not self._is_member:
+                # Others may have more than their share from now on.
+                self._is_member = True
+                self._changed()
             ours = {**standing.held, **standing.retired}
             for name, role in list(self._held.items()):
                 if role.task.done():
@@ -192,7 +203,7 @@ class RoleKeeper:
         if self._is_member:
             await self._roles.leave()
             self._is_member = False
-            self._given_up()
+            self._changed()
 
     # -- one role ------------------------------------------------------------------------------
 
@@ -209,9 +220,9 @@ class RoleKeeper:
                 return False
 
         link = MqttLink(
-            self._settings.model_copy(update={"client_id": name}),
-            subscriptions=[] if is_retired else [SHARED_REQUEST_FILTER],
-            dropped=[SHARED_REQUEST_FILTER] if is_retired else [],
+            self._at_broker(name),
+            subscriptions=[] if is_retired else [self._shared],
+            dropped=[self._shared] if is_retired else [],
             on_request=receive,
             is_worker=False,
             may_connect=may_connect,
@@ -219,6 +230,9 @@ class RoleKeeper:
         task = asyncio.create_task(link.run(), name=f"role-{name}")
         self._held[name] = _Role(fence, link, task, self._monotonic(), is_retired)
         log.info("%s the role %s", "draining" if is_retired else "holding", name)
+
+    def _at_broker(self, name: str) -> MqttSettings:
+        return self._settings.model_copy(update={"client_id": f"{name}-{self._secret}"})
 
     async def _settle(self, role: _Role) -> None:
         """Take nothing more; return once what came is stored and confirmed."""
@@ -233,7 +247,7 @@ class RoleKeeper:
         await self._stop(name)
         await self._roles.give_back(name, role.fence)
         log.info("gave up the role %s for another daemon", name)
-        self._given_up()
+        self._changed()
 
     async def _note_opened(self) -> None:
         for name, role in self._held.items():
@@ -248,7 +262,7 @@ class RoleKeeper:
         await self._settle(role)
         await self._stop(name)
         try:
-            await end_session(self._settings.model_copy(update={"client_id": name}))
+            await end_session(self._at_broker(name))
         except OSError as error:
             log.info("the session of the role %s could not be ended: %s", name, error)
             return

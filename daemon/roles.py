@@ -3,6 +3,9 @@
 A plain shared subscription loses what a member held when it died for good. So its members are
 roles, not daemons: each role is a lasting session at the broker under the role's name, and a daemon
 that took over a dead one's role connects under that name and gets all that it had not confirmed.
+
+At the broker names and group end in a secret of the queue's. Whoever knew them could take requests
+away: mosquitto gives a share to members that may not read it, and drops it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +15,7 @@ from daemon.jobs import Clock
 from daemon.queue_backend import Connection, QueueBackend
 
 GROUP = "inference-intake"
-"""The shared subscription's group; a role's name, and client id, is this with a number."""
+"""Begins the shared subscription's group; a role's name is this with a number."""
 FAR = 10
 """A lease so many leases ahead was written by a clock that has gone back since."""
 RETIRED_MS = 60_000

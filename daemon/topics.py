@@ -4,13 +4,11 @@ import re
 
 ROOT = "inference"
 REQUEST_FILTER = f"{ROOT}/request/+"
-SHARED_REQUEST_FILTER = f"$share/inference-intake/{REQUEST_FILTER}"
-"""One of the sessions that share it gets each request; see daemon.roles."""
 CANCEL_FILTER = f"{ROOT}/cancel/+"
 DELETE_FILTER = f"{ROOT}/delete/+"
 WAKE_FILTER = f"{ROOT}/wake/+"
 WAKE_INTAKE = "_intake"
-"""Last level of a wake-up: an intake role was given up; every other one is a task type."""
+"""Last level of a wake-up: the intake roles are to be looked at; every other is a task type."""
 PROBE = "_probe"
 """Last level of a request or cancel topic by which `doctor` finds out whether it is read. Neither
 a task type nor a job_id can be this word, and a daemon passes over it without a trace."""

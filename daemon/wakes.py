@@ -56,8 +56,8 @@ class WakeUps:
         self._has_room = has_room
         self._is_alone = is_alone
         self._echoes = dict.fromkeys(bells, 0)
-        self.role_given_up: Callable[[], None] = lambda: None
-        """Called when another daemon gave up an intake role."""
+        self.roles_changed: Callable[[], None] = lambda: None
+        """Called when another daemon gave up an intake role, or came to share them."""
 
     async def run(self) -> None:
         """Call until cancelled."""
@@ -88,7 +88,7 @@ class WakeUps:
             # Our own.
             return True
         if what == topics.WAKE_INTAKE:
-            self.role_given_up()
+            self.roles_changed()
         for task_type, bell in self._bells.items():
             if task_type.value == what:
                 self._echoes[task_type] += 1

@@ -44,6 +44,7 @@ def main(argv: Sequence[str], *, prog: str) -> int:
     if options.json:
         print_out(json.dumps(told))
         return COMPLETED
+    rows: list[tuple[str, ...]]
     rows = [("daemon", "state", "since", "a second", "done", "failed", "device", "version")]
     rows += [_row(each) for each in told["workers"]]
     wide = [max(map(len, column)) for column in zip(*rows, strict=True)]

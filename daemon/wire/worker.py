@@ -57,7 +57,7 @@ class Availability(Header):
 
 
 class WakeUp(Header):
-    """Jobs wait that this daemon cannot begin at once, or an intake role is free."""
+    """Jobs wait that this daemon cannot begin at once, or the intake roles changed hands."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [_HEAD]})
 

@@ -274,6 +274,25 @@ def test_the_acl_lets_the_daemon_do_its_work_and_keeps_strangers_out(
     assert secret not in said.text
 
 
+def test_a_broker_that_shares_requests_is_fit_for_intake_roles(
+    made: Made, patient: Patient
+) -> None:
+    url = f"mqtt://inferd:{password(made.folder, 'inferd')}@127.0.0.1:{made.port}"
+
+    said = patient.examine("--quick", INFERD_MQTT__URL=url, INFERD_MQTT__INTAKE_ROLES="2")
+
+    assert set(said.of("permissions")) == {"ok"}, said.text
+    assert "the broker shares requests among 2 intake roles" in said.text
+
+
+def test_a_user_who_reads_no_requests_shares_none(made: Made, patient: Patient) -> None:
+    url = f"mqtt://alice:{password(made.folder, 'alice')}@127.0.0.1:{made.port}"
+
+    said = patient.examine("--quick", INFERD_MQTT__URL=url, INFERD_MQTT__INTAKE_ROLES="2")
+
+    assert "INFERD_MQTT__INTAKE_ROLES=0" in said.found("permissions", "shares_unsupported")["mend"]
+
+
 def test_a_clients_credentials_are_not_enough_for_the_daemon(made: Made, patient: Patient) -> None:
     secret = password(made.folder, "alice")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from daemon.installation import installation_id
+from daemon.installation import read_installation
 from daemon.queue_backend import QueueBackend
 from daemon.roles import RETIRED_MS, Roles
 from tests.queue_bench import ManualClock, database_at
@@ -208,7 +208,8 @@ async def test_daemons_that_look_at_once_never_hold_the_same_role(
 
 async def test_a_queue_has_an_id_that_is_its_own_and_stays(place: Path | str) -> None:
     async with database_at(place) as database:
-        first = await installation_id(database)
+        first = await read_installation(database)
     async with database_at(place) as database:
-        assert await installation_id(database) == first
-    assert len(first) == 32
+        assert await read_installation(database) == first
+    assert (len(first.name), len(first.secret)) == (32, 16)
+    assert first.secret not in first.name, "everybody reads the name"

@@ -79,8 +79,9 @@ class Member:
             self.roles,
             self.link,
             settings,
+            secret="5ec2e7",
             on_request=self.receive,
-            given_up=self._tell,
+            changed=self._tell,
             lease_seconds=LEASE,
         )
         self._tasks: list[asyncio.Task[None]] = []
@@ -311,7 +312,7 @@ async def test_roles_that_nobody_wants_any_more_are_drained_and_their_sessions_e
             await ask(client, *(b"more %d" % number for number in range(6)))
             await until(lambda: len(set(two.stored)) == 18)
         async with AsyncClient(
-            broker.port, version=version, client_id="inference-intake-2", clean=False
+            broker.port, version=version, client_id="inference-intake-2-5ec2e7", clean=False
         ) as ghost:
             assert not ghost.sync.session_present
 

@@ -193,6 +193,31 @@ async def test_shipped_broker_takes_a_request_to_the_daemon(shipped: int) -> Non
         assert await asyncio.to_thread(daemon.receive) == b"ask"
 
 
+async def test_shipped_broker_shares_requests_with_those_alone_who_know_the_group(
+    shipped: int,
+) -> None:
+    shared = "$share/inference-intake{}/inference/request/+"
+    async with connected(shipped, "inferd") as daemon, connected(shipped, "alice") as client:
+        # It grants this, though she may not read, and would drop her share were it the same group.
+        await asyncio.to_thread(client.subscribe, shared.format(""))
+        await asyncio.to_thread(daemon.subscribe, shared.format("-5ec2e7"))
+        for number in range(8):
+            topic = "inference/request/face_detection"
+            assert await asyncio.to_thread(client.publish, topic, b"%d" % number) == 0
+
+        got = {await asyncio.to_thread(daemon.receive) for _ in range(8)}
+        assert got == {b"%d" % number for number in range(8)}
+
+
+async def test_shipped_broker_lets_daemons_wake_each_other(shipped: int) -> None:
+    async with connected(shipped, "inferd") as one, connected(shipped, "inferd") as two:
+        await asyncio.to_thread(two.subscribe, "inference/wake/+")
+
+        assert await asyncio.to_thread(one.publish, "inference/wake/_intake", b"wake") == 0
+
+        assert await asyncio.to_thread(two.receive) == b"wake"
+
+
 async def test_shipped_broker_brings_events_and_replies_to_clients(shipped: int) -> None:
     async with connected(shipped, "inferd") as daemon, connected(shipped, "alice") as client:
         for topic in ("inference/job/1/completed", "inference/reply/alice/1"):
@@ -211,6 +236,7 @@ async def test_shipped_broker_gives_the_daemon_room_in_flight(shipped: int) -> N
     [
         ("alice", "inference/job/1/completed"),
         ("alice", "inference/worker/w/availability"),
+        ("alice", "inference/wake/face_detection"),
         ("alice", "inference/reply/bob/1"),
         ("ops", "inference/reply/ops/1"),
         ("inferd", "elsewhere"),

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 from daemon.settings import AuthSettings
 from daemon.workers import Workers
@@ -11,7 +12,7 @@ from tests.integration.rest_rig import NOW, rest
 async def test_all_daemons_are_told_with_what_they_do_together(tmp_path: Path) -> None:
     workers = Workers("me", queue_id="q", clock=lambda: NOW)
     for name, state in (("me", "online"), ("two", "paused"), ("gone", "offline")):
-        said = {
+        said: dict[str, dict[str, Any]] = {
             "availability": {"state": state, "reason": "started", "paused": ["face_detection"]},
             "info": {"version": "1", "queue": "q", "task_types": ["face_detection"]},
             "stats": {"images_per_second": 1.5, "done": {"face_detection": 3}, "failed": {}},

@@ -101,9 +101,9 @@ async def test_our_own_call_rings_nothing(rig: Rig) -> None:
     assert rig.bells[FACES].rings == 0
 
 
-async def test_a_role_that_was_given_up_is_looked_at(rig: Rig) -> None:
+async def test_roles_that_changed_are_looked_at(rig: Rig) -> None:
     asked: list[bool] = []
-    rig.wakes.role_given_up = lambda: asked.append(True)
+    rig.wakes.roles_changed = lambda: asked.append(True)
 
     assert rig.wakes.hear(f"inference/wake/{WAKE_INTAKE}", b"")
 
