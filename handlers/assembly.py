@@ -24,7 +24,7 @@ from handlers.faces import Face
 from handlers.gpus import lane_devices
 from handlers.image_embedding import ImageEmbeddingInference
 from handlers.image_embedding_handler import ImageEmbeddingHandler
-from handlers.image_models import ImageModel, ImageModels, TextTower
+from handlers.image_models import ImageModel, ImageModels, TextTower, plain_spec
 from handlers.image_shadow import ImageShadow
 from handlers.image_store import QdrantImageStore
 from handlers.inference import MLInference, Provenance
@@ -245,6 +245,8 @@ class _Builder:
             self.set.checks["vectors"] = self._check_vectors, True
         self.set.snapshots = VectorSnapshots(self._engine)
         await self.set.snapshots.sweep()
+        if self.set.model_change is not None:
+            self.set.checks["model_change"] = self._check_model_change, False
         self.set.search = Search(images=self._images, faces=self._faces)
         self.set.direct = DirectVectors(
             self._settings.faces, images=self._images, faces=self._faces
@@ -309,7 +311,7 @@ class _Builder:
             runner=runner,
             side=inference.input_size[0],
             dimension=inference.embedding_dim,
-            spec={"model": clip.model, "weights": clip.weights},
+            spec=plain_spec(clip.model, clip.weights),
             text=TextTower(text, texts.tokenise),
         )
 
@@ -407,6 +409,9 @@ class _Builder:
     async def _check_media_store(self) -> JsonObject:
         await self._media_store.check()
         return {"url": self._media_store.address}
+
+    async def _check_model_change(self) -> JsonObject:
+        return self.set.tell_model_change() or {}
 
     async def _check_vectors(self) -> JsonObject:
         counts: JsonObject = {}

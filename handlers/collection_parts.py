@@ -120,21 +120,30 @@ class CollectionParts:
         Raises:
             PermanentError: a point can't be stored.
         """
-        record, done = await self.record(), set[str]()
+        record = await self.record()
         if record is None:
             await claim_again()
             record = await self.record()
+        stored: list[set[str]] = [set() for _ in points]
         while True:
             wanted = (self._bare,) if record is None else record.written
             missing = [tuple(p for p in wanted if p.fingerprint not in each) for each in points]
-            whole = [each for each, lacks in zip(points, missing, strict=True) if not lacks]
+            is_done = True
             for part in wanted:
-                if part.physical not in done:
-                    await self._put(part, [each[part.fingerprint] for each in whole])
-                    done.add(part.physical)
-            record = await self.record()
-            if record is None or all(part.physical in done for part in record.written):
+                # Whole or not at all: what lacks a vector is given again, with all of them.
+                left = [
+                    number
+                    for number, lacks in enumerate(missing)
+                    if not lacks and part.physical not in stored[number]
+                ]
+                if left:
+                    is_done = False
+                    await self._put(part, [points[number][part.fingerprint] for number in left])
+                for number in left:
+                    stored[number].add(part.physical)
+            if is_done:
                 return missing
+            record = await self.record()
 
     async def upsert(self, part: Part, points: Sequence[Point]) -> None:
         """Store points in one part; of equal ids the last one counts.

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from daemon.errors import ConfigError, DependencyDownError
 from handlers.clip_text import Tokens
@@ -39,6 +40,12 @@ class ImageModel:
     def fingerprint(self) -> str:
         """Equal for models whose vectors may be compared, and for no others."""
         return self.runner.fingerprint
+
+
+def plain_spec(model: str, weights: str) -> Mapping[str, str]:
+    """Return how a CLIP is configured, a path in full: whoever reads it may be elsewhere."""
+    is_path = weights not in ("openai", "untrained")
+    return {"model": model, "weights": str(Path(weights).absolute()) if is_path else weights}
 
 
 Open = Callable[[Mapping[str, str]], Awaitable[ImageModel]]
@@ -78,9 +85,10 @@ class ImageModels:
         Raises:
             ConfigError: there is no such model, or its weights cannot be found.
         """
+        spec = plain_spec(**spec)
         async with self._turn:
             for model in self._opened:
-                if dict(model.spec) == dict(spec):
+                if model.spec == spec:
                     return model
             if self._open_model is None:
                 raise ConfigError("no other model than the configured one can be opened here")

@@ -138,7 +138,10 @@ class ModelChange:
                     physical_name(self.collection, fingerprint), fingerprint, fingerprint
                 )
                 shadow = replace(
-                    known, dimension=model.dimension, spec=dict(spec), allow_failed=allow_failed
+                    known,
+                    dimension=model.dimension,
+                    spec=dict(model.spec),
+                    allow_failed=allow_failed,
                 )
                 await self._begin(record, shadow)
         return await self.told()
@@ -242,7 +245,9 @@ class ModelChange:
                     again = RETRY_SECONDS
                     continue
                 self._waits, again = None, RETRY_SECONDS
-                wait = None if self._is_alone else POLL_SECONDS
+                # Of vectors that nobody else can open we know all, once somebody claimed them.
+                is_known = self._is_alone and self._store.seen is not None
+                wait = None if is_known else POLL_SECONDS
             except _EndedError:
                 pass
             except InferdError as error:
@@ -259,8 +264,8 @@ class ModelChange:
 
     async def _work(self, is_busy: Callable[[], bool]) -> bool:
         """Do one pass, and swap where it may be; return whether there is more to do at once."""
-        await self._store.open()
-        record = await self._store.record()
+        # Opened and claimed by whoever needs it first, which may be later.
+        record = None if self._store.seen is None else await self._store.record()
         if record is None or record.shadow is None:
             return False
         shadow = record.shadow

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from daemon.jobs import JsonObject
-from handlers.vector_engine import CollectionSpec, Point, VectorEngine
+from handlers.vector_engine import CollectionSpec, Point, PointId, VectorEngine
 from handlers.vector_points import model_point_id
 
 MODELS = CollectionSpec("inferd_models", 1)
@@ -148,31 +148,45 @@ def is_physical_name(collection: str, name: str) -> bool:
     )
 
 
+def record_ids(collection: str) -> list[PointId]:
+    """Return the ids of the points that a record is read from."""
+    return [model_point_id(collection), model_point_id(collection + _RECORD)]
+
+
+def record_of(collection: str, payloads: Mapping[PointId, JsonObject]) -> Record | None:
+    """Return the record that points tell of; None where nobody ever claimed the collection.
+
+    Args:
+        collection: the fixed name.
+        payloads: of those of `record_ids` that are there.
+    """
+    claim_id, record_id = record_ids(collection)
+    if (payload := payloads.get(record_id)) is not None:
+        return Record(
+            collection,
+            Part.of(payload["active"]),
+            _part(payload.get("shadow")),
+            _part(payload.get("previous")),
+        )
+    if (claim := payloads.get(claim_id)) is not None:
+        fingerprint, model = str(claim.get("fingerprint")), str(claim.get("model"))
+        return Record(collection, Part(collection, fingerprint, model))
+    return None
+
+
 class Records:
     """Reads and writes the record of one collection; `inferd_models` was opened before."""
 
     def __init__(self, engine: VectorEngine, collection: str) -> None:
         self._engine = engine
         self._collection = collection
-        self._claim_id = model_point_id(collection)
-        self._record_id = model_point_id(collection + _RECORD)
+        self._claim_id, self._record_id = record_ids(collection)
 
     async def read(self) -> Record | None:
         """Return the record; None where nobody ever claimed the collection."""
-        ids = [self._claim_id, self._record_id]
+        ids = record_ids(self._collection)
         found = await self._engine.retrieve(MODELS.name, ids, with_vectors=False)
-        payloads = {point.point_id: point.payload for point in found}
-        if (payload := payloads.get(self._record_id)) is not None:
-            return Record(
-                self._collection,
-                Part.of(payload["active"]),
-                _part(payload.get("shadow")),
-                _part(payload.get("previous")),
-            )
-        if (claim := payloads.get(self._claim_id)) is not None:
-            fingerprint, model = str(claim.get("fingerprint")), str(claim.get("model"))
-            return Record(self._collection, Part(self._collection, fingerprint, model))
-        return None
+        return record_of(self._collection, {point.point_id: point.payload for point in found})
 
     async def write_claim(self, fingerprint: str, model: str) -> None:
         """Say whose the collection of the fixed name is, before any change of its model."""

@@ -87,7 +87,7 @@ class FakeModels:
 
 @dataclass
 class FakeEmbedder:
-    """Embeds what the media store has: pictures by id, each as the job of that name saw it."""
+    """Embeds a stored picture as its job saw it; `pictures` has the latest job of each."""
 
     pictures: dict[int, str]
     errors: dict[int, HandlerError] = field(default_factory=dict)
@@ -96,7 +96,7 @@ class FakeEmbedder:
 
     async def embed(self, part: Part, stored: Point) -> Point:
         media_id = int(stored.payload["media_store_id"])
-        seen = self.pictures[media_id]
+        seen = str(stored.payload["job_id"])
         gate = self.on_embed(media_id)
         if gate is not None:
             await gate
@@ -123,14 +123,15 @@ class Rig:
         self.embedder.pictures[media_store_id] = job_id
         record = self.store.seen
         known = {"A"} if record is None else {part.fingerprint for part in record.written}
-        points = {name: self._point(name, media_store_id, job_id) for name in known}
+        points = {name: self.point(name, media_store_id, job_id) for name in known}
         while missing := (await self.store.write([points]))[0]:
             points |= {
-                part.fingerprint: self._point(part.fingerprint, media_store_id, job_id)
+                part.fingerprint: self.point(part.fingerprint, media_store_id, job_id)
                 for part in missing
             }
 
-    def _point(self, fingerprint: str, media_store_id: int, job_id: str) -> Point:
+    def point(self, fingerprint: str, media_store_id: int, job_id: str) -> Point:
+        """Return what a job would store by a model."""
         payload = {"media_store_id": media_store_id, "job_id": job_id, "model": fingerprint}
         return Point(media_store_id, vector_of(fingerprint, media_store_id, job_id), payload)
 

@@ -1,4 +1,7 @@
-"""`models`: which model files are used and where they lie, and how absent ones are brought."""
+"""`models`: which model files are used and where they lie, and how absent ones are brought.
+
+What changes the model of what is stored is in model_change.
+"""
 
 import argparse
 import json
@@ -8,7 +11,8 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from daemon.command_line import Parser
+from daemon.cli import model_change
+from daemon.command_line import Parser, settings_for
 from daemon.errors import ConfigError
 from daemon.jobs import JsonObject
 from daemon.settings import Settings
@@ -27,7 +31,8 @@ exit codes:
   0  done
   1  a file is not what it should be, or cannot be written
   2  usage
-  3  no hub can be reached
+  3  no hub can be reached, or no daemon
+  5  the daemon refuses: the change cannot be as things are, or no permission
   78  wrong configuration
   130  stopped
 
@@ -36,6 +41,8 @@ examples:
   %(prog)s where
   %(prog)s pull clip buffalo_l
   %(prog)s pull --mirror http://mirror.example/models
+  %(prog)s use ViT-L-14-quickgelu --wait
+  %(prog)s rollback
 """
 
 
@@ -45,8 +52,10 @@ def main(argv: Sequence[str], *, prog: str) -> int:
     Raises:
         ConfigError: a setting is wrong, or a file cannot be read.
     """
-    parser = make_parser(prog)
+    parser = make_parser(prog, settings_for(argv))
     arguments = parser.parse_args(argv)
+    if arguments.command in model_change.VERBS:
+        return model_change.run(arguments, parser)
     settings = Settings.from_env(os.environ)
     match arguments.command:
         case "where":
@@ -64,12 +73,12 @@ def main(argv: Sequence[str], *, prog: str) -> int:
             return _list(settings, as_json=arguments.json)
 
 
-def make_parser(prog: str, _settings: Settings | None = None) -> argparse.ArgumentParser:
+def make_parser(prog: str, settings: Settings | None = None) -> argparse.ArgumentParser:
     """Return what reads the command line."""
     parser = Parser(
         prog=prog,
-        description="The model files of this configuration. InsightFace's published weights are "
-        "for non-commercial research only.",
+        description="The model files of this configuration, and the model of what is stored. "
+        "InsightFace's published weights are for non-commercial research only.",
         epilog=_EPILOG,
     )
     parser.add_argument("--json", action="store_true", help="list as a JSON array")
@@ -94,6 +103,7 @@ def make_parser(prog: str, _settings: Settings | None = None) -> argparse.Argume
         metavar="URL",
         help="an address that has the files by their published names, instead of the makers'",
     )
+    model_change.add_verbs(commands, settings)
     return parser
 
 

@@ -2,17 +2,16 @@
 
 import socket
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import urlsplit
 
 from daemon.doctor.facts import without_user
-from daemon.doctor.findings import Finding, fail, ok
+from daemon.doctor.findings import Finding, fail, ok, warn
 from daemon.doctor.web import Answer, AwayError, ask
 from daemon.jobs import JsonObject
 from daemon.settings import QdrantSettings
-from handlers.model_record import MODELS
-from handlers.vector_points import model_point_id
+from handlers.model_record import MODELS, Part, record_ids, record_of
 
 PART = "vectors"
 OK = 200
@@ -26,6 +25,8 @@ class Claim:
 
     fingerprint: str
     model: str
+    is_told: bool = False
+    """The record says how that model is configured: the daemon takes it, whatever is set."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +38,11 @@ class Wanted:
     dimension: int
 
 
-def claim_of(payload: JsonObject) -> Claim:
-    """Return the claim that a point of the collection of claims holds."""
-    return Claim(str(payload.get("fingerprint")), str(payload.get("model")))
+def claim_of(part: Part) -> Claim:
+    """Return whose a collection is by its record."""
+    spec = part.spec or {}
+    named = f"{spec['model']} ({spec['weights']})" if {"model", "weights"} <= set(spec) else ""
+    return Claim(part.fingerprint, named or part.model, is_told=part.spec is not None)
 
 
 def claimed(collection: str, count: int, claim: Claim | None, wanted: Wanted) -> Finding:
@@ -61,10 +64,18 @@ def claimed(collection: str, count: int, claim: Claim | None, wanted: Wanted) ->
         )
         return fail(PART, "model_unknown", f"{said}, and nobody said of which model", mend)
     ours = wanted.fingerprint
+    if ours is not None and claim.fingerprint != ours and claim.is_told:
+        mend = (
+            "set INFERD_CLIP__MODEL and INFERD_CLIP__WEIGHTS to that, or change the model by"
+            " `python -m daemon models use` while the daemon runs"
+        )
+        found = f"{said} of {claim.model}, which is used, while {ours} is configured"
+        return warn(PART, "model_mismatch", found, mend)
     if ours is not None and claim.fingerprint != ours:
         mend = (
-            f"configure {claim.model} again, delete the collection {collection}, or keep the new"
-            " vectors elsewhere (INFERD_DATA_DIR or INFERD_QDRANT__URL)"
+            f"configure {claim.model} again (`python -m daemon models use` then changes it), delete"
+            f" the collection {collection}, or keep the new vectors elsewhere (INFERD_DATA_DIR or"
+            " INFERD_QDRANT__URL)"
         )
         found = f"{said} of {claim.model}, while {ours} is configured: they cannot be compared"
         return fail(PART, "model_mismatch", found, mend)
@@ -115,6 +126,13 @@ class _Server:
 
 
 def _collection(server: _Server, where: str, name: str, wanted: Wanted) -> Finding:
+    ids = record_ids(name)
+    body = {"ids": ids, "with_payload": True}
+    points = server.get(f"collections/{MODELS.name}/points", body).body.get("result") or []
+    record = record_of(name, {point["id"]: point.get("payload") or {} for point in points})
+    if record is not None:
+        name = record.active.physical
+        wanted = replace(wanted, dimension=record.active.dimension or wanted.dimension)
     answer = server.get(f"collections/{name}")
     if answer.status in (401, 403):
         return _unauthorized(where, answer.status)
@@ -136,9 +154,7 @@ def _collection(server: _Server, where: str, name: str, wanted: Wanted) -> Findi
     if status not in ("green", "yellow", "grey"):
         found = f"{name}: the server says it is {status}"
         return fail(PART, "vector_store_error", found, "see the Qdrant server's log; its disk?")
-    body = {"ids": [model_point_id(name)], "with_payload": True}
-    points = server.get(f"collections/{MODELS.name}/points", body).body.get("result") or []
-    claim = claim_of(points[0].get("payload") or {}) if points else None
+    claim = None if record is None else claim_of(record.active)
     return claimed(name, int(info.get("points_count") or 0), claim, wanted)
 
 

@@ -23,10 +23,9 @@ from handlers.face_embedding import FaceEmbeddingInference
 from handlers.face_store import QdrantFaceStore
 from handlers.image_embedding import ImageEmbeddingInference
 from handlers.image_store import QdrantImageStore
-from handlers.model_record import MODELS
+from handlers.model_record import MODELS, Part, Records
 from handlers.qdrant_store import QdrantStore
 from handlers.vector_engine import CollectionSpec
-from handlers.vector_points import model_point_id
 
 PART = qdrant.PART
 COPY_BYTES = 512 << 20
@@ -148,10 +147,12 @@ async def _read(
         await engine.ensure_collection(MODELS)
         found = {}
         for name, each in wanted.items():
-            await engine.ensure_collection(CollectionSpec(name, each.dimension))
-            points = await engine.retrieve(MODELS.name, [model_point_id(name)])
-            claim = qdrant.claim_of(points[0].payload) if points else None
-            found[name] = await engine.count(name), claim
+            record = await Records(engine, name).read()
+            part = Part(name, "", "") if record is None else record.active
+            dimension = part.dimension or each.dimension
+            await engine.ensure_collection(CollectionSpec(part.physical, dimension))
+            claim = None if record is None else qdrant.claim_of(part)
+            found[name] = await engine.count(part.physical), claim
         return found
     finally:
         await shared.close()

@@ -27,6 +27,7 @@ from http_shim.app import create_app, serve
 from http_shim.auth import Authenticator
 from http_shim.console.parts import Console
 from http_shim.doors.embedder import Embedder
+from http_shim.model_changer import ModelChanger
 from http_shim.search_door import Listing, Searcher
 from http_shim.snapshots import Snapshots
 from tests.documents import Rest
@@ -173,6 +174,7 @@ async def rest(
     embedder: Embedder | None = None,
     console: Console | None = None,
     snapshots: Snapshots | None = None,
+    models: ModelChanger | None = None,
     workers: Workers | None = None,
     audited: AuditedVectors | None = None,
     stored: Listing | None = None,
@@ -217,6 +219,7 @@ async def rest(
             audit=Audit(queue, JobLedger(database), audited, clock=clock) if audited else None,
             stored=stored,
             snapshots=snapshots,
+            models=models,
             workers=workers,
         )
         async with (

@@ -11,8 +11,9 @@ import pytest
 from pydantic import SecretStr
 
 from daemon.doctor import qdrant
-from daemon.doctor.findings import Finding
+from daemon.doctor.findings import Finding, Verdict
 from daemon.settings import QdrantSettings
+from handlers.model_record import record_ids
 from handlers.vector_points import model_point_id
 from tests.integration.test_mosquitto_files import free_port
 
@@ -81,7 +82,8 @@ def collection(**changes: Any) -> Mapping[str, Any]:
 
 
 def claim(model: str) -> Mapping[str, Any]:
-    return {"payload": {"collection": COLLECTION, "fingerprint": model, "model": model}}
+    payload = {"collection": COLLECTION, "fingerprint": model, "model": model}
+    return {"id": model_point_id(COLLECTION), "payload": payload}
 
 
 @pytest.fixture
@@ -104,11 +106,32 @@ def test_a_server_with_the_configured_models_vectors_is_well(server: Server) -> 
     assert [each.code for each in found] == ["ok", "ok"]
     assert "Qdrant 1.15.0" in found[0].found
     assert found[1].found == "image_embeddings: 7 vectors of model-a"
-    assert server.bodies == [{"ids": [model_point_id(COLLECTION)], "with_payload": True}]
+    assert server.bodies == [{"ids": record_ids(COLLECTION), "with_payload": True}]
 
 
 def test_vectors_of_another_model_are_told(server: Server) -> None:
     assert look(server.settings(), "model-b")[-1].code == "model_mismatch"
+
+
+def test_vectors_whose_model_was_changed_are_those_of_the_record(server: Server) -> None:
+    active = {
+        "physical": f"{COLLECTION}.0123456789ab",
+        "fingerprint": "model-b",
+        "model": "model-b",
+        "dimension": 768,
+        "spec": {"model": "B", "weights": "openai"},
+    }
+    point = {"id": record_ids(COLLECTION)[1], "payload": {"active": active}}
+    moved = collection(config={"params": {"vectors": {"size": 768, "distance": "Cosine"}}})
+    server.answers["POST /collections/inferd_models/points"] = (200, {"result": [point]})
+    server.answers[f"GET /collections/{active['physical']}"] = (200, moved)
+
+    (same,) = look(server.settings(), "model-b")[1:]
+    (other,) = look(server.settings())[1:]
+
+    assert same.code == "ok"
+    assert same.found == f"{COLLECTION}.0123456789ab: 7 vectors of B (openai)"
+    assert (other.verdict, other.code) == (Verdict.WARN, "model_mismatch")
 
 
 def test_vectors_that_nobody_claimed_are_told(server: Server) -> None:
@@ -121,7 +144,8 @@ def test_a_collection_that_is_not_there_is_not_made(server: Server) -> None:
     del server.answers[f"GET /collections/{COLLECTION}"]
 
     assert look(server.settings())[-1].code == "ok"
-    assert server.asked == ["GET /", f"GET /collections/{COLLECTION}"]
+    asked_first = "POST /collections/inferd_models/points"
+    assert server.asked == ["GET /", asked_first, f"GET /collections/{COLLECTION}"]
 
 
 @pytest.mark.parametrize(

@@ -153,6 +153,27 @@ async def test_a_job_that_began_before_the_change_and_wrote_after_it_loses_nothi
     assert await one.active() == ("B", {1: "a", 2: "slow"})
 
 
+async def test_a_change_that_is_given_up_amid_a_write_leaves_none_out(
+    one: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await one.job(1, "a")
+    await one.change.use(B)
+    engine = one.store.parts.engine
+    upsert = engine.upsert
+
+    async def abort_first(collection: str, points: Sequence[Point]) -> None:
+        monkeypatch.setattr(engine, "upsert", upsert)
+        await one.change.abort()
+        await upsert(collection, points)
+
+    monkeypatch.setattr(engine, "upsert", abort_first)
+    whole = {name: one.point(name, 2, "whole") for name in "AB"}
+    missing = await one.store.write([whole, {"A": one.point("A", 3, "late")}])
+
+    assert missing == [(), ()]
+    assert await one.active() == ("A", {1: "a", 2: "whole", 3: "late"})
+
+
 async def test_what_is_stale_when_it_is_written_is_mended_before_the_change_is_done(
     one: Rig,
 ) -> None:
@@ -252,9 +273,7 @@ async def test_pictures_that_cannot_be_embedded_stop_the_change_until_they_are_a
             await until(lambda: (first.change.stats() or {}).get("waits"))
             told = await first.change.told()
         assert told["change"]["waits"] == "model_change_failures"
-        assert told["failures"] == [
-            {"point_id": 3, "code": "media_not_found", "message": "gone"}
-        ]
+        assert told["failures"] == [{"point_id": 3, "code": "media_not_found", "message": "gone"}]
         assert not await first.is_of("B")
 
     # Who is started again knows them still.

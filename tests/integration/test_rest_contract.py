@@ -5,7 +5,7 @@ import io
 import json
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,14 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from daemon.errors import InferdError, NotFoundError, PermanentError, RetryableError
+from daemon.errors import (
+    ConfigError,
+    InferdError,
+    ModelChangeError,
+    NotFoundError,
+    PermanentError,
+    RetryableError,
+)
 from daemon.jobs import TaskType
 from daemon.settings import AuthSettings
 from daemon.stored_filter import StoredVector
@@ -31,7 +38,7 @@ IMAGES = "/search/image_embeddings"
 JPEG = {"Content-Type": "image/jpeg"}
 BODY_ROUTES = (
     *("/job/image_embedding", "/job/retry", "/queue/image_embedding/pause", IMAGES),
-    *("/v1/embeddings", "/audit/mend"),
+    *("/v1/embeddings", "/audit/mend", "/models/image_embeddings/use"),
 )
 
 
@@ -185,6 +192,50 @@ async def snapshots(rig: Rig, copied: CopiedVectors) -> None:
         assert (await rig.ask("POST", "/vectors/snapshots")).status == status
 
 
+class ScriptedModels:
+    """Says how far a change is, or fails."""
+
+    collection = "image_embeddings"
+    error: InferdError | None = None
+
+    async def told(self) -> dict[str, Any]:
+        if self.error is not None:
+            raise self.error
+        example = openapi()["paths"]["/models/{collection}"]["get"]["responses"]["200"]
+        return dict(example["content"]["application/json"]["example"])
+
+    async def use(self, _spec: Mapping[str, str], *, allow_failed: int = 0) -> dict[str, Any]:
+        assert allow_failed in (0, 2)
+        return await self.told()
+
+    rollback = abort = drop = told
+
+
+async def models(rig: Rig, changer: ScriptedModels) -> None:
+    """Change a collection's model in every way."""
+    use, body = "/models/image_embeddings/use", {"model": "ViT-B-16", "allow_failed": 2}
+    for code in (None, "model_kept", "nothing_to_roll_back", "no_model_change", "nothing_to_drop"):
+        changer.error = ModelChangeError("no", code=code) if code else None
+        verbs = {"model_kept": "use", "nothing_to_roll_back": "rollback"}
+        verbs |= {"no_model_change": "abort", "nothing_to_drop": "drop"}
+        for verb in [verbs[code]] if code else verbs.values():
+            answer = await rig.ask("POST", f"/models/image_embeddings/{verb}", json=body)
+            assert answer.status == (409 if code else 200)
+    changer.error = None
+    await rig.ask("GET", "/models/image_embeddings")
+    changer.error = ConfigError("no such model")
+    refused = await rig.ask("POST", use, json=body)
+    assert (refused.status, refused.body["code"]) == (422, "model_unusable")
+    for wrong in ({}, {"model": 1}, {"model": "a", "colour": "red"}, {**body, "allow_failed": -1}):
+        assert (await rig.ask("POST", use, json=wrong)).status == 422
+    changer.error = RetryableError("away", code="vector_store_unreachable")
+    for verb in ("use", "rollback", "abort", "drop"):
+        await rig.ask("POST", f"/models/image_embeddings/{verb}", json=body)
+        await rig.ask("POST", f"/models/nothing/{verb}", json=body)
+    for collection in ("image_embeddings", "nothing"):
+        await rig.ask("GET", f"/models/{collection}")
+
+
 class ScriptedVectors:
     """Has nothing, or fails."""
 
@@ -291,17 +342,19 @@ async def test_every_described_status_is_answered_as_described(
     tmp_path: Path, contract: Rest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     searcher, behind, copied = Scripted(), StandIn(), CopiedVectors()
-    vectors = ScriptedVectors()
+    vectors, changer = ScriptedVectors(), ScriptedModels()
     async with rest(
         tmp_path / "all.db",
         search=searcher,
         embedder=behind,
         snapshots=copied,
+        models=changer,
         audited=vectors,
         stored=vectors,
     ) as rig:
         await audits(rig, vectors)
         await snapshots(rig, copied)
+        await models(rig, changer)
         await jobs(rig)
         await media(rig)
         await searches(rig, searcher)
@@ -360,6 +413,7 @@ async def test_every_described_status_is_answered_as_described(
         ("searchPicture", 400),
         ("retryFailed", 400),
         ("mendFindings", 400),
+        ("useModel", 400),
     }
     assert behind.under_way == 0
 

@@ -1,7 +1,7 @@
 // How the daemon is: its models with what really runs, and the parts it depends on.
 import { byId, count, h, keyed, setText } from "./dom.js";
 
-const MODELS = { clip: "CLIP, pictures", clip_text: "CLIP, texts", face_detector: "Face detector", face_recogniser: "Face recogniser" };
+const MODELS = { clip: "CLIP, pictures", clip_text: "CLIP, texts", face_detector: "Face detector", face_recogniser: "Face recogniser", model_change: "Changing the model" };
 const PARTS = { broker: "MQTT broker", media_store: "Media store", vectors: "Vector database", database: "Queue", auth: "Token issuer" };
 const STATES = {
   ok: ["ok", "All well"],
@@ -14,11 +14,13 @@ export function showDaemon(report) {
   setText(byId("worker"), `${report.worker_id} · ${report.version}`);
   const models = report.checks.models ?? { ok: true };
   const rows = Object.entries(models).filter(([, each]) => each && typeof each === "object" && "loaded" in each);
+  const changing = report.checks.model_change;
+  if (changing?.to_model) rows.unshift(["model_change", changing]);
   const empty = byId("models-empty");
   empty.hidden = rows.length > 0;
   empty.classList.toggle("error", !models.ok);
   setText(empty, models.ok ? "Looking…" : models.message);
-  keyed(byId("models"), rows, ([name]) => name, ([name]) => h("li", {}, h("div", { class: "row" }, h("strong", {}, MODELS[name] ?? name), h("span", { class: "pill" })), h("p", { class: "what" }), h("p", { class: "tags" })), model);
+  keyed(byId("models"), rows, ([name]) => name, ([name]) => h("li", {}, h("div", { class: "row" }, h("strong", {}, MODELS[name] ?? MODELS[name.split(".")[0]] ?? name), h("span", { class: "pill" })), h("p", { class: "what" }), h("p", { class: "tags" })), model);
   const parts = Object.entries(report.checks).filter(([name]) => name in PARTS);
   keyed(byId("parts"), parts, ([name]) => name, ([name]) => h("li", {}, h("div", { class: "row" }, h("span", {}, PARTS[name]), h("span", { class: "pill" })), h("p", { class: "said" })), part);
 }
@@ -30,7 +32,20 @@ export function linkState(report, up) {
   setText(pill, words);
 }
 
+function change(element, told) {
+  const pill = element.querySelector(".pill");
+  pill.dataset.state = told.waits ? "warn" : "ok";
+  setText(pill, told.waits ? `Waits: ${told.waits}` : `${told.total ? Math.floor((100 * told.done) / told.total) : 0} %`);
+  setText(element.querySelector(".what"), `${told.from_model} is searched until ${told.to_model} has all`);
+  const left = told.seconds_left === null ? "" : ` · some ${told.seconds_left < 90 ? `${told.seconds_left} s` : `${Math.round(told.seconds_left / 60)} min`} left`;
+  setText(element.querySelector(".tags"), `${told.done} of ${told.total}${told.failed ? ` · ${told.failed} failed` : ""}${left}`);
+}
+
 function model(element, [name, told]) {
+  if (name === "model_change") {
+    change(element, told);
+    return;
+  }
   const [state, words] = told.loaded ? ["ok", "Loaded"] : told.on_demand ? ["", "At first use"] : ["", "Not loaded"];
   const pill = element.querySelector(".pill");
   pill.dataset.state = told.degraded ? "warn" : state;
