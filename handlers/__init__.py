@@ -48,6 +48,11 @@ imports no model library; those load when the daemon opens a handler.
     direct                   vectors and faces at once, for the doors of other products' shapes
     search, query_vectors, duplicates
                              what is near a text, a picture, a face, or something stored
+    collection_parts, model_record
+                             what is behind a collection's fixed name: which model's vectors answer
+    model_change, shadow     changes that model while it is searched (docs/model-change.md); with
+                             model_failures, model_lease, image_models (the CLIPs at hand) and
+                             image_shadow (a picture embedded again)
     vector_engine, vector_points
                              what stores and engines say to each other
     blame, disk_room         who is at fault for a failure; whether a disk has room for vectors
