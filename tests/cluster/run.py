@@ -21,6 +21,9 @@ from tests.cluster.verdict import Findings, judge
 
 MOST_OPEN = 2000
 """Jobs asked for and not yet ended, so that the trouble lasts as long as the jobs do."""
+TROUBLES = 80
+"""About so many happen in a run, none within FEWEST jobs of the one before."""
+FEWEST = 40
 MARGIN_SECONDS = 2.0 * LEASE_SECONDS
 """A trouble is felt for so long after its end: leases run out, connections come back."""
 
@@ -93,12 +96,12 @@ def run(
             fleet.store.put(each.media_id, each.faces)
         fleet.start_all()
         asker = Asker(fleet.client, fleet.heard, wanted)
-        trouble = Trouble(fleet, seed, queue.ways_to_break)
+        trouble = Trouble(fleet, seed, max(FEWEST, count // TROUBLES), queue.ways_to_break)
         began = time.monotonic()
 
         def until() -> bool:
             if asker.done < count * 0.95:
-                trouble.step()
+                trouble.step(asker.done)
             else:
                 trouble.mend()
             return asker.done == count

@@ -11,8 +11,8 @@ from tests.cluster.hosts import Host
 
 SHORTEST_CUT, LONGEST_CUT = 1.0, 2.5 * LEASE_SECONDS
 """Some shorter than a lease, some longer."""
-PAUSE = (2.0, 6.0)
-"""Seconds between one trouble and the next."""
+PAUSE = (1.0, 4.0)
+"""Seconds between one trouble and the next, at least."""
 
 
 @dataclass
@@ -22,11 +22,14 @@ class Trouble:
     Args:
         fleet: what is troubled.
         seed: of the dice.
+        every: how many jobs must end between one trouble and the next: a fleet that is troubled
+            faster than it works would never end, and give up jobs that died four times.
         database: breaks and mends the queue's database, by name of the way; none for a file.
     """
 
     fleet: Fleet
     seed: int
+    every: int
     database: Mapping[str, Callable[[], None]]
     did: Counter[str] = field(default_factory=Counter)
     moments: list[tuple[float, float]] = field(default_factory=list)
@@ -35,20 +38,22 @@ class Trouble:
     def __post_init__(self) -> None:
         self._dice = random.Random(self.seed)
         self._next = time.monotonic() + self._dice.uniform(*PAUSE)
+        self._next_done = self.every
         self._cut: dict[Host, tuple[float, float]] = {}
 
-    def step(self) -> None:
-        """Do what is due."""
+    def step(self, done: int) -> None:
+        """Do what is due when so many jobs have ended."""
         now = time.monotonic()
         for host, (until, _) in list(self._cut.items()):
             if now >= until:
                 self._mend(host)
-        if now < self._next:
+        if now < self._next or done < self._next_done:
             return
         began = time.time()
         self._choose()()
         self.moments.append((began, time.time()))
         self._next = time.monotonic() + self._dice.uniform(*PAUSE)
+        self._next_done = done + self.every
 
     def mend(self) -> None:
         """Plug in every cable."""
