@@ -3,10 +3,10 @@
 import asyncio
 import io
 import os
+import re
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Collection
 from contextlib import closing
 from pathlib import Path
 from typing import Any, Self
@@ -47,6 +47,9 @@ def command(*words: str, **env: Any) -> subprocess.CompletedProcess[str]:
         timeout=SECONDS,
     )
     assert "Traceback" not in done.stderr, done.stderr
+    # Not how far it was, which is told every few seconds.
+    lines = done.stderr.splitlines(keepends=True)
+    done.stderr = "".join(line for line in lines if not re.search(r"\d/s\b", line))
     return done
 
 
@@ -79,7 +82,7 @@ def stored(folder: Path) -> dict[Any, tuple[bytes, dict[str, Any]]]:
     return asyncio.run(read())
 
 
-def of_status(found: dict[int, tuple[str, str]], status: str) -> Collection[int]:
+def of_status(found: dict[int, tuple[str, str]], status: str) -> set[int]:
     """Return the pictures whose job has a status."""
     return {media for media, (_, has) in found.items() if has == status}
 

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import resource
 import shutil
 import sqlite3
@@ -75,8 +76,10 @@ def rows(queue: Path, sql: str) -> list[tuple[object, ...]]:
         return file.execute(sql).fetchall()
 
 
-async def run(data: Path, *words: str, limit: int = 0, **env: str) -> tuple[int | None, str, str]:
-    """Run a command over a data folder; return its exit code, stdout and stderr."""
+async def run(
+    data: Path, *words: str, limit: int = 0, env: dict[str, str] | None = None
+) -> tuple[int | None, str, str]:
+    """Run a command over a data folder; return its exit code, stdout, and what went wrong."""
 
     def limit_files() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
@@ -90,7 +93,7 @@ async def run(data: Path, *words: str, limit: int = 0, **env: str) -> tuple[int 
             "INFERD_DATA_DIR": str(data),
             "INFERD_WORKER__TASK_TYPES": "image_embedding",
             "INFERD_CLIP__WEIGHTS": "untrained",
-            **env,
+            **(env or {}),
         },
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
@@ -99,7 +102,11 @@ async def run(data: Path, *words: str, limit: int = 0, **env: str) -> tuple[int 
     async with asyncio.timeout(120):
         out, err = await process.communicate()
     assert b"Traceback" not in err, err.decode()
-    return process.returncode, out.decode(), err.decode()
+    # Not how far it was, which is told every few seconds.
+    said = [
+        line for line in err.decode().splitlines(keepends=True) if not re.search(r"\d/s\b", line)
+    ]
+    return process.returncode, out.decode(), "".join(said)
 
 
 def names(folder: Path) -> set[str]:
@@ -278,7 +285,7 @@ async def test_vectors_in_use_by_a_process_without_rest_are_refused(
     try:
         code, _, err = await run(
             *(tmp_path / "data", "backup", str(tmp_path / "b.tar")),
-            INFERD_CLIENT__INFERENCE_URL="http://127.0.0.1:9",
+            env={"INFERD_CLIENT__INFERENCE_URL": "http://127.0.0.1:9"},
         )
         assert (code, "start it with" in err) == (3, True)
         code, _, err = await run(tmp_path / "data", "restore", str(archive), "--force")
@@ -312,7 +319,7 @@ async def test_a_servers_collections_come_as_its_snapshots_and_go_back(tmp_path:
     env = {"INFERD_QDRANT__API_KEY": secret}
     async with snapshot_server(**kept, somebody_elses=b"theirs") as server:
         url = {"INFERD_QDRANT__URL": server.url, **env}
-        code, out, err = await run(tmp_path, "backup", str(tmp_path / "b.tar"), **url)
+        code, out, err = await run(tmp_path, "backup", str(tmp_path / "b.tar"), env=url)
         assert (code, err) == (0, ""), out
         assert "left out, as they are secret: INFERD_QDRANT__API_KEY" in out
         assert server.snapshots == {}
@@ -320,12 +327,12 @@ async def test_a_servers_collections_come_as_its_snapshots_and_go_back(tmp_path:
     assert secret.encode() not in (tmp_path / "b.tar").read_bytes()
     async with snapshot_server() as other:
         url = {"INFERD_QDRANT__URL": other.url, **env}
-        code, out, err = await run(tmp_path / "new", "restore", str(tmp_path / "b.tar"), **url)
+        code, out, err = await run(tmp_path / "new", "restore", str(tmp_path / "b.tar"), env=url)
         assert (code, err) == (0, ""), out
         assert other.collections == kept
 
         other.collections["image_embeddings"] = b"newer"
-        code, _, err = await run(tmp_path / "new", "restore", str(tmp_path / "b.tar"), **url)
+        code, _, err = await run(tmp_path / "new", "restore", str(tmp_path / "b.tar"), env=url)
         assert (code, "the server has" in err) == (78, True)
         assert other.collections["image_embeddings"] == b"newer"
     code, _, err = await run(tmp_path / "new", "restore", str(tmp_path / "b.tar"))
@@ -343,13 +350,13 @@ async def test_models_come_only_when_asked_for_and_their_checksums_always(tmp_pa
     }
     for words in ((), ("--with-models",)):
         archive = tmp_path / f"{len(words)}.tar"
-        code, out, err = await run(tmp_path / "data", "backup", str(archive), *words, **env)
+        code, out, err = await run(tmp_path / "data", "backup", str(archive), *words, env=env)
         assert (code, err) == (0, ""), out
         with Archive(archive) as found:
             (model,) = found.manifest["models"]
             assert len(model["sha256"]) == 64
             assert found.names_below("models") == (["models/my own clip.pt"] if words else [])
-    await run(tmp_path, "restore", str(tmp_path / "1.tar"), "--to", str(tmp_path / "new"), **env)
+    await run(tmp_path, "restore", str(tmp_path / "1.tar"), "--to", str(tmp_path / "new"), env=env)
     restored = tmp_path / "new" / "models" / "my own clip.pt"
     assert restored.read_bytes() == b"weights" * 1000
 
