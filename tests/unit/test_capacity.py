@@ -341,7 +341,7 @@ def numbers(cell: str) -> list[float]:
 
 def test_the_documented_table_is_what_the_command_reckons() -> None:
     rows = table("| hosts | 1 |")
-    names = {
+    names: dict[str, list[tuple[str, float]]] = {
         "jobs/s": [("jobs/s, hosts alone", 1)],
         "days for a billion pictures": [("days, hosts alone", 1)],
         "claims/s, 16 a batch": [("claims/s", 1)],
