@@ -303,6 +303,25 @@ async def test_a_vector_that_is_older_than_jobs_are_kept_is_no_orphan(world: Wor
     assert (steps[0].vectors, steps[0].pruned) == (3, 2)
 
 
+async def test_what_changes_between_two_looks_is_no_finding(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await world.store(replace(await world.finish(1), job_id=LONG_GONE))
+    assert await world.kinds() == [("other_job", 1)]
+    of_pictures = world.vectors.of_pictures
+
+    async def late(*asked: Any, **options: Any) -> Any:
+        found = await of_pictures(*asked, **options)
+        # After the vectors were read, and before the jobs are read again.
+        await world.bench.accept(1, force=True)
+        await world.bench.queue.complete(await world.bench.lease_one(), {"point_id": 1})
+        return found
+
+    monkeypatch.setattr(world.vectors, "of_pictures", late)
+
+    assert await world.kinds() == []
+
+
 # -- mends ------------------------------------------------------------------------------------
 
 

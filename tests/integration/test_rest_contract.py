@@ -248,13 +248,18 @@ class ScriptedVectors:
             raise self.error
         return {"collection": collection, "points": [], "next": None}
 
-    async def count(self, _task_type: TaskType) -> int:
+    async def count(self, task_type: TaskType) -> int:
+        assert task_type in self.task_types
         return 0
 
-    async def page(self, _task_type: TaskType, **_: Any) -> tuple[list[StoredVector], str | None]:
-        return [], None
+    async def page(
+        self, task_type: TaskType, *, after: str | None, limit: int, deep: bool
+    ) -> tuple[list[StoredVector], str | None]:
+        assert (task_type, after, deep) == (*self.task_types, None, False)
+        return [][:limit], None
 
-    async def has(self, _task_type: TaskType, wanted: Sequence[tuple[int, int]]) -> list[bool]:
+    async def has(self, task_type: TaskType, wanted: Sequence[tuple[int, int]]) -> list[bool]:
+        assert task_type in self.task_types
         if self.error is not None:
             raise self.error
         return [False for _ in wanted]
