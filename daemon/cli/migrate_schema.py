@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import importlib
 import os
 import sys
 from collections.abc import Sequence
@@ -39,9 +40,10 @@ def main(argv: Sequence[str], *, prog: str) -> int:
     arguments = make_parser(prog).parse_args(argv)
     settings = Settings.from_env(os.environ)
     if settings.queue.is_postgresql:
-        from daemon.cli.migrate_server import migrate_server  # noqa: PLC0415 - asyncpg
-
-        return migrate_server(settings.queue.url, check=arguments.check)
+        # A command of its own, which imports asyncpg.
+        server = importlib.import_module("daemon.cli.migrate_server")
+        code: int = server.migrate_server(settings.queue.url, check=arguments.check)
+        return code
     path = settings.queue_path
     steps = released_migrations()
     before = read_schema(path, steps)
