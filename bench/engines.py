@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 import pytest
 
-from bench.raw_queue import RESULT, first_picture
+from bench.raw_queue import RESULT, RawQueue, first_picture
 from bench.rows import Options, Row, Side, not_measured
 from daemon.admission import Submission
 from daemon.intake import new_job_id
@@ -37,7 +37,7 @@ BATCHES = (1, 16, 64)
 LEASE_SECONDS = 60.0
 PATIENCE = 120.0
 FINISHED_FROM = 10**9
-IN_ONE_GO = 10_000
+"""Picture ids from here on belong to jobs that were finished before."""
 NOTE = "claim and complete, two transactions with their events"
 
 
@@ -49,8 +49,8 @@ class Engine(Protocol):
     def place(self) -> str:
         """Return the URL of a new queue."""
 
-    def statement(self, url: str, sql: str) -> None:
-        """Run SQL there by other means than ours."""
+    def add_finished(self, url: str, count: int) -> None:
+        """Write finished jobs as they would stand there, by other means than ours."""
 
 
 @dataclass
@@ -66,12 +66,10 @@ class SQLite:
         self.made += 1
         return f"sqlite:///{self.folder}/{self.made}.db"
 
-    def statement(self, url: str, sql: str) -> None:
-        """Run SQL there by other means than ours."""
-        import sqlite3  # noqa: PLC0415 - for this side alone
-
-        with contextlib.closing(sqlite3.connect(url.removeprefix("sqlite:///"))) as connection:
-            connection.executescript(sql)
+    def add_finished(self, url: str, count: int) -> None:
+        """Write finished jobs as they would stand there."""
+        with RawQueue(Path(url.removeprefix("sqlite:///"))) as raw:
+            raw.add_finished(count)
 
 
 @dataclass
@@ -85,9 +83,9 @@ class PostgreSQL:
         """Return the URL of a new queue."""
         return self.cluster.schema()
 
-    def statement(self, url: str, sql: str) -> None:
-        """Run SQL there by other means than ours."""
-        self.cluster.psql(sql, schema=url.partition("search_path=")[2].partition("&")[0])
+    def add_finished(self, url: str, count: int) -> None:
+        """Write finished jobs as they would stand there."""
+        self.cluster.psql(_finished_jobs(count), schema=_schema(url))
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +138,7 @@ def _finished(engine: Engine, jobs: int, finished: int, rounds: int) -> Row:
     ours, theirs = [], []
     full = engine.place()
     _make(full)
-    _add_finished(engine, full, finished)
+    engine.add_finished(full, finished)
     for _ in range(rounds):
         ours.append(_speed(full, jobs, 16, 1))
         theirs.append(_speed(engine.place(), jobs, 16, 1))
@@ -185,12 +183,11 @@ def _forgotten(engine: PostgreSQL, jobs: int, rounds: int) -> Row:
 
 @contextlib.contextmanager
 def _left_open(cluster: Cluster, url: str) -> Iterator[None]:
-    schema = url.partition("search_path=")[2].partition("&")[0]
     forgotten = subprocess.Popen(
         ["psql", "-h", str(cluster.folder), "-U", "inferd", "-d", "postgres", "-qAt"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        env={**os.environ, "PGOPTIONS": f"-c search_path={schema}"},
+        env={**os.environ, "PGOPTIONS": f"-c search_path={_schema(url)}"},
         text=True,
     )
     assert forgotten.stdin is not None
@@ -272,29 +269,21 @@ async def _queue(url: str, worker: str) -> Any:
         yield queue
 
 
-def _add_finished(engine: Engine, url: str, count: int) -> None:
-    """Write finished jobs as they would stand there, by the engine's own means."""
-    numbers = (
-        f"WITH RECURSIVE numbers (n) AS (SELECT {FINISHED_FROM} UNION ALL"
-        f" SELECT n + 1 FROM numbers WHERE n + 1 < {FINISHED_FROM + count})"
-        if engine.name == "SQLite"
-        else f"WITH numbers AS (SELECT generate_series({FINISHED_FROM},"
-        f" {FINISHED_FROM + count - 1}) AS n)"
-    )
-    job_id = (
-        "printf('%08x-0000-7000-8000-%012x', n, n)"
-        if engine.name == "SQLite"
-        else "lpad(to_hex(n), 8, '0') || '-0000-7000-8000-' || lpad(to_hex(n), 12, '0')"
-    )
+def _finished_jobs(count: int) -> str:
     columns = (
         "job_id, task_type, media_store_id, priority, rank, created_at, started_at, completed_at,"
         " status, attempt, fence, seq, result"
     )
-    values = f"'image_embedding', n, 5, n, n, n, n, 'completed', 1, 1, 3, '{RESULT}'"
-    insert = f"INSERT INTO jobs ({columns})"
-    select = f"SELECT {job_id}, {values} FROM numbers"
-    parts = (insert, numbers, select) if engine.name == "PostgreSQL" else (numbers, insert, select)
-    engine.statement(url, " ".join(parts) + ";")
+    job_id = "lpad(to_hex(n), 8, '0') || '-0000-7000-8000-' || lpad(to_hex(n), 12, '0')"
+    return (
+        f"INSERT INTO jobs ({columns})"
+        f" SELECT {job_id}, 'image_embedding', n, 5, n, n, n, n, 'completed', 1, 1, 3, '{RESULT}'"
+        f" FROM generate_series({FINISHED_FROM}, {FINISHED_FROM + count - 1}) AS n"
+    )
+
+
+def _schema(url: str) -> str:
+    return url.partition("search_path=")[2].partition("&")[0]
 
 
 def _row(name: str, ours: Side, theirs: Side) -> Row:
