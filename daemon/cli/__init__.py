@@ -9,7 +9,10 @@ imported where they are used, so that a command starts at once. Each module also
 COMMANDS = {
     "serve": ("daemon.cli.serve", "take requests and do them, until SIGTERM (the default)"),
     "doctor": ("daemon.cli.doctor", "look at all that inferd depends on; say what to mend"),
-    "models": ("daemon.cli.models", "which model files are used; download the absent ones"),
+    "models": (
+        "daemon.cli.models",
+        "which model files are used; download absent ones; change the model",
+    ),
     "migrate": ("daemon.cli.migrate", "bring the queue's file to this version's schema"),
     "backup": ("daemon.cli.backup", "write all that the daemon knows into one file"),
     "restore": ("daemon.cli.restore", "bring back what backup wrote"),

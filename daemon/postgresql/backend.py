@@ -277,8 +277,10 @@ class PostgresDatabase:
         try:
             yield raw
         except _GONE:
-            # Nobody knows what it is in the middle of; the next one gets a new one.
-            raw.terminate()
+            # Nobody knows what it is in the middle of; the next one gets a new one. One that broke
+            # by itself is with the pool already, and says so.
+            with contextlib.suppress(asyncpg.InterfaceError):
+                raw.terminate()
             raise
         finally:
             await pool.release(raw)

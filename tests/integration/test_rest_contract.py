@@ -402,6 +402,10 @@ async def test_every_described_status_is_answered_as_described(
     async with rest(tmp_path / "auth.db", auth=AuthSettings(public_key_path=pem)) as rig:
         await every_writer(rig, {})
         await every_writer(rig, token)
+    # Port 1 is nobody's: the issuer of the keys is away.
+    away = AuthSettings(jwks_url="http://127.0.0.1:1/keys")
+    async with rest(tmp_path / "keys.db", auth=away) as rig:
+        await every_writer(rig, token)
 
     promised = {
         (name, int(status))

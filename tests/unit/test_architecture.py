@@ -15,6 +15,7 @@ PACKAGES = ("daemon", "handlers", "http_shim", "demos", "bench")
 LAYERS = (
     {"daemon.__main__"},
     {"daemon.cli.completion"},
+    {"daemon.cli.models"},
     {"daemon.cli"},
     {"daemon.backup"},
     {"daemon.doctor.checks"},
