@@ -264,6 +264,20 @@ class QdrantSettings(_Group):
         description="when edge builds its search index: auto (a quiet minute), off, HH:MM-HH:MM",
     )
 
+    shard_number: int = Field(
+        0, ge=0, le=1024, description="of a new collection on a server; 0: the server's own"
+    )
+    replication_factor: int = Field(
+        0, ge=0, le=64, description="nodes that keep each shard of it; 0: the server's own"
+    )
+    write_consistency_factor: int = Field(
+        0, ge=0, le=64, description="nodes that have a write before it counts; 0: the server's own"
+    )
+    quantization: Literal["none", "int8", "binary"] = Field(
+        "none", description="what a server's searches look at first, in memory"
+    )
+    on_disk: bool = Field(False, description="a server maps the exact vectors from its disk")
+
     @field_validator("optimize")
     @classmethod
     def _hours_of_the_day(cls, value: str) -> str:

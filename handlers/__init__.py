@@ -44,7 +44,8 @@ imports no model library; those load when the daemon opens a handler.
                              what came is a preview, and which pixels results are told in
     previews                 small pictures for people to look at
     image_store, face_store  the documented stores, on qdrant_store and its base vector_store;
-                             claims: one model a collection; engine_choice: where vectors lie
+                             claims: one model a collection; engine_choice: where vectors lie;
+                             server_layout: how a server spreads and compresses them
     direct                   vectors and faces at once, for the doors of other products' shapes
     search, query_vectors, duplicates
                              what is near a text, a picture, a face, or something stored

@@ -9,6 +9,7 @@ from weakref import WeakValueDictionary
 from daemon.errors import ConfigError
 from daemon.settings import QdrantSettings
 from handlers.edge_schedule import NEVER, IndexBoard, Schedule
+from handlers.server_layout import ServerLayout
 from handlers.vector_engine import SharedEngine, VectorEngine
 
 log = logging.getLogger(__name__)
@@ -30,11 +31,33 @@ def make_engine(
         schedule = Schedule.parse(settings.optimize)
         return embedded_engine(data_dir / "vectors", settings.engine, schedule, board)
     key = settings.api_key.get_secret_value() if settings.api_key else None
-    return server_engine(settings.url, key, settings.grpc_port, settings.timeout_seconds)
+    return server_engine(
+        settings.url,
+        key,
+        settings.grpc_port,
+        settings.timeout_seconds,
+        layout=layout_of(settings),
+    )
+
+
+def layout_of(settings: QdrantSettings) -> ServerLayout:
+    """Return how new collections of a server are to be laid out."""
+    return ServerLayout(
+        shards=settings.shard_number,
+        replicas=settings.replication_factor,
+        consistency=settings.write_consistency_factor,
+        quantization=settings.quantization,
+        on_disk=settings.on_disk,
+    )
 
 
 def server_engine(
-    url: str, api_key: str | None = None, grpc_port: int = 0, timeout_seconds: float = 10.0
+    url: str,
+    api_key: str | None = None,
+    grpc_port: int = 0,
+    timeout_seconds: float = 10.0,
+    *,
+    layout: ServerLayout | None = None,
 ) -> SharedEngine:
     """Return the engine for a Qdrant server; it speaks gRPC where `grpc_port` is given."""
 
@@ -42,7 +65,11 @@ def server_engine(
         from handlers.qdrant_server import ServerEngine  # noqa: PLC0415 - 0.8 s, when opened
 
         return ServerEngine(
-            url, api_key=api_key, grpc_port=grpc_port, timeout_seconds=timeout_seconds
+            url,
+            api_key=api_key,
+            grpc_port=grpc_port,
+            timeout_seconds=timeout_seconds,
+            layout=layout,
         )
 
     return SharedEngine(make)

@@ -7,6 +7,7 @@ import numpy as np
 from qdrant_client import models
 
 from daemon.errors import ConfigError
+from handlers.server_layout import Quantization, ServerLayout
 from handlers.vector_engine import (
     AtLeast,
     CollectionSpec,
@@ -27,9 +28,43 @@ INDEXES: Mapping[str, models.PayloadSchemaType] = {
 }
 
 
-def to_vectors_config(spec: CollectionSpec) -> models.VectorParams:
+def to_vectors_config(spec: CollectionSpec, *, on_disk: bool = False) -> models.VectorParams:
     """Return how a new collection keeps its vectors."""
-    return models.VectorParams(size=spec.dimension, distance=models.Distance.COSINE)
+    return models.VectorParams(
+        size=spec.dimension, distance=models.Distance.COSINE, on_disk=on_disk or None
+    )
+
+
+def to_creation(spec: CollectionSpec, layout: ServerLayout) -> dict[str, Any]:
+    """Return what `create_collection` of a server is to be told, beside the name."""
+    asked: dict[str, Any] = {
+        "replication_factor": layout.replicas or None,
+        "write_consistency_factor": layout.consistency or None,
+    }
+    if spec.dimension == 1:
+        # Claims: a few points that are read by their ids.
+        return {"vectors_config": to_vectors_config(spec), **asked}
+    return {
+        "vectors_config": to_vectors_config(spec, on_disk=layout.on_disk),
+        "shard_number": layout.shards or None,
+        "quantization_config": _to_quantization(layout.quantization),
+        **asked,
+    }
+
+
+def _to_quantization(wanted: Quantization) -> models.QuantizationConfig | None:
+    match wanted:
+        case "none":
+            return None
+        case "int8":
+            # One number in a hundred may lie outside what the 256 steps span.
+            scalar = models.ScalarQuantizationConfig(
+                type=models.ScalarType.INT8, quantile=0.99, always_ram=True
+            )
+            return models.ScalarQuantization(scalar=scalar)
+        case "binary":
+            binary = models.BinaryQuantizationConfig(always_ram=True)
+            return models.BinaryQuantization(binary=binary)
 
 
 def difference(info: models.CollectionInfo, spec: CollectionSpec) -> str | None:

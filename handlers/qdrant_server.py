@@ -21,6 +21,7 @@ from daemon.errors import ConfigError, DependencyDownError, InferdError, Retryab
 from daemon.redaction import Redactor
 from handlers import qdrant_models
 from handlers.inference import Vector
+from handlers.server_layout import ServerLayout
 from handlers.vector_engine import CollectionSpec, Filter, Match, Page, Point, PointId
 
 log = logging.getLogger(__name__)
@@ -53,9 +54,11 @@ class ServerEngine:
         api_key: str | None = None,
         grpc_port: int = 0,
         timeout_seconds: float = 10.0,
+        layout: ServerLayout | None = None,
         client: AsyncQdrantClient | None = None,
     ) -> None:
         self._url = url
+        self._layout = layout or ServerLayout()
         self._api_key = api_key
         self._grpc_port = grpc_port
         # The library counts whole seconds; it tells a dead host from a slow answer, so our own
@@ -233,7 +236,7 @@ class ServerEngine:
             try:
                 await self._call(
                     self._client.create_collection(
-                        spec.name, vectors_config=qdrant_models.to_vectors_config(spec)
+                        spec.name, **qdrant_models.to_creation(spec, self._layout)
                     )
                 )
             except RetryableError:

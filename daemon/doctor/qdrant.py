@@ -16,6 +16,8 @@ from handlers.model_record import MODELS, Part, record_ids, record_of
 PART = "vectors"
 OK = 200
 NOT_FOUND = 404
+_QUANTIZED = {"none": set[str](), "int8": {"scalar"}, "binary": {"binary"}}
+"""The server's words for the setting's."""
 _KEY_MEND = "set INFERD_QDRANT__API_KEY to the server's key"
 
 
@@ -99,7 +101,7 @@ def look(settings: QdrantSettings, wanted: Mapping[str, Wanted]) -> Iterator[Fin
         yield ok(PART, f"{where}: Qdrant {hello.body['version']}")
         yield from _grpc(settings)
         for collection, fingerprint in wanted.items():
-            yield _collection(server, where, collection, fingerprint)
+            yield from _collection(server, where, collection, fingerprint)
     except AwayError as error:
         yield fail(
             PART,
@@ -112,20 +114,20 @@ def look(settings: QdrantSettings, wanted: Mapping[str, Wanted]) -> Iterator[Fin
 
 class _Server:
     def __init__(self, settings: QdrantSettings) -> None:
-        self._settings = settings
+        self.settings = settings
         key = settings.api_key
         self._headers = {"api-key": key.get_secret_value()} if key else {}
 
     def get(self, path: str, body: JsonObject | None = None) -> Answer:
         return ask(
-            f"{self._settings.url}/{path}",
-            seconds=self._settings.timeout_seconds,
+            f"{self.settings.url}/{path}",
+            seconds=self.settings.timeout_seconds,
             headers=self._headers,
             body=body,
         )
 
 
-def _collection(server: _Server, where: str, name: str, wanted: Wanted) -> Finding:
+def _collection(server: _Server, where: str, name: str, wanted: Wanted) -> Iterator[Finding]:
     ids = record_ids(name)
     body = {"ids": ids, "with_payload": True}
     points = server.get(f"collections/{MODELS.name}/points", body).body.get("result") or []
@@ -135,13 +137,16 @@ def _collection(server: _Server, where: str, name: str, wanted: Wanted) -> Findi
         wanted = replace(wanted, dimension=record.active.dimension or wanted.dimension)
     answer = server.get(f"collections/{name}")
     if answer.status in (401, 403):
-        return _unauthorized(where, answer.status)
+        yield _unauthorized(where, answer.status)
+        return
     if answer.status == NOT_FOUND:
-        return ok(PART, f"{name} is not there yet; the daemon makes it")
+        yield ok(PART, f"{name} is not there yet; the daemon makes it")
+        return
     info = answer.body.get("result") or {}
     if answer.status != OK or not isinstance(info, dict):
         found = f"{name}: the server answers {answer.status}"
-        return fail(PART, "vector_store_error", found, "see the Qdrant server's log")
+        yield fail(PART, "vector_store_error", found, "see the Qdrant server's log")
+        return
     dimension = _at(info, "config", "params", "vectors", "size")
     distance = _at(info, "config", "params", "vectors", "distance")
     if (dimension, distance) != (wanted.dimension, "Cosine"):
@@ -149,13 +154,38 @@ def _collection(server: _Server, where: str, name: str, wanted: Wanted) -> Findi
             f"{name} holds vectors of {dimension} numbers compared by {distance}, should be"
             f" {wanted.dimension} by Cosine"
         )
-        return fail(PART, "collection_mismatch", found, f"rename or delete the collection {name}")
+        yield fail(PART, "collection_mismatch", found, f"rename or delete the collection {name}")
+        return
     status = info.get("status")
     if status not in ("green", "yellow", "grey"):
         found = f"{name}: the server says it is {status}"
-        return fail(PART, "vector_store_error", found, "see the Qdrant server's log; its disk?")
+        yield fail(PART, "vector_store_error", found, "see the Qdrant server's log; its disk?")
+        return
     claim = None if record is None else claim_of(record.active)
-    return claimed(name, int(info.get("points_count") or 0), claim, wanted)
+    yield claimed(name, int(info.get("points_count") or 0), claim, wanted)
+    yield from layout(name, info, server.settings)
+
+
+def layout(name: str, info: JsonObject, settings: QdrantSettings) -> Iterator[Finding]:
+    """Judge how a server keeps a collection against what the settings ask of new ones."""
+    params = _at(info, "config", "params")
+    differing = [
+        f"{each.upper()} is {_at(params, each)}, not {getattr(settings, each)}"
+        for each in ("shard_number", "replication_factor", "write_consistency_factor")
+        if getattr(settings, each) not in (0, _at(params, each))
+    ]
+    quantized = set(_at(info, "config", "quantization_config") or ())
+    if quantized != _QUANTIZED[settings.quantization]:
+        found = ", ".join(quantized) or "none"
+        differing.append(f"QUANTIZATION is {found}, not {settings.quantization}")
+    if differing:
+        yield warn(
+            PART,
+            "collection_layout",
+            f"{name} was made before the settings INFERD_QDRANT__...: {'; '.join(differing)}",
+            f"the number of shards never changes (`migrate vectors` makes a new collection); the"
+            f" rest by PATCH /collections/{name}",
+        )
 
 
 def _grpc(settings: QdrantSettings) -> Iterator[Finding]:

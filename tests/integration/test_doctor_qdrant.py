@@ -195,6 +195,24 @@ def test_something_else_on_the_port_is_told(server: Server) -> None:
     assert found.code == "vector_store_error"
 
 
+def test_a_collection_that_is_laid_out_otherwise_is_told(server: Server) -> None:
+    asked = server.settings(shard_number=12, replication_factor=2, quantization="int8")
+    kept = {"vectors": {"size": 512, "distance": "Cosine"}, "shard_number": 1}
+    plain = {"params": {**kept, "replication_factor": 2}, "quantization_config": None}
+    server.answers[f"GET /collections/{COLLECTION}"] = (200, collection(config=plain))
+
+    *_, claimed, laid_out = look(asked)
+
+    assert (claimed.verdict, laid_out.code) == ("ok", "collection_layout")
+    assert "SHARD_NUMBER is 1, not 12; QUANTIZATION is none, not int8" in laid_out.found
+
+    scalar = {"scalar": {"type": "int8", "quantile": 0.99}}
+    as_asked = {"params": {**kept, "shard_number": 12, "replication_factor": 2}}
+    as_asked["quantization_config"] = scalar
+    server.answers[f"GET /collections/{COLLECTION}"] = (200, collection(config=as_asked))
+    assert [each.code for each in look(asked)] == ["ok", "ok"]
+
+
 def test_a_closed_grpc_port_has_its_setting(server: Server) -> None:
     found = {each.code: each for each in look(server.settings(grpc_port=free_port()))}
 
