@@ -8,6 +8,7 @@
     outbox       events -> broker, until confirmed      health   what the daemon says of itself
     cancellation a cancel -> the job's end              progress how far running jobs are
     removal      all of a picture goes                  live     events for who watches the console
+    scrub, last_life  asks anew for vectors that went with the machine
     home_assistant announces this daemon there, obeys its switches
     worker_topics  what this daemon is, how busy it is  pause_watch  notices pauses, tells them
     watchdog     ends a process in which a model or the loop hangs

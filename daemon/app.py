@@ -25,6 +25,7 @@ from daemon.intake import Intake
 from daemon.job_ledger import JobLedger
 from daemon.job_queue import JobQueue
 from daemon.jobs import Job, JsonObject
+from daemon.last_life import LastLife
 from daemon.live import Live
 from daemon.metrics import MeteredHandler, Metrics
 from daemon.mqtt import MqttLink, OnRequest
@@ -35,6 +36,7 @@ from daemon.queue_engine import queue_database
 from daemon.readings import Readings
 from daemon.removal import Removal
 from daemon.requests import MAX_BATCH, MqttRequest
+from daemon.scrub import Scrub
 from daemon.settings import Settings, WorkerSettings
 from daemon.watchdog import EXIT_STALLED, LEAVE_SECONDS, Watchdog, leave
 from daemon.worker import Worker
@@ -53,7 +55,11 @@ STALLED_GRACE_SECONDS = 2.0
 """For jobs that run while a model hangs, and do not need it."""
 
 
-async def run(settings: Settings, *, started: Callable[[int | None], None] | None = None) -> None:
+def _tell_nobody(_port: int | None) -> None:
+    """Do nothing: whoever wants to know the port reads it in the log."""
+
+
+async def run(settings: Settings, *, started: Callable[[int | None], None] = _tell_nobody) -> None:
     """Serve until SIGTERM or SIGINT, or until a model hangs, then stop in order.
 
     Where a thread hangs in a model, this ends the process instead of returning: with exit code 0
@@ -89,6 +95,7 @@ async def run(settings: Settings, *, started: Callable[[int | None], None] | Non
                 listener=live.hear,
             )
         )
+        last_life = _last_life(stack, settings)
         handlers = await stack.enter_async_context(open_handlers(settings))
         await _take_back(queue)
         intake = Intake(
@@ -165,6 +172,13 @@ async def run(settings: Settings, *, started: Callable[[int | None], None] | Non
             handlers=handlers,
             watchdog=watchdog,
         )
+        audit = Audit(
+            queue,
+            JobLedger(database),
+            handlers.stored,
+            clock=clock,
+            prune_after_days=settings.queue.prune_after_days,
+        )
         port = await _open_doors(
             stack,
             settings,
@@ -175,13 +189,7 @@ async def run(settings: Settings, *, started: Callable[[int | None], None] | Non
             handlers=handlers,
             removal=removal,
             cancellation=cancellation,
-            audit=Audit(
-                queue,
-                JobLedger(database),
-                handlers.stored,
-                clock=clock,
-                prune_after_days=settings.queue.prune_after_days,
-            ),
+            audit=audit,
             console=_console(settings, handlers, live),
             workers=company.workers,
         )
@@ -193,6 +201,7 @@ async def run(settings: Settings, *, started: Callable[[int | None], None] | Non
             relaying = group.create_task(outbox.run(), name="outbox-relay")
             telling = [
                 *(group.create_task(each.run()) for each in (board, watch, home)),
+                group.create_task(Scrub(JobLedger(database), audit, last_life).run()),
                 group.create_task(handlers.change_models(lambda: worker.in_flight > 0)),
                 group.create_task(
                     company.run(
@@ -209,21 +218,30 @@ async def run(settings: Settings, *, started: Callable[[int | None], None] | Non
             working = group.create_task(worker.run(), name="worker")
             loading = group.create_task(handlers.preload(), name="preload")
             log.info("inferd is running", extra={"worker_id": worker_id, "port": port})
-            if started is not None:
-                started(port)
+            started(port)
             await _either(stop, watchdog.is_over)
             log.info("stopping")
             health.is_draining = True
             # The broker is told first; one that does not answer must not keep us leasing.
             grace = _grace(settings.worker, watchdog, handlers)
             await asyncio.gather(link.drain(), company.leave(), worker.drain(grace))
-            for task in (working, loading, *telling):
-                task.cancel()
+            _cancel(working, loading, *telling)
             await outbox.flush(timeout_seconds=LAST_EVENTS_SECONDS)
-            relaying.cancel()
-            linking.cancel()
+            _cancel(relaying, linking)
     log.info("stopped")
     _leave_if_hung(watchdog, handlers)
+
+
+def _last_life(stack: AsyncExitStack, settings: Settings) -> LastLife:
+    """Return what tells of the life before; entered before the vectors, it ends after them."""
+    noted = LastLife(settings.data_dir / "last-life.json", is_needed=not settings.qdrant.url)
+    stack.push_async_callback(asyncio.to_thread, noted.end)
+    return noted
+
+
+def _cancel(*tasks: asyncio.Task[None]) -> None:
+    for task in tasks:
+        task.cancel()
 
 
 def _leave_if_hung(watchdog: Watchdog, handlers: HandlerSet) -> None:

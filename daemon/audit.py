@@ -171,6 +171,24 @@ class Audit:
             return await self._jobs(cursor)
         return await self._stored(cursor, kinds, deep=deep)
 
+    @property
+    def task_types(self) -> Collection[TaskType]:
+        """Those whose vectors can be looked at."""
+        return self._vectors.task_types
+
+    async def missing(self, task_type: TaskType, pictures: Sequence[int]) -> list[Finding]:
+        """Return which of these pictures have a completed job whose vectors are not all there.
+
+        Raises:
+            HandlerError: the vector database failed.
+            StorageError: the queue's database failed.
+        """
+        return [
+            each
+            for each in await self._examine(task_type, pictures)
+            if each.kind in (Kind.MISSING_VECTOR, Kind.MISSING_FACES)
+        ]
+
     async def mend(self, asked: Sequence[Finding]) -> list[tuple[Outcome, str | None]]:
         """Mend findings: ask for the picture again, or delete what has no job.
 
@@ -214,11 +232,7 @@ class Audit:
         suspects = {
             picture for (picture, _), is_there in zip(wanted, there, strict=True) if not is_there
         }
-        findings = [
-            each
-            for each in await self._examine(task_type, sorted(suspects))
-            if each.kind in (Kind.MISSING_VECTOR, Kind.MISSING_FACES)
-        ]
+        findings = await self.missing(task_type, sorted(suspects))
         is_last = len(jobs) < JOBS_A_SLICE
         follows = (
             _Cursor(task_type, "vectors", "")

@@ -18,6 +18,11 @@ def own_identity() -> str:
     return "/".join([*_here(), str(os.getpid()), start])
 
 
+def own_boot() -> str:
+    """Return the id of this boot of the machine; empty where it has none."""
+    return _here()[1]
+
+
 def own_version() -> str:
     """Return the version of inferd that runs here."""
     try:

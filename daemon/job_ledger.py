@@ -21,6 +21,15 @@ ORDER BY media_store_id LIMIT ?
 """
 
 
+NEWEST = "SELECT max(completed_at) FROM jobs WHERE completed_at IS NOT NULL"
+SINCE = """
+SELECT id, completed_at, job_id, media_store_id, status, request_id, result FROM jobs
+WHERE completed_at IS NOT NULL AND (completed_at, id) > (?, ?)
+  AND status = 'completed' AND task_type = ?
+ORDER BY completed_at, id LIMIT ?
+"""
+
+
 def of_pictures(count: int) -> str:
     """Return the statement that looks up the jobs of `count` pictures, in whatever state.
 
@@ -57,6 +66,18 @@ class JobLedger:
         """Return completed jobs by media_store_id, from the one after `after` on."""
         rows = await self._database.read(COMPLETED, (task_type.value, after, limit))
         return [_job(task_type, row) for row in rows]
+
+    async def newest(self) -> int | None:
+        """Return when (epoch ms) the last job ended; None where none did."""
+        moment: int | None = (await self._database.read(NEWEST))[0][0]
+        return moment
+
+    async def since(
+        self, task_type: TaskType, after: tuple[int, int], *, limit: int
+    ) -> list[tuple[tuple[int, int], KnownJob]]:
+        """Return jobs by when they completed, each with the `after` of the page behind it."""
+        rows = await self._database.read(SINCE, (*after, task_type.value, limit))
+        return [((row["completed_at"], row["id"]), _job(task_type, row)) for row in rows]
 
     async def of_pictures(
         self, task_type: TaskType, media_store_ids: Sequence[int]

@@ -116,6 +116,31 @@ def test_what_was_lost_is_found_and_mended(world: World) -> None:
     assert again.returncode == 0, again.stderr
 
 
+def test_vectors_that_went_with_the_machine_are_made_again_after_the_next_start(
+    world: World,
+) -> None:
+    ids, daemon = world.ids, world.daemon
+    daemon.kill()
+    world.lose_vector("gradient")
+    world.lose_vector("radial")
+    noted = daemon.folder / "data" / "last-life.json"
+    # What the last seconds before a power cut leave, seen from the boot after it.
+    noted.write_text(json.dumps({**json.loads(noted.read_text()), "boot": "the one before"}))
+
+    daemon.start()
+    wait_until(lambda: "2 of the last 8 jobs had lost vectors" in daemon.text(), SECONDS)
+
+    def is_found(name: str) -> bool:
+        return world.run("search", "--like", str(ids[name]), "--json").returncode == 0
+
+    wait_until(lambda: is_found("gradient") and is_found("radial"), SECONDS)
+    assert world.findings() == []
+    assert daemon.terminate() == 0
+    daemon.start()
+    wait_until(lambda: daemon.text().count("inferd is running") == 3, SECONDS)
+    assert daemon.text().count("looking for vectors that went") == 1
+
+
 def test_what_is_stored_is_listed_page_by_page(world: World) -> None:
     ids = sorted(world.ids.values())
 

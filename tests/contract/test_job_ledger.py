@@ -51,6 +51,26 @@ async def test_completed_jobs_come_by_picture_page_by_page(bench: Bench) -> None
     assert (faces.media_store_id, faces.vectors) == (15, 2)
 
 
+async def test_jobs_come_by_their_completion_page_by_page(bench: Bench) -> None:
+    ledger = JobLedger(bench.database)
+    assert await ledger.newest() is None
+    for media_store_id in (5, 4, 3, 2, 1):
+        if media_store_id > 1:
+            # The last two in one millisecond.
+            bench.clock.advance(seconds=1)
+        await complete(bench, media_store_id)
+    await complete(bench, 9, FACES, faces=1)
+    await fail(bench, 8)
+    newest = await ledger.newest()
+    assert newest is not None
+
+    first = await ledger.since(IMAGE, (newest - 1500, 0), limit=2)
+    second = await ledger.since(IMAGE, first[-1][0], limit=2)
+
+    assert [job.media_store_id for _, job in [*first, *second]] == [3, 2, 1]
+    assert await ledger.since(IMAGE, second[-1][0], limit=2) == []
+
+
 async def test_all_jobs_of_many_pictures_come_whatever_their_state(bench: Bench) -> None:
     for media_store_id in range(1, 6):
         await complete(bench, media_store_id)

@@ -43,6 +43,7 @@ LAYERS = (
     {"daemon.readings"},
     {"http_shim"},
     {"daemon.company"},
+    {"daemon.scrub"},
     {"daemon.removal", "daemon.audit"},
     {"daemon.worker", "daemon.intake", "daemon.cancellation", "daemon.outbox", "daemon.health"},
     {"daemon.watchdog"},
@@ -73,7 +74,13 @@ LAYERS = (
         "daemon.roles",
         "daemon.settlement",
     },
-    {"daemon.announcer", "daemon.job_ledger", "daemon.job_rows", "daemon.schema"},
+    {
+        "daemon.announcer",
+        "daemon.job_ledger",
+        "daemon.last_life",
+        "daemon.job_rows",
+        "daemon.schema",
+    },
     {
         "daemon.database",
         "daemon.mqtt",

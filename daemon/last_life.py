@@ -1,0 +1,71 @@
+"""LastLife: a file that tells whether the machine went down under the daemon that was here before.
+
+What a process wrote survives its own death, and not that of the machine: the embedded vectors'
+log reaches the disk some seconds after the write.
+"""
+
+import json
+import logging
+import os
+from pathlib import Path
+
+from daemon.identity import own_boot
+from daemon.jobs import JsonObject
+
+log = logging.getLogger(__name__)
+
+
+class LastLife:
+    """The file; its calls block for a moment."""
+
+    def __init__(self, path: Path, *, is_needed: bool = True) -> None:
+        """Take the file, and whether what is stored lies on this machine at all."""
+        self._path = path
+        self._is_needed = is_needed
+        self._must_scrub = False
+        self._has_begun = False
+
+    def begin(self) -> bool:
+        """Note that a life begins; return whether what was stored last must be looked at.
+
+        So it is until `scrubbed`, over lives that end before.
+        """
+        before = self._read()
+        went_down = not before.get("ended", True) and before.get("boot") != own_boot()
+        self._must_scrub = self._is_needed and (went_down or bool(before.get("must_scrub")))
+        self._has_begun = True
+        self._write(ended=False)
+        return self._must_scrub
+
+    def scrubbed(self) -> None:
+        """Note that it was looked at."""
+        self._must_scrub = False
+        self._write(ended=False)
+
+    def end(self) -> None:
+        """Note that this life, if it ever began, ends in order: everything is written."""
+        if self._has_begun:
+            self._write(ended=True)
+
+    def _read(self) -> JsonObject:
+        try:
+            told = json.loads(self._path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError) as error:
+            log.warning("%s cannot be read: %s", self._path, error)
+            return {}
+        return told if isinstance(told, dict) else {}
+
+    def _write(self, *, ended: bool) -> None:
+        told = {"boot": own_boot(), "ended": ended, "must_scrub": self._must_scrub}
+        part = self._path.with_suffix(".part")
+        try:
+            with part.open("w", encoding="utf-8") as file:
+                json.dump(told, file)
+                file.flush()
+                # Else the file may be what the machine takes with it.
+                os.fsync(file.fileno())
+            part.replace(self._path)
+        except OSError as error:
+            log.warning("%s cannot be written: %s", self._path, error)

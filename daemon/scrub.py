@@ -1,0 +1,66 @@
+"""Scrub: after the machine went down, looks for vectors of the last completed jobs that went too.
+
+The queue may know a job as completed whose vector never reached the disk (see last_life). What is
+missing is asked for anew, by ordinary jobs of the lowest priority.
+"""
+
+import asyncio
+import logging
+
+from daemon.audit import Audit
+from daemon.audit_findings import Outcome
+from daemon.errors import InferdError
+from daemon.job_ledger import JobLedger
+from daemon.jobs import TaskType
+from daemon.last_life import LastLife
+
+log = logging.getLogger(__name__)
+
+WINDOW_MS = 60_000
+"""Before the last completion that is known: engines and disks write within seconds."""
+PAGE = 500
+AGAIN_SECONDS = 5.0
+
+
+class Scrub:
+    """Looks once, and again while something it needs is away."""
+
+    def __init__(self, ledger: JobLedger, audit: Audit, last_life: LastLife) -> None:
+        """Take the jobs, who compares and mends, and what tells whether to look at all."""
+        self._ledger, self._audit, self._last_life = ledger, audit, last_life
+
+    async def run(self) -> None:
+        """Return when all is looked at, at once where nothing need be; the vectors are open."""
+        if not await asyncio.to_thread(self._last_life.begin):
+            return
+        log.warning("the machine went down without warning: looking for vectors that went with it")
+        while True:
+            try:
+                looked, redone = await self._look()
+            except InferdError as error:
+                log.warning("cannot look for lost vectors yet: %s", error.message)
+                await asyncio.sleep(AGAIN_SECONDS)
+            else:
+                break
+        await asyncio.to_thread(self._last_life.scrubbed)
+        log.warning("%d of the last %d jobs had lost vectors and are done again", redone, looked)
+
+    async def _look(self) -> tuple[int, int]:
+        looked = redone = 0
+        newest = await self._ledger.newest()
+        if newest is None:
+            return looked, redone
+        for task_type in sorted(self._audit.task_types):
+            since = newest - WINDOW_MS, 0
+            while jobs := await self._ledger.since(task_type, since, limit=PAGE):
+                looked += len(jobs)
+                redone += await self._mend(task_type, [job.media_store_id for _, job in jobs])
+                since = jobs[-1][0]
+        return looked, redone
+
+    async def _mend(self, task_type: TaskType, pictures: list[int]) -> int:
+        findings = await self._audit.missing(task_type, pictures)
+        outcomes = [outcome for outcome, _ in await self._audit.mend(findings)]
+        if Outcome.QUEUE_FULL in outcomes:
+            raise InferdError("the queue is full")
+        return outcomes.count(Outcome.REQUEUED)
