@@ -23,6 +23,24 @@ REFUSALS = 5
 """One more than it takes to give up, so that delivery is tried in the background too."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """Jobs that more will happen to."""
+
+    first: Expected
+    """To be done again by force."""
+    gone: Expected
+    """To be forgotten."""
+    wiped: Expected
+    """To be removed with its picture."""
+    hanging: Expected
+    """To be cancelled while it runs."""
+    bad: Expected
+    """To be tried again."""
+    worse: Expected
+    """To be tried again with all that failed alike."""
+
+
 @dataclass
 class Script:
     """One client's requests; `expected` says what must become of each."""
@@ -42,32 +60,32 @@ class Script:
         self._rest("POST", "/queue/face_embedding/pause", {200})
         self.succession.pass_phase(Phase.PAUSE)
 
-        first, gone, hanging, bad = self._ask_for_all()
+        asked = self._ask_for_all()
         self._wait(self._all_answered, "all requests are answered")
         old = self._waiting_job()
         self.succession.pass_phase(Phase.INTAKE)
         self.succession.pass_phase(Phase.WORK)
-        self._wait_until_running(hanging)
+        self._wait_until_running(asked.hanging)
         self.succession.pass_phase(Phase.HELD)
         if self.succession.awaits(Phase.STOP):
-            self._stop(hanging)
+            self._stop(asked.hanging)
             self.succession.pass_phase(Phase.STOP)
-            self._wait_until_running(hanging)
+            self._wait_until_running(asked.hanging)
 
         self._cancel(old)
-        self._cancel(hanging)
+        self._cancel(asked.hanging)
         self.succession.pass_phase(Phase.CANCEL)
         self._rest("POST", "/queue/face_embedding/resume", {200})
         self.succession.pass_phase(Phase.RESUME)
         self.succession.pass_phase(Phase.FACES)
 
-        self._finish(first, gone, bad)
+        self._finish(asked)
         self.succession.pass_phase(Phase.LATE)
         self._wait(self._has_all_ended, f"all jobs have ended; not so: {self._open_jobs()}")
 
     # -- the steps -----------------------------------------------------------------------------
 
-    def _ask_for_all(self) -> tuple[Expected, Expected, Expected, Expected]:
+    def _ask_for_all(self) -> "_Asked":
         """Ask for one job of each kind; return those that more will happen to."""
         hanging = self._job("face_detection", "error", {"cancelled"})
         self.store.hangs.add(hanging.media_id)
@@ -82,9 +100,14 @@ class Script:
         flaky = self._job("image_embedding")
         self.store.fails[flaky.media_id] = 1
         self._send(flaky)
-        bad = self._expect("image_embedding", self._next_id(), "error", _UNREADABLE)
-        self.store.put_bytes(bad.media_id, b"not a picture", "image/png")
-        self._send(bad)
+        wiped = self._job("image_embedding")
+        self._send(wiped)
+        bad, worse = (
+            self._expect("image_embedding", self._next_id(), "error", _UNREADABLE) for _ in range(2)
+        )
+        for each in (bad, worse):
+            self.store.put_bytes(each.media_id, b"not a picture", "image/png")
+            self._send(each)
         refused = self._job("face_detection", faces=2)
         self.store.refuses[refused.media_id] = REFUSALS
         self._send(refused)
@@ -97,7 +120,7 @@ class Script:
             {201},
             {"media_store_id": over_rest.media_id, "priority": 5, "job_id": over_rest.job_id},
         )
-        return first, gone, hanging, bad
+        return _Asked(first, gone, wiped, hanging, bad, worse)
 
     def _send_batch(self) -> None:
         jobs = [self._job("face_embedding", faces=FACES), self._job("face_embedding")]
@@ -148,8 +171,9 @@ class Script:
         self.client.publish(f"inference/cancel/{job.job_id}")
         self._wait(lambda: self.heard.ended(job.job_id) == "error", "the job is cancelled")
 
-    def _finish(self, first: Expected, gone: Expected, bad: Expected) -> None:
+    def _finish(self, asked: "_Asked") -> None:
         """Do again by force what is done, forget what is done, try again what failed."""
+        first, gone, bad = asked.first, asked.gone, asked.bad
         self._wait(lambda: self.heard.ended(first.job_id) == "completed", "the first job is done")
         again = self._expect(first.task_type, first.media_id, "completed", faces=first.faces)
         self._send(again, force=True)
@@ -162,6 +186,14 @@ class Script:
         self._wait(lambda: self.heard.ended(bad.job_id) == "error", "the bad picture failed")
         # Or pending already.
         self._rest("POST", f"/job/{bad.job_id}/retry", {200, 409})
+        self._wait(lambda: self.heard.ended(asked.wiped.job_id) == "completed", "the job is done")
+        self._rest("DELETE", f"/media/{asked.wiped.media_id}", {200})
+        asked.wiped.becomes("completed", set(), has_row=False)
+        self._wait(lambda: self.heard.ended(asked.worse.job_id) == "error", "it failed as well")
+        failed = self.heard.latest(asked.worse.job_id)
+        assert failed is not None
+        code = failed["data"]["error_message"].partition(":")[0]
+        self._rest("POST", "/job/retry", {200}, {"code": code})
 
     # -- small parts ---------------------------------------------------------------------------
 

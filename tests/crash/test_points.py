@@ -17,9 +17,6 @@ CHAINS = chains()
 
 READS = ("SELECT", "WITH", "id IN")
 UNREACHED = {
-    # One transaction each, by hand: tests/integration/test_http_media.py.
-    "FORGET_ALL",
-    "REQUEUE_ALL",
     # Only where the broker refuses an event or hangs up on it: tests/integration/test_outbox.py.
     "outbox.DELAY",
     "outbox.PROMOTE",
