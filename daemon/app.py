@@ -123,6 +123,8 @@ async def run(settings: Settings, *, started: Callable[[int | None], None] = _te
             subscriptions=[
                 *([] if settings.mqtt.intake_roles else [topics.REQUEST_FILTER]),
                 topics.CANCEL_FILTER,
+            ],
+            dispensable=[
                 topics.DELETE_FILTER,
                 *subscriptions(settings.home_assistant, worker_id),
             ],

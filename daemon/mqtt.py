@@ -93,6 +93,7 @@ class MqttLink:
         on_news: OnNews = lambda _topic, _payload, _is_retained: False,
         dropped: Sequence[str] = (),
         is_worker: bool = True,
+        dispensable: Sequence[str] = (),
         may_connect: MayConnect | None = None,
     ) -> None:
         """Wire it up.
@@ -101,6 +102,7 @@ class MqttLink:
             settings: where the broker is, and who we are there.
             subscriptions: filters whose messages wait for us while we are away.
             on_request: gets every message that is no news.
+            dispensable: further such filters, of which a broker may refuse us some.
             watched: filters whose retained messages are wanted at each connect, QoS 0.
             on_news: gets each message first and at once; returns whether it was for it.
             dropped: filters that our session may still hold, and must not.
@@ -109,7 +111,8 @@ class MqttLink:
         """
         self._settings = settings
         self._url = urlsplit(settings.url.get_secret_value())
-        self._subscriptions = subscriptions
+        self._needed = len(subscriptions)
+        self._subscriptions = [*subscriptions, *dispensable]
         self._on_request = on_request
         self._up = asyncio.Event()
         self._presence = Presence(settings.client_id)
@@ -398,10 +401,13 @@ class MqttLink:
         self._check_version(client)
         if lost.is_set():
             raise ConnectionResetError("the connection was lost before the broker let us in")
-        if any(code >= REFUSED for code in granted[: len(self._subscriptions)]):
+        if any(code >= REFUSED for code in granted[: self._needed]):
             raise ConnectionRefusedError(f"the broker refused to subscribe us: {granted}")
-        if any(code >= REFUSED for code in granted):
-            log.warning("the broker does not let us see other daemons: %s", granted)
+        names = [*self._subscriptions, *self._watched]
+        refused = [name for name, code in zip(names, granted, strict=False) if code >= REFUSED]
+        if refused:
+            # An access list from before they were needed: all else goes on.
+            log.warning("the broker does not let us read %s", ", ".join(refused))
         # Now that nothing falls between: what the session holds from an earlier configuration.
         self._unsubscribe(client)
 

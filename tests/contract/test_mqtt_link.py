@@ -901,6 +901,34 @@ async def test_refused_subscription_is_told_and_tried_again() -> None:
         assert "subscri" in (link.last_error or "")
 
 
+async def test_a_dispensable_subscription_may_be_refused(caplog: pytest.LogCaptureFixture) -> None:
+    async def refuse_the_second(peer: Peer) -> None:
+        await peer.expect(1)
+        peer.send(b"\x20\x03\x00\x00\x00")
+        asked = await peer.expect(8)
+        assert b"test/needed" in asked
+        assert b"test/dispensable" in asked
+        peer.send(b"\x90\x05", asked[:2], b"\x00\x01\x87")
+        peer.confirm((await peer.published())[1])
+        await peer.rest()
+
+    async with played(refuse_the_second) as (url, _):
+        link = MqttLink(
+            MqttSettings(url=SecretStr(url), client_id="dispensed"),
+            subscriptions=["test/needed"],
+            dispensable=["test/dispensable"],
+            on_request=Requests(),
+        )
+        task = asyncio.create_task(link.run())
+        async with asyncio.timeout(DEADLINE):
+            await link.wait_up()
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+    assert "the broker does not let us read test/dispensable" in caplog.text
+
+
 async def test_subscription_without_an_answer_is_given_up() -> None:
     async def ignore(peer: Peer) -> None:
         await peer.expect(1)
