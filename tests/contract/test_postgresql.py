@@ -13,7 +13,7 @@ from typing import Any
 import asyncpg
 import pytest
 
-from daemon import outbox_statements, roles, statements
+from daemon import installation, job_ledger, outbox_statements, roles, statements
 from daemon.errors import ConfigError, LeaseLostError, StorageError
 from daemon.jobs import JobState
 from daemon.migration import Migration, released_migrations
@@ -68,7 +68,7 @@ def named(*modules: Any) -> dict[str, str]:
     }
 
 
-STATEMENTS = named(statements, outbox_statements, roles)
+STATEMENTS = named(statements, outbox_statements, roles, installation, job_ledger)
 
 
 # -- the dialect -----------------------------------------------------------------------------------
