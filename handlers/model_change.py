@@ -88,6 +88,8 @@ class ModelChange:
         self._tries: dict[PointId, int] = {}
         self._lease: Lease | None = None
         self._failed = 0
+        self._has_worked = False
+        """There is a model in memory, or there may be, that no search needs."""
         self._waits: InferdError | None = None
 
     @property
@@ -111,29 +113,17 @@ class ModelChange:
             ConfigError: there is no such model, or its weights are not what they must be.
         """
         model = await self._models.open(spec)
-        await model.runner.load()
         fingerprint = model.fingerprint
+        # Before it takes memory that a refusal would not give back.
+        self._require_free(await self._read(), fingerprint)
+        await model.runner.load()
         async with self._turn:
             record = await self._read()
-            if record.active.fingerprint == fingerprint:
-                raise ModelChangeError(
-                    f"{self.collection} is of {_named(record.active)} already", code="model_in_use"
-                )
+            self._require_free(record, fingerprint)
             if record.shadow is not None:
-                if record.shadow.fingerprint != fingerprint:
-                    raise ModelChangeError(
-                        f"{self.collection} changes to {_named(record.shadow)} already: wait, or"
-                        " abort that first",
-                        code="model_change_running",
-                    )
                 shadow = replace(record.shadow, allow_failed=allow_failed)
                 await self._write(replace(record, shadow=shadow))
             else:
-                if record.previous is not None and record.previous.fingerprint != fingerprint:
-                    raise ModelChangeError(
-                        f"{_named(record.previous)} is still kept to go back to: drop it first",
-                        code="model_kept",
-                    )
                 known = record.previous or Part(
                     physical_name(self.collection, fingerprint), fingerprint, fingerprint
                 )
@@ -267,7 +257,11 @@ class ModelChange:
         # Opened and claimed by whoever needs it first, which may be later.
         record = None if self._store.seen is None else await self._store.record()
         if record is None or record.shadow is None:
+            if record is not None and self._has_worked:
+                # Given up, or done by another daemon.
+                await self._need_only(record.active)
             return False
+        self._has_worked = True
         shadow = record.shadow
         lease = self._lease = self._lease or Lease(
             self._store.parts.engine, self.collection, clock=self._clock, is_alone=self._is_alone
@@ -334,10 +328,14 @@ class ModelChange:
             await (await self._failures(shadow)).clear()
         await lease.give_back()
         self._tries, self._waits = {}, None
-        active = await self._models.of(changed.active)
+        await self._need_only(changed.active)
+        return True
+
+    async def _need_only(self, part: Part) -> None:
+        active = await self._models.of(part)
         self._models.need(active)
         await self._models.unload_others(active)
-        return True
+        self._has_worked = False
 
     # ---- the record
 
@@ -356,6 +354,25 @@ class ModelChange:
         await self._store.parts.records.write(record)
         await self._store.record()
         self._bell.set()
+
+    def _require_free(self, record: Record, fingerprint: str) -> None:
+        """Return if a change to a model may begin, or is under way already."""
+        if record.active.fingerprint == fingerprint:
+            raise ModelChangeError(
+                f"{self.collection} is of {_named(record.active)} already", code="model_in_use"
+            )
+        if record.shadow is not None:
+            if record.shadow.fingerprint != fingerprint:
+                raise ModelChangeError(
+                    f"{self.collection} changes to {_named(record.shadow)} already: wait, or"
+                    " abort that first",
+                    code="model_change_running",
+                )
+        elif record.previous is not None and record.previous.fingerprint != fingerprint:
+            raise ModelChangeError(
+                f"{_named(record.previous)} is still kept to go back to: drop it first",
+                code="model_kept",
+            )
 
     async def _begin(self, record: Record, shadow: Part) -> None:
         dimension = self._store.parts.dimension_of(shadow)

@@ -91,7 +91,7 @@ class Shadowing:
         failures: of the shadow; read before.
         progress: where the pass tells how far it is.
         tries: failures that may pass, by point; kept between passes.
-        before_write: raises where the pass must not go on.
+        before_write: raises where the pass must not go on; asked at every page, too.
         pace: waits until jobs leave room, given how many seconds a group took.
     """
 
@@ -111,13 +111,21 @@ class Shadowing:
         Raises:
             DependencyDownError: something that every picture needs is away.
         """
+        before = dict(self.tries)
         self.progress.begin(await self.active.count(), await self.shadow.count())
-        return await self._fill() + await self._thin()
+        found = await self._fill() + await self._thin()
+        for point_id, tries in before.items():
+            # Not tried again, so that nothing is to do: a job did it meanwhile, or it is gone.
+            if self.tries.get(point_id) == tries:
+                del self.tries[point_id]
+        return found
 
     async def _fill(self) -> int:
         from_id: PointId | None = None
         found = 0
         while True:
+            # Where nothing differs too: the lease must not run out amid a long pass.
+            await self.before_write()
             page = await self.active.page(from_id, limit=PAGE)
             found += await self._compare(page.points)
             if (from_id := page.next_id) is None:
@@ -187,6 +195,7 @@ class Shadowing:
         from_id: PointId | None = None
         found = 0
         while True:
+            await self.before_write()
             page = await self.shadow.page(from_id, limit=PAGE)
             surplus = await self._missing([point.point_id for point in page.points])
             if surplus:

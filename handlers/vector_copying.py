@@ -90,7 +90,9 @@ async def refuse_other_models(
     theirs = await _models(target)
     ours = await _models(source)
     there = set(await target.collections())
-    for spec in await specs(source):
+    copied = await specs(source)
+    await _refuse_hidden(target, theirs, ours, there - {spec.name for spec in copied})
+    for spec in copied:
         if spec.name not in there or spec.name == MODELS.name:
             continue
         await target.ensure_collection(spec)
@@ -118,6 +120,36 @@ async def refuse_other_models(
                     f"the target's {spec.name} holds vectors of {other.get('model')}, and not of"
                     f" {mine.get('model') if mine else 'a model named here'}: vectors of two models"
                     " never mix; choose another target",
+                    code="model_mismatch",
+                )
+
+
+async def _refuse_hidden(
+    target: VectorEngine,
+    theirs: dict[PointId, JsonObject],
+    ours: dict[PointId, JsonObject],
+    others: set[str],
+) -> None:
+    """Return if no vectors of the target go out of sight as the source's models' names come in."""
+    fixed = {str(each.get("collection")) for each in ours.values()}
+    for key, other in theirs.items():
+        mine, name = ours.get(key), other.get("collection")
+        is_same = mine == other or (
+            mine is not None
+            and "active" not in other
+            and mine.get("fingerprint") == other.get("fingerprint")
+        )
+        if is_same or name not in fixed or not {"active", "fingerprint"} & other.keys():
+            continue
+        for each in sorted(each for each in others if _fixed(each) == name):
+            dimension = await target.dimension_of(each)
+            if dimension is None:
+                continue
+            await target.ensure_collection(CollectionSpec(each, dimension, QdrantStore.indexes))
+            if await target.count(each):
+                raise ConfigError(
+                    f"the target's {each} has vectors that the source's models' names know nothing"
+                    " of, and nobody would find them afterwards: choose another target",
                     code="model_mismatch",
                 )
 

@@ -192,6 +192,8 @@ def _copy(folder: Path, target: Path, is_stopped: threading.Event) -> None:
     for name in names:
         if (folder / name).is_file():
             shutil.copyfile(folder / name, made / name)
+    # From now on its reader has his time.
+    os.utime(target)
 
 
 def _sweep(parent: Path) -> None:

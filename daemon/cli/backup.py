@@ -23,6 +23,7 @@ from demos.client import UnreachableError
 from demos.client.exit_codes import COMPLETED, INTERRUPTED, REJECTED, UNREACHABLE
 from demos.client.management import Door, RefusedError, add_place
 from demos.client.terminal import Meter, print_out
+from handlers.model_record import MODELS
 from handlers.model_sums import engine_version, model_sums
 from handlers.vector_copying import is_ours
 from handlers.vector_snapshots import (
@@ -160,16 +161,17 @@ def _back_up(
         meter.expect(2 * queue_size + sum(path.stat().st_size for _, path in sources))
         writer = ArchiveWriter(part, meter.add)
         about: JsonObject = {"queue": None}
+        # Before the queue's copy is finished: what is removed until then goes from that as well.
+        for name in vectors.server_collections:
+            with scratch(dest, "snapshot") as fetched:
+                vectors.fetch(name, fetched, meter.add)
+                writer.add_file(f"qdrant/{name}.snapshot", fetched)
         if pinned is not None:
             pinned.copy_to(queue_copy, meter.add)
             about["queue"] = _finish_queue(queue_copy, pinned, settings, is_live=vectors.is_live)
             writer.add_file("queue.db", queue_copy)
         for name, path in sources:
             writer.add_file(name, path)
-        for name in vectors.server_collections:
-            with scratch(dest, "snapshot") as fetched:
-                vectors.fetch(name, fetched, meter.add)
-                writer.add_file(f"qdrant/{name}.snapshot", fetched)
         text = json.dumps(settings_to_keep(settings), indent=1, default=str)
         writer.add_bytes("settings.json", f"{text}\n".encode())
         made_at = datetime.now(UTC).isoformat(timespec="seconds")
@@ -212,7 +214,11 @@ class _Vectors:
             self._server = QdrantSnapshots(
                 self._settings.qdrant.url, key.get_secret_value() if key else None
             )
-            self.server_collections = [n for n in self._server.collections() if is_ours(n)]
+            # The models' names first: each collection that they call active is whole from then on,
+            # while one that they come to call so later may have been copied half filled.
+            self.server_collections = sorted(
+                filter(is_ours, self._server.collections()), key=lambda each: each != MODELS.name
+            )
             self.is_live = True
             self.told = {"engine": "server", "collections": self.server_collections}
             return []
@@ -264,7 +270,13 @@ class _Vectors:
                 code="backup_failed",
             ) from error
         fcntl.flock(reader, fcntl.LOCK_SH)
-        return folder / str(made["engine"])
+        copied = folder / str(made["engine"])
+        if collections_of(copied) != made["collections"]:
+            raise ConfigError(
+                "the daemon removed the copy of its vectors before it was read: back up again",
+                code="backup_failed",
+            )
+        return copied
 
 
 def _remove_copy(door: Door, snapshot_id: str) -> None:

@@ -14,7 +14,7 @@ from daemon.errors import ConfigError, InferdError
 from daemon.settings import Settings
 from demos.client.exit_codes import COMPLETED, INTERRUPTED
 from demos.client.terminal import Meter, print_out
-from handlers.engine_choice import embedded_engine, server_engine
+from handlers.engine_choice import embedded_engine, layout_of, server_engine
 from handlers.model_record import MODELS
 from handlers.vector_copying import (
     Cursor,
@@ -207,7 +207,13 @@ def _engine(place: str, settings: Settings, key: str | None = None) -> SharedEng
     if key is None and configured is not None:
         key = configured.get_secret_value()
     port = settings.qdrant.grpc_port if place.rstrip("/") == settings.qdrant.url else 0
-    return server_engine(place.rstrip("/"), key, port, settings.qdrant.timeout_seconds)
+    return server_engine(
+        place.rstrip("/"),
+        key,
+        port,
+        settings.qdrant.timeout_seconds,
+        layout=layout_of(settings.qdrant),
+    )
 
 
 async def _open(stack: AsyncExitStack, shared: SharedEngine) -> VectorEngine:

@@ -25,6 +25,7 @@ from daemon.settings import Settings
 from demos.client.exit_codes import COMPLETED, INTERRUPTED
 from demos.client.terminal import Meter, print_out
 from handlers.edge_copy import sync_tree
+from handlers.model_record import MODELS
 from handlers.vector_snapshots import ENGINES, collections_of
 from handlers.vectors_at_rest import at_rest
 
@@ -135,7 +136,9 @@ def _restore(archive: Archive, place: _Place, settings: Settings, *, is_forced: 
         queue = stack.enter_context(scratch(place.queue, "restoring"))
         _extract(archive, staged, queue, meter.add)
         if server is not None:
-            for name in archive.names_below("qdrant"):
+            # The models' names last: cut short, no record names what is not there.
+            models = f"qdrant/{MODELS.name}.snapshot"
+            for name in sorted(archive.names_below("qdrant"), key=lambda each: each == models):
                 collection = name.removeprefix("qdrant/").removesuffix(".snapshot")
                 server.put_back(collection, staged / name, lambda _: None)
         _put_in_place(place, staged, queue)
@@ -209,6 +212,8 @@ def _put_in_place(place: _Place, staged: Path, queue: Path) -> None:
 
     A vector without its job harms nobody, unlike a job without its vector.
     """
+    # First what may lie on another disk, full or read-only, and replaces nothing.
+    _move_files(staged / "models", place.models, may_replace=False)
     stamp = f"before-restore-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
     there = _there(place)
     if place.queue in there:
@@ -222,13 +227,7 @@ def _put_in_place(place: _Place, staged: Path, queue: Path) -> None:
         # What is left has locks in it, and no vectors.
         shutil.rmtree(place.vectors, ignore_errors=True)
         (staged / "vectors").rename(place.vectors)
-    for name in ("notes", "models"):
-        home = place.folder if name == "notes" else place.models
-        for path in sorted((staged / name).rglob("*")):
-            target = home / path.relative_to(staged / name)
-            if path.is_file() and not (name == "models" and target.exists()):
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.move(path, target)
+    _move_files(staged / "notes", place.folder, may_replace=True)
     if queue.exists():
         sync_folder(place.folder)
         if place.queue.exists():
@@ -239,6 +238,14 @@ def _put_in_place(place: _Place, staged: Path, queue: Path) -> None:
             )
         queue.rename(place.queue)
         sync_folder(place.queue.parent)
+
+
+def _move_files(source: Path, home: Path, *, may_replace: bool) -> None:
+    for path in sorted(source.rglob("*")):
+        target = home / path.relative_to(source)
+        if path.is_file() and (may_replace or not target.exists()):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.move(path, target)
 
 
 @contextmanager

@@ -372,3 +372,62 @@ async def test_an_older_schema_is_restored_as_it_was(tmp_path: Path) -> None:
     assert rows(tmp_path / "new/queue.db", "SELECT max(version) FROM schema_migrations") == [(2,)]
     code, out, _ = await run(tmp_path / "new", "migrate")
     assert (code, out.count("applied now")) == (0, len(released_migrations()) - 2)
+
+
+async def test_a_servers_models_names_come_first_and_go_back_last(tmp_path: Path) -> None:
+    kept = {"face_embeddings": b"f", "image_embeddings": b"i", "inferd_models": b"m"}
+    async with snapshot_server(**kept) as server:
+        env = {"INFERD_QDRANT__URL": server.url}
+        code, out, err = await run(tmp_path, "backup", str(tmp_path / "b.tar"), env=env)
+        assert (code, err) == (0, ""), out
+        made = [each.split("/")[2] for each in server.asked if each.startswith("POST")]
+    assert made == ["inferd_models", "face_embeddings", "image_embeddings"]
+
+    async with snapshot_server() as other:
+        env = {"INFERD_QDRANT__URL": other.url}
+        await run(tmp_path / "new", "restore", str(tmp_path / "b.tar"), env=env)
+        back = [each.split("/")[2] for each in other.asked if each.startswith("POST")]
+    assert back == ["face_embeddings", "image_embeddings", "inferd_models"]
+
+
+async def test_what_is_removed_while_a_server_makes_its_snapshots_goes_from_the_queues_copy(
+    tmp_path: Path,
+) -> None:
+    class Removing(dict[str, bytes]):
+        def __setitem__(self, name: str, data: bytes) -> None:
+            if name.startswith("image_embeddings"):
+                with closing(sqlite3.connect(tmp_path / "queue.db")) as live:
+                    live.execute("DELETE FROM jobs WHERE media_store_id = 5")
+                    live.commit()
+            super().__setitem__(name, data)
+
+    await fill(tmp_path)
+    async with snapshot_server(image_embeddings=b"i", inferd_models=b"m") as server:
+        server.snapshots = Removing()
+        env = {"INFERD_QDRANT__URL": server.url}
+        code, out, err = await run(tmp_path, "backup", str(tmp_path / "b.tar"), env=env)
+        assert (code, err) == (0, ""), out
+
+    with Archive(tmp_path / "b.tar") as archive:
+        archive.extract("queue.db", tmp_path / "copy.db", lambda _: None)
+    assert rows(tmp_path / "copy.db", "SELECT 1 FROM jobs WHERE media_store_id = 5") == []
+
+
+async def test_models_that_cannot_be_written_leave_all_as_it_is(tmp_path: Path) -> None:
+    data, weights = tmp_path / "data", tmp_path / "clip.pt"
+    await fill(data)
+    weights.write_bytes(b"weights" * 1000)
+    env = {"INFERD_CLIP__WEIGHTS": str(weights)}
+    archive = str(tmp_path / "b.tar")
+    code, out, err = await run(data, "backup", archive, "--with-models", env=env)
+    assert (code, err) == (0, ""), out
+    (tmp_path / "no-folder").write_bytes(b"")
+    env["INFERD_MODELS_DIR"] = str(tmp_path / "no-folder")
+    before = await vectors(data)
+
+    code, _, err = await run(data, "restore", archive, "--force", env=env)
+
+    assert (code, "cannot be restored" in err) == (78, True)
+    assert len(rows(data / "queue.db", "SELECT 1 FROM jobs")) == JOBS
+    assert await vectors(data) == before
+    assert not [each for each in names(data) if "before-restore" in each]

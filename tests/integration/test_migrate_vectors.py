@@ -13,8 +13,10 @@ from uuid import UUID
 import numpy as np
 import pytest
 
+from daemon.cli.migrate_vectors import _engine
+from daemon.settings import Settings
 from handlers.inference import Vector
-from handlers.model_record import MODELS
+from handlers.model_record import MODELS, Part, Record, Records
 from handlers.qdrant_edge import EdgeEngine
 from handlers.qdrant_local import LocalEngine
 from handlers.qdrant_server import ServerEngine
@@ -276,3 +278,30 @@ async def test_what_is_no_place_is_a_usage_error(tmp_path: Path, to: str) -> Non
 
     assert code == 2
     assert "pw" not in err.replace("usage", "").replace("http://me:pw@host:1", "")
+
+
+async def test_a_target_whose_vectors_would_go_out_of_sight_is_refused(tmp_path: Path) -> None:
+    async with opened(embedded(tmp_path / "a", "edge")) as engine:
+        for spec in (MODELS, CHANGED):
+            await engine.ensure_collection(spec)
+        await engine.upsert(CHANGED.name, points(5, 256))
+        active = Part(CHANGED.name, "clip-x", "X", 256, {"model": "X", "weights": "x"})
+        await Records(engine, IMAGES.name).write(Record(IMAGES.name, active))
+    async with opened(embedded(tmp_path / "b", "edge")) as engine:
+        for spec in (MODELS, IMAGES):
+            await engine.ensure_collection(spec)
+        await engine.upsert(MODELS.name, [claim(IMAGES.name)])
+        await engine.upsert(IMAGES.name, points(5))
+
+    for source, target in ("ab", "ba"):
+        code, _, err = await migrate(tmp_path / source, "--to", str(tmp_path / target))
+        assert (code, "nobody would find them" in err) == (78, True), err
+
+
+async def test_a_target_server_is_laid_out_as_the_settings_say() -> None:
+    settings = Settings.from_env({"INFERD_QDRANT__SHARD_NUMBER": "6"})
+    shared = _engine("http://qdrant:6333", settings)
+    engine = await shared.open()
+    assert isinstance(engine, ServerEngine)
+    assert engine._layout.shards == 6
+    await shared.close()

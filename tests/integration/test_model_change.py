@@ -15,7 +15,7 @@ from daemon.errors import (
     PermanentError,
     RetryableError,
 )
-from handlers import model_change, model_lease
+from handlers import model_change, model_lease, shadow
 from handlers.image_store import QdrantImageStore
 from handlers.model_record import physical_name
 from handlers.qdrant_edge import EdgeEngine
@@ -397,3 +397,69 @@ async def test_only_one_of_two_daemons_embeds(tmp_path: Path) -> None:
         counts = len(one.embedder.embedded), len(other.embedder.embedded)
         assert sorted(counts) == [0, 60]
         assert (await other.active())[0] == "B"
+
+
+async def test_a_picture_that_fails_once_and_is_deleted_does_not_hold_up_the_change(
+    one: Rig,
+) -> None:
+    for number in (1, 2):
+        await one.job(number, "j")
+    one.embedder.errors[2] = RetryableError("slow", code="decode_timeout")
+    one.embedder.on_embed = lambda media_id: (
+        one.store.remove_by_media_store_id(2) if media_id == 2 else None
+    )
+    async with one.working():
+        await one.change.use(B)
+        await one.until_of("B")
+
+    assert await one.active() == ("B", {1: "j"})
+
+
+async def test_a_pass_that_finds_nothing_keeps_its_lease_at_every_page(
+    one: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shadow, "PAGE", 10)
+    for number in range(40):
+        await one.job(number, "j")
+    async with one.working():
+        await one.change.use(B)
+        await one.until_of("B")
+    asked = 0
+    take = model_lease.Lease.take
+
+    async def counted(lease: model_lease.Lease, told: Any) -> bool:
+        nonlocal asked
+        asked += 1
+        return await take(lease, told)
+
+    monkeypatch.setattr(model_lease.Lease, "take", counted)
+    async with one.working():
+        await one.change.rollback()
+        await one.until_of("A")
+    assert asked >= 2 * 4
+
+
+async def test_a_model_that_was_given_up_is_not_kept_in_memory(
+    one: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await one.job(1, "j")
+    kept: list[list[str]] = []
+
+    async def unload_others(*needed: Any) -> None:
+        kept.append([each.fingerprint for each in needed])
+
+    monkeypatch.setattr(one.models, "unload_others", unload_others)
+    begun, go_on = asyncio.Event(), asyncio.Event()
+
+    def hold(_media_id: int) -> Any:
+        begun.set()
+        return go_on.wait()
+
+    one.embedder.on_embed = hold
+    async with one.working():
+        await one.change.use(B)
+        await begun.wait()
+        await one.change.abort()
+        go_on.set()
+        await until(lambda: kept)
+    assert kept == [["A"]]

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from daemon.errors import DependencyDownError, NotFoundError
 from daemon.settings import AuthSettings
 from handlers import vector_snapshots
+from handlers.edge_copy import copy_shard
 from handlers.engine_choice import embedded_engine, server_engine
 from handlers.qdrant_edge import EdgeEngine
 from handlers.qdrant_local import LocalEngine
@@ -202,3 +204,26 @@ async def test_only_an_admin_has_vectors_copied(tmp_path: Path) -> None:
 
 def write(path: Path, data: bytes) -> None:
     path.write_bytes(data)
+
+
+def is_there(folder: str) -> bool:
+    return Path(folder).is_dir()
+
+
+async def test_a_copy_that_took_long_is_still_there_for_its_reader(
+    tmp_path: Path, shared: SharedEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = await shared.open()
+    await engine.ensure_collection(FIRST)
+
+    def slow(folder: Path, target: Path, **words: Any) -> None:
+        copy_shard(folder, target, **words)
+        # As if it had begun long ago.
+        os.utime(target.parent.parent, (1, 1))
+
+    monkeypatch.setattr(vector_snapshots, "copy_shard", slow)
+    snapshots = VectorSnapshots(shared)
+    made = await snapshots.make_snapshot()
+    await snapshots.sweep()
+    assert is_there(str(made["folder"]))
+    await shared.close()
