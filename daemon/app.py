@@ -212,7 +212,7 @@ async def run(settings: Settings, *, started: Callable[[int | None], None] = _te
                         queue,
                         health,
                         identity=identity,
-                        on_request=intake.on_request,
+                        on_request=_receiver(intake, cancellation, removal, lambda: home),
                         has_room=worker.has_room,
                     )
                 ),

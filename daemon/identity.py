@@ -64,7 +64,10 @@ def _here() -> tuple[str, str, str]:
         namespace = str(Path("/proc/self/ns/pid").stat().st_ino)
     except OSError:
         namespace = ""
-    return socket.gethostname().replace("/", "_"), boot, namespace
+    host = socket.gethostname().replace("/", "_")
+    # On one database there may be machines that are named alike, of other boots and alive.
+    machine = _read("/etc/machine-id").replace("/", "_")[:12]
+    return f"{host}.{machine}" if machine else host, boot, namespace
 
 
 def _start_time(pid: int) -> str | None:

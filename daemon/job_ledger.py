@@ -21,7 +21,10 @@ ORDER BY media_store_id LIMIT ?
 """
 
 
-NEWEST = "SELECT max(completed_at) FROM jobs WHERE completed_at IS NOT NULL"
+NEWEST = """
+SELECT completed_at FROM jobs WHERE completed_at IS NOT NULL AND status = 'completed'
+ORDER BY completed_at DESC LIMIT 1
+"""
 SINCE = """
 SELECT id, completed_at, job_id, media_store_id, status, request_id, result FROM jobs
 WHERE completed_at IS NOT NULL AND (completed_at, id) > (?, ?)
@@ -68,8 +71,9 @@ class JobLedger:
         return [_job(task_type, row) for row in rows]
 
     async def newest(self) -> int | None:
-        """Return when (epoch ms) the last job ended; None where none did."""
-        moment: int | None = (await self._database.read(NEWEST))[0][0]
+        """Return when (epoch ms) the last job completed; None where none did."""
+        rows = await self._database.read(NEWEST)
+        moment: int | None = rows[0]["completed_at"] if rows else None
         return moment
 
     async def since(

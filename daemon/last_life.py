@@ -24,6 +24,8 @@ class LastLife:
         self._is_needed = is_needed
         self._must_scrub = False
         self._has_begun = False
+        self.until: int | None = None
+        """When (epoch ms) the last job completed that must be looked at; None until it is noted."""
 
     def begin(self) -> bool:
         """Note that a life begins; return whether what was stored last must be looked at.
@@ -34,12 +36,20 @@ class LastLife:
         went_down = not before.get("ended", True) and before.get("boot") != own_boot()
         self._must_scrub = self._is_needed and (went_down or bool(before.get("must_scrub")))
         self._has_begun = True
+        if self._must_scrub and not went_down:
+            # Noted by a life that did not come to its end: what completed in it is not meant.
+            self.until = before.get("until")
         self._write(ended=False)
         return self._must_scrub
 
+    def note(self, until: int) -> None:
+        """Note up to when jobs must be looked at, over lives that end before that is done."""
+        self.until = until
+        self._write(ended=False)
+
     def scrubbed(self) -> None:
         """Note that it was looked at."""
-        self._must_scrub = False
+        self._must_scrub, self.until = False, None
         self._write(ended=False)
 
     def end(self) -> None:
@@ -58,7 +68,12 @@ class LastLife:
         return told if isinstance(told, dict) else {}
 
     def _write(self, *, ended: bool) -> None:
-        told = {"boot": own_boot(), "ended": ended, "must_scrub": self._must_scrub}
+        told = {
+            "boot": own_boot(),
+            "ended": ended,
+            "must_scrub": self._must_scrub,
+            "until": self.until,
+        }
         part = self._path.with_suffix(".part")
         try:
             with part.open("w", encoding="utf-8") as file:

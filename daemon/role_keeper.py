@@ -234,12 +234,15 @@ class RoleKeeper:
     def _at_broker(self, name: str) -> MqttSettings:
         return self._settings.model_copy(update={"client_id": f"{name}-{self._secret}"})
 
-    async def _settle(self, role: _Role) -> None:
-        """Take nothing more; return once what came is stored and confirmed."""
+    async def _settle(self, role: _Role) -> bool:
+        """Take nothing more; return once what came is stored and confirmed, and whether it is."""
         await role.link.drain()
-        with contextlib.suppress(TimeoutError):
+        try:
             async with asyncio.timeout(HAND_OVER_SECONDS):
                 await role.link.settle()
+        except TimeoutError:
+            return False
+        return True
 
     async def _hand_over(self, name: str) -> None:
         role = self._held[name]
@@ -259,8 +262,13 @@ class RoleKeeper:
         """End the session of a role that nobody wants any more, once it is empty."""
         if not role.link.is_up or self._monotonic() - role.link.heard_at < QUIET_SECONDS:
             return
-        await self._settle(role)
+        heard_at = role.link.heard_at
+        is_settled = await self._settle(role)
+        is_empty = is_settled and role.link.is_up and role.link.heard_at == heard_at
         await self._stop(name)
+        if not is_empty:
+            # With the session would go what stands in it unconfirmed: the next look drains on.
+            return
         try:
             await end_session(self._at_broker(name))
         except OSError as error:

@@ -47,16 +47,23 @@ class Scrub:
 
     async def _look(self) -> tuple[int, int]:
         looked = redone = 0
-        newest = await self._ledger.newest()
-        if newest is None:
-            return looked, redone
+        until = await self._until()
         for task_type in sorted(self._audit.task_types):
-            since = newest - WINDOW_MS, 0
-            while jobs := await self._ledger.since(task_type, since, limit=PAGE):
+            since = until - WINDOW_MS, 0
+            while since[0] <= until and (
+                jobs := await self._ledger.since(task_type, since, limit=PAGE)
+            ):
                 looked += len(jobs)
                 redone += await self._mend(task_type, [job.media_store_id for _, job in jobs])
                 since = jobs[-1][0]
         return looked, redone
+
+    async def _until(self) -> int:
+        """Return when the last job of the life before completed; asked once, for all tries."""
+        if (until := self._last_life.until) is None:
+            until = await self._ledger.newest() or 0
+            await asyncio.to_thread(self._last_life.note, until)
+        return until
 
     async def _mend(self, task_type: TaskType, pictures: list[int]) -> int:
         findings = await self._audit.missing(task_type, pictures)

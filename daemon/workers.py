@@ -161,8 +161,8 @@ class Workers:
 
     def _is_silent(self, heard: _Heard, info: JsonObject) -> bool:
         """Whether it ought to have told its stats by now."""
-        seconds = info.get("stats_seconds", STATS_SECONDS)
-        if not isinstance(seconds, int | float) or not seconds or "stats" not in heard.parts:
+        seconds = _number(info, "stats_seconds") if "stats_seconds" in info else STATS_SECONDS
+        if not seconds or "stats" not in heard.parts:
             return False
         return self._monotonic() - heard.seen_at > MISSED * seconds + SLACK_SECONDS
 
@@ -196,7 +196,8 @@ def _rate(stats: JsonObject) -> float | None:
 def _task_types(value: Any) -> list[str]:
     # Of a newer version there may be some that we do not know.
     known = {each.value for each in TaskType}
-    return [each for each in value if each in known] if isinstance(value, list) else []
+    found = value if isinstance(value, list) else ()
+    return [each for each in found if isinstance(each, str) and each in known]
 
 
 def _counts(value: Any) -> dict[str, int]:

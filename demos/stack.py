@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -24,6 +25,10 @@ SYSTEM_FOLDERS = ("/usr/sbin", "/usr/local/sbin")
 DOCUMENTED_PORTS = (1883, 8000, 8001)
 """Broker, media store and REST; others are taken where these are not free."""
 STOP_SECONDS = 20
+_ELSEWHERE = re.compile(
+    r"INFERD_((MQTT|MEDIA_STORE|QUEUE|QDRANT)__(URL|TOKEN|API_KEY)|CLIENT__\w+?)(_FILE)?"
+)
+"""Settings that lead to another installation, which this process may have for its own daemon."""
 
 
 class StackError(RuntimeError):
@@ -47,7 +52,10 @@ class Stack:
         self.ports = list(ports or _choose_ports(DOCUMENTED_PORTS))
         self.broker_port, self.media_store_port, self.http_port = self.ports
         self._environ = {
-            **os.environ,
+            **{name: text for name, text in os.environ.items() if not _ELSEWHERE.fullmatch(name)},
+            # Over a file of settings, too: our own queue and vectors.
+            "INFERD_QUEUE__URL": "",
+            "INFERD_QDRANT__URL": "",
             **environ,
             "INFERD_DATA_DIR": str(folder / "data"),
             "INFERD_MQTT__URL": f"mqtt://127.0.0.1:{self.broker_port}",
@@ -140,21 +148,26 @@ class Stack:
 
     def stop_daemon(self) -> int:
         """Ask the daemon to stop (SIGTERM) and return its exit code."""
-        process = self._processes.pop("daemon")
+        process = self._processes["daemon"]
         process.send_signal(signal.SIGTERM)
-        return process.wait(STOP_SECONDS)
+        code = process.wait(STOP_SECONDS)
+        del self._processes["daemon"]
+        return code
 
     def close(self) -> None:
         """Stop all parts, the daemon first. Safe twice."""
-        for name in ("daemon", "media store", "broker"):
-            process = self._processes.pop(name, None)
-            if process is None:
-                continue
-            process.terminate()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(STOP_SECONDS)
-            process.kill()
-            process.wait()
+        try:
+            for name in ("daemon", "media store", "broker"):
+                if name in self._processes:
+                    self._processes[name].terminate()
+                    with contextlib.suppress(subprocess.TimeoutExpired):
+                        self._processes[name].wait(STOP_SECONDS)
+        finally:
+            # A second Ctrl-C, of who does not want to wait, leaves none behind either.
+            for process in self._processes.values():
+                process.kill()
+                process.wait()
+            self._processes.clear()
 
     def last_words(self, name: str, lines: int = 15) -> str:
         """Return the end of a part's log."""

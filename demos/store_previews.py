@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import os
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,6 +76,8 @@ class StorePreviews:
 
 
 def _write(path: Path, data: bytes) -> None:
-    draft = path.with_name(f"{path.name}.part")
-    draft.write_bytes(data)
-    draft.replace(path)
+    # A draft of its own: two that are asked for the same preview make it at the same time.
+    handle, draft = tempfile.mkstemp(suffix=".part", dir=path.parent)
+    with os.fdopen(handle, "wb") as file:
+        file.write(data)
+    Path(draft).replace(path)

@@ -249,8 +249,9 @@ class ModelRunner(Generic[Result]):
     @asynccontextmanager
     async def _turn(self) -> AsyncIterator[RunBatch[Item, tuple[Result, Provenance]]]:
         turn = _Turn(await self._next_copy(self._candidates()))
-        self._stage.max_batch = turn.copy.most
         try:
+            await turn.copy.wait_for_lane()
+            self._stage.max_batch = turn.copy.most
             yield functools.partial(self._run_batch, turn)
         finally:
             turn.end()

@@ -4,6 +4,7 @@ A pool of the standard library would be joined when the interpreter ends, and a 
 never end.
 """
 
+import contextlib
 import queue
 import threading
 from collections.abc import Callable
@@ -46,8 +47,9 @@ class LaneThreads:
 
     def close(self) -> list[Future[None]]:
         """Cancel what waits; return one for each thread, done when it has ended. Once only."""
-        while not self._waiting.empty():
-            if (waiting := self._waiting.get_nowait()) is not None:
+        # A thread that has just become free may take what was seen to wait.
+        with contextlib.suppress(queue.Empty):
+            while (waiting := self._waiting.get_nowait()) is not None:
                 waiting[0].cancel()
         for _ in self._threads:
             self._waiting.put(None)

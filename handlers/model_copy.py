@@ -186,6 +186,15 @@ class ModelCopy(Generic[Result]):
         """
         await self.lane.run(self._load)
 
+    async def wait_for_lane(self) -> None:
+        """Return once a batch would not wait for whatever has the lane's own thread; with a turn.
+
+        An urgent picture that comes meanwhile would have to wait for that batch as well. Of several
+        copies none waits: the others would wait with it.
+        """
+        if self._is_only and self.lane.is_taken and not self.inference.prepares:
+            await self.lane.run(lambda: None)
+
     async def run(self, items: Sequence[Item]) -> Sequence[Outcome[Result] | Elsewhere]:
         """Return an outcome for each item, in order; with a turn on the lane only."""
         self.mark_use()

@@ -50,6 +50,8 @@ _SAFE_COMMITS = (
     "SELECT set_config('synchronous_commit', 'on', false)"
     " WHERE current_setting('synchronous_commit') = 'off'"
 )
+# By schema too: one database may hold several queues; `transfer` looks for it.
+_NAMED = "SELECT set_config('application_name', left('inferd ' || current_schema(), 63), false)"
 _TOUCH = "UPDATE schema_migrations SET name = name WHERE version = 1"
 
 _PASSING_CLASSES = ("08", "28", "40", "53", "55", "57", "58")
@@ -76,6 +78,8 @@ _IN_THE_WAY = (
     asyncpg.DeadlockDetectedError,
     # Another daemon inserted the same meanwhile: the next run sees it.
     asyncpg.UniqueViolationError,
+    # A newer daemon changed the schema under a prepared statement; asyncpg has forgotten it now.
+    asyncpg.InvalidCachedStatementError,
 )
 
 
@@ -355,7 +359,7 @@ async def _transact(
 
 async def _prepare(raw: Any) -> None:
     # A server or role that is set up so would break the promise of an acknowledgement.
-    await raw.execute(_SAFE_COMMITS)
+    await raw.execute(f"{_SAFE_COMMITS}; {_NAMED}")
 
 
 async def _touch(connection: PostgresConnection) -> None:

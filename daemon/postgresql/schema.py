@@ -10,6 +10,8 @@ from daemon.migration import Migration, check_ledger, released_migrations
 OLDEST_MAJOR = 14
 """The oldest that PostgreSQL's own people still mend."""
 DIALECT = "postgresql"
+PATIENCE_SECONDS = 86_400.0
+"""For a step, and for whoever is before us: the connection's own limit is meant for the verbs."""
 _MOVING = "inferd moves a queue here: "
 
 _LEDGER = """
@@ -120,11 +122,12 @@ async def migrate(raw: Any, where: str, migrations: Sequence[Migration]) -> list
     async with raw.transaction():
         # A large table takes its time, and so may whoever is before us.
         await raw.execute("SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = 0")
-        await raw.execute("SELECT pg_advisory_xact_lock(hashtext(current_schema()), 0)")
+        lock = "SELECT pg_advisory_xact_lock(hashtext(current_schema()), 0)"
+        await raw.execute(lock, timeout=PATIENCE_SECONDS)
         await raw.execute(_LEDGER)
         pending = _pending(where, await look(raw), migrations)
         for step in pending:
-            await raw.execute(step.sql)
+            await raw.execute(step.sql, timeout=PATIENCE_SECONDS)
             await raw.execute(_NOTE, step.version, step.name, step.sha256)
     return pending
 

@@ -4,6 +4,7 @@ Nobody may have the file open meanwhile, and no daemon starts on the database un
 mark on the table says so. Run again after whatever happened, it goes on where batches differ.
 """
 
+import asyncio
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -25,6 +26,12 @@ SELECT name FROM sqlite_schema
 WHERE type = 'table' AND name NOT LIKE 'sqlite!_%' ESCAPE '!' AND name <> 'schema_migrations'
 ORDER BY name
 """
+_DAEMONS = """
+SELECT count(*) FROM pg_stat_activity
+WHERE datname = current_database() AND application_name = left('inferd ' || current_schema(), 63)
+"""
+LEAVING_SECONDS = 2.0
+"""How long the server may take to notice that a daemon has gone."""
 
 
 @dataclass(slots=True)
@@ -63,7 +70,13 @@ async def transfer(
     try:
         with _alone(path) as file:
             return await _transfer(file, raw, where, batch, told or (lambda _table, _rows: None))
-    except asyncpg.PostgresError as error:
+    except (
+        OSError,
+        asyncpg.PostgresError,
+        # What leaving a transaction raises in place of that, where its connection is gone.
+        asyncpg.InterfaceError,
+        asyncpg.InternalClientError,
+    ) as error:
         raise ConfigError(
             f"cannot write {where}: {error}; run this again to go on", code="queue_unusable"
         ) from error
@@ -128,7 +141,7 @@ async def _transfer(
         raise ConfigError(
             f"another queue is on its way to {where}: finish that first", code="queue_not_empty"
         )
-    await schema.mark_moving(raw, source)
+    await _keep_daemons_out(raw, where, source, mark)
     moved = Moved()
     try:
         for table in tables:
@@ -149,6 +162,22 @@ async def _transfer(
     await raw.execute("ANALYZE")
     await schema.mark_moving(raw, None)
     return moved
+
+
+async def _keep_daemons_out(raw: Any, where: str, source: str, before: str | None) -> None:
+    await schema.mark_moving(raw, source)
+    # After the mark: a daemon that starts now either sees it or is seen here.
+    if await _has_daemons(raw):
+        await schema.mark_moving(raw, before)
+        raise ConfigError(f"a daemon works on {where}: stop it first", code="queue_in_use")
+
+
+async def _has_daemons(raw: Any) -> bool:
+    for _ in range(int(LEAVING_SECONDS / 0.1)):
+        if not await raw.fetchval(_DAEMONS):
+            return False
+        await asyncio.sleep(0.1)
+    return True
 
 
 async def _level(

@@ -458,3 +458,25 @@ async def test_a_value_that_cannot_be_stored_is_no_reason_to_wait(cluster: Clust
                 await bench.database.write(work)
             assert not caught.value.may_pass
         await bench.database.check()
+
+
+async def test_a_step_of_a_newer_daemon_costs_an_older_one_no_result(cluster: Cluster) -> None:
+    url = cluster.schema()
+    async with open_bench(url) as bench:
+        for number in (1, 2):
+            await bench.accept(number)
+        first, second = await bench.lease()
+        await bench.queue.complete(first, {})
+        cluster.psql("ALTER TABLE jobs ADD COLUMN later integer", schema=schema_of(url))
+
+        assert (await bench.queue.complete(second, {})).status is JobState.COMPLETED
+        await bench.accept(3)
+        assert len(await bench.lease()) == 1
+
+
+async def test_a_step_may_take_longer_than_any_statement_of_the_verbs(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("daemon.postgresql.backend.COMMAND_SECONDS", 0.5)
+
+    await opened(cluster.schema(), Migration(1, "slow", "SELECT pg_sleep(1.5)"))

@@ -10,11 +10,14 @@ import numpy as np
 import pytest
 
 from daemon import audit as audit_module
+from daemon import scrub
 from daemon.audit import Audit
 from daemon.audit_findings import Finding, Kind, Outcome
-from daemon.errors import InvalidRequestError
+from daemon.errors import InvalidRequestError, RetryableError
 from daemon.job_ledger import JobLedger
 from daemon.jobs import Job, JobState, JsonObject, TaskType
+from daemon.last_life import LastLife
+from daemon.scrub import Scrub
 from handlers.face_store import QdrantFaceStore
 from handlers.image_store import QdrantImageStore
 from handlers.inference import Vector
@@ -487,3 +490,26 @@ async def test_jobs_that_complete_amid_a_step_are_no_findings(world: World) -> N
         assert await world.run() == []
         looks += 1
     await working
+
+
+async def test_what_completes_before_the_vectors_can_be_looked_at_moves_no_window(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await world.finish(1)
+    world.bench.clock.advance(seconds=300)
+    noted = tmp_path / "last-life.json"
+    noted.write_text('{"boot": "the one before", "ended": false}')
+    monkeypatch.setattr(scrub, "AGAIN_SECONDS", 0)
+    missing, tries = world.audit.missing, list[Any]()
+
+    async def away_at_first(*asked: Any) -> Any:
+        tries.append(asked)
+        if len(tries) == 1:
+            await world.good(2)
+            raise RetryableError("away", code="vector_store_error")
+        return await missing(*asked)
+
+    monkeypatch.setattr(world.audit, "missing", away_at_first)
+    await Scrub(JobLedger(world.bench.database), world.audit, LastLife(noted)).run()
+
+    assert await jobs_of(world, 1) == [("pending", 0)]

@@ -207,8 +207,8 @@ def test_a_collection_that_is_laid_out_otherwise_is_told(server: Server) -> None
     assert "SHARD_NUMBER is 1, not 12; QUANTIZATION is none, not int8" in laid_out.found
 
     scalar = {"scalar": {"type": "int8", "quantile": 0.99}}
-    as_asked = {"params": {**kept, "shard_number": 12, "replication_factor": 2}}
-    as_asked["quantization_config"] = scalar
+    params = {**kept, "shard_number": 12, "replication_factor": 2}
+    as_asked = {"params": params, "quantization_config": scalar}
     server.answers[f"GET /collections/{COLLECTION}"] = (200, collection(config=as_asked))
     assert [each.code for each in look(asked)] == ["ok", "ok"]
 

@@ -337,3 +337,29 @@ async def test_a_member_whose_broker_is_away_leaves_the_roles_to_others(
 
         await until(lambda: spread(two) == [2])
         assert one.held == []
+
+
+async def test_a_retired_session_is_kept_while_requests_stand_in_it(
+    broker: Broker, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("daemon.roles.RETIRED_MS", 100)
+    monkeypatch.setattr("daemon.role_keeper.QUIET_SECONDS", 0.2)
+    monkeypatch.setattr("daemon.role_keeper.HAND_OVER_SECONDS", 0.1)
+    async with AsyncClient(broker.port) as client:
+        async with Member("one", broker, database, count=3) as one:
+            await until(lambda: spread(one) == [3])
+            await one.stop()
+        sent = {b"%d" % number for number in range(12)}
+        await ask(client, *sorted(sent))
+        two = Member("two", broker, database, count=2)
+        # Two of the third role's four stay at the broker while nothing can be stored.
+        two.keeper._settings = two.keeper._settings.model_copy(update={"receive_maximum": 2})
+        two.gate.clear()
+        async with two:
+            held = two.keeper._held
+            await until(lambda: any(each.is_retired and each.link.is_up for each in held.values()))
+            # Longer than a session must be quiet to be ended.
+            await asyncio.sleep(1)
+            two.gate.set()
+            await until(lambda: set(two.stored) >= sent)
+            await until(lambda: len(_rows(database, "intake_roles")) == 2)

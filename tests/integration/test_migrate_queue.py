@@ -242,3 +242,35 @@ def test_the_schema_of_a_new_database_is_made_by_the_command(cluster: Cluster) -
 
     assert made.returncode == again.returncode == 0, made.stderr
     assert "applied now" in made.stdout
+
+
+async def test_a_queue_is_not_moved_under_a_daemon_that_works_there(
+    path: Path, cluster: Cluster
+) -> None:
+    url = cluster.schema()
+    async with open_bench(url) as bench:
+        with pytest.raises(ConfigError) as caught:
+            await transfer(path, url)
+        assert caught.value.code == "queue_in_use"
+        await bench.accept(901)
+        assert [tuple(row) for row in await bench.rows("SELECT count(*) FROM jobs")] == [(1,)]
+    # No mark was left.
+    async with PostgresDatabase(url):
+        pass
+
+
+async def test_a_server_that_dies_meanwhile_is_told_with_its_code(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Cluster() as mortal:
+
+        async def dying(raw: Any, *_: Any) -> None:
+            async with raw.transaction():
+                mortal.kill()
+                await raw.execute("SELECT 1")
+
+        monkeypatch.setattr(transfer_module, "_replace", dying)
+        with pytest.raises(ConfigError, match="run this again") as caught:
+            await transfer(path, mortal.schema())
+
+    assert caught.value.code == "queue_unusable"

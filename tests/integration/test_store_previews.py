@@ -1,5 +1,6 @@
 """Previews in place of originals: what the client asks a store for, and the small store's own."""
 
+import threading
 from collections.abc import AsyncIterator
 from io import BytesIO
 from pathlib import Path
@@ -13,6 +14,7 @@ from PIL import Image
 
 from daemon.errors import HandlerError
 from demos.media_store import create_app
+from demos.store_previews import _write
 from handlers.images import Limits, decode
 from handlers.media_store import Media, MediaStoreClient
 from handlers.origin import NO_PREVIEW, Origin
@@ -184,3 +186,29 @@ async def test_the_client_and_the_small_store_agree(tmp_path: Path) -> None:
 
     assert media.origin == Origin(is_preview=True, size=(200, 100))
     assert other == Media(b"no picture", other.content_type, NO_PREVIEW)
+
+
+def test_two_that_make_one_preview_at_once_both_have_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both, replace, failed = threading.Barrier(2), Path.replace, list[OSError]()
+
+    def together(self: Path, target: Path) -> Path:
+        both.wait(10)
+        return replace(self, target)
+
+    def make() -> None:
+        try:
+            _write(tmp_path / "7.preview-1440.jpg", b"whole")
+        except OSError as error:
+            failed.append(error)
+
+    monkeypatch.setattr(Path, "replace", together)
+    threads = [threading.Thread(target=make) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert failed == []
+    assert (tmp_path / "7.preview-1440.jpg").read_bytes() == b"whole"

@@ -204,7 +204,26 @@ async def test_another_model_has_the_lane_for_itself_and_soon() -> None:
 
     # What waits for another model's batch goes as one, of as many as all passes take.
     assert model.batches[2] == list(range(9, 17))
-    assert model.on[2] == "lane-cpu"
+
+
+async def test_an_urgent_picture_goes_before_those_that_waited_for_another_model() -> None:
+    model, other = Wide(), Narrow()
+    other.hold(100)
+    async with opened(model, other) as (_, (runner, faces)):
+        theirs = ask(faces, 100)
+        await until(lambda: other.running)
+        URGENCY.set(5)
+        asked = ask(runner, *range(10, 18))
+        for _ in range(50):
+            await asyncio.sleep(0)
+        URGENCY.set(4)
+        asked += ask(runner, 20)
+        for _ in range(50):
+            await asyncio.sleep(0)
+        other.gates[100].set()
+        await given(asked + theirs)
+
+    assert model.batches[0][0] == 20
 
 
 # -- what goes wrong ---------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from daemon import identity
 from daemon.identity import is_alive, is_dead, own_identity
 
 TELL = "from daemon.identity import own_identity; print(own_identity(), flush=True)"
@@ -106,3 +107,15 @@ def test_only_what_is_known_to_live_is_alive() -> None:
     assert not is_alive(ended)
     assert not is_alive(with_field(0, "other-host"))
     assert not is_alive("nonsense")
+
+
+def test_another_machine_of_our_name_is_not_known_to_be_dead(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    read = identity._read
+    other = {"/proc/sys/kernel/random/boot_id": "another-boot", "/etc/machine-id": "f" * 32}
+    with monkeypatch.context() as patch:
+        patch.setattr(identity, "_read", lambda path: other.get(path) or read(path))
+        theirs = own_identity()
+
+    assert not is_dead(theirs)

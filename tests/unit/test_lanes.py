@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import queue
 import threading
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -19,6 +20,7 @@ from handlers.device import ModelRunner
 from handlers.image_embedding import ImageEmbeddingInference
 from handlers.inference import Buffers, Numbers
 from handlers.lane import DeviceLane, turn_on
+from handlers.lane_threads import LaneThreads
 from handlers.self_test import synthetic_picture
 from tests import clip_models
 from tests.short_memory import BREAKS, GPU, WEIGHTS, Memory, ShortModel
@@ -579,3 +581,16 @@ async def test_a_lane_that_hangs_is_left_behind_and_the_others_end() -> None:
         ] == [True]
     finally:
         one.gate.set()
+
+
+def test_a_close_bears_that_a_thread_takes_what_was_seen_to_wait() -> None:
+    class Late(queue.SimpleQueue[Any]):
+        def empty(self) -> bool:
+            # Seen to wait, and taken since.
+            return False
+
+    threads = LaneThreads("t", is_single=True)
+    threads._waiting = Late()
+    assert threads.submit(lambda: 1).result(10) == 1
+    for end in threads.close():
+        end.result(10)

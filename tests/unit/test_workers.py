@@ -179,3 +179,11 @@ def test_who_waits_for_changes_is_woken(rig: Rig) -> None:
     rig.say("other", "availability", state="draining", reason="shutdown")
 
     assert rig.workers.changed.rings == before + 1
+
+
+def test_words_of_another_shape_harm_nobody(rig: Rig) -> None:
+    rig.say("newer", "availability", state="online", paused=[[], {}])
+    rig.say("newer", "info", task_types=[{"name": "x"}], stats_seconds=10**400)
+    rig.say("newer", "stats")
+
+    assert [each.worker_id for each in rig.workers.others()] == ["newer"]
