@@ -128,7 +128,7 @@ def _daemons(engine: Engine, jobs: int, rounds: int) -> Iterator[Row]:
         one, *several = zip(*turns, strict=True)
         for count, figures in zip(DAEMONS[1:], several, strict=True):
             yield _row(
-                f"{engine.name}, {batch} at a time",
+                f"{engine.name}, {batch} at a time, {count} daemons",
                 Side.of(f"{count} daemons", figures),
                 Side.of("1 daemon", one),
             )
@@ -143,7 +143,7 @@ def _finished(engine: Engine, jobs: int, finished: int, rounds: int) -> Row:
         ours.append(_speed(full, jobs, 16, 1))
         theirs.append(_speed(engine.place(), jobs, 16, 1))
     return _row(
-        f"{engine.name}, 16 at a time",
+        f"{engine.name}, 16 at a time, {finished:,} finished before",
         Side.of(f"{finished:,} finished jobs before", ours),
         Side.of("none", theirs),
     )
@@ -175,7 +175,7 @@ def _forgotten(engine: PostgreSQL, jobs: int, rounds: int) -> Row:
             ours.append(_speed(place, 4 * jobs, 16, 2))
         theirs.append(_speed(clean, 4 * jobs, 16, 2))
     return _row(
-        "PostgreSQL, 16 at a time, 2 daemons",
+        "PostgreSQL, 16 at a time, 2 daemons, an old transaction",
         Side.of("a transaction left open all the while", ours),
         Side.of("none", theirs),
     )
