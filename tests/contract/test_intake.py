@@ -156,9 +156,8 @@ async def test_the_body_may_name_the_reply_topic_for_mqtt_3(bench: Bench, intake
 async def test_a_request_that_cannot_be_stored_is_not_acknowledged(
     bench: Bench, intake: Intake
 ) -> None:
-    await bench.execute(
-        "CREATE TRIGGER full BEFORE INSERT ON outbox BEGIN SELECT RAISE(ABORT, 'disk'); END"
-    )
+    # What every engine refuses alike, amid the transaction.
+    await bench.execute("ALTER TABLE outbox RENAME TO elsewhere")
 
     for body in (b'{"media_store_id": 1}', b"nonsense"):
         with pytest.raises(StorageError):

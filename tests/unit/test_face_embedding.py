@@ -2,6 +2,7 @@ import asyncio
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -206,7 +207,9 @@ async def test_each_face_becomes_a_point_that_the_result_names(rig: Rig) -> None
     points = await rig.vectors.find_by_media_store_id(7)
     assert [point.point_id for point in points] == [face_point_id(7, 0), face_point_id(7, 1)]
     for index, (point, face) in enumerate(zip(points, result["faces"], strict=True)):
-        assert point.payload == {
+        payload = dict(point.payload)
+        assert abs(payload.pop("stored_at") - time.time() * 1000) < 60_000
+        assert payload == {
             "job_id": "job-1",
             "media_store_id": 7,
             "face_index": index,
