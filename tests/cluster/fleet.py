@@ -19,6 +19,9 @@ MQTT_PORT = 1883
 REST_PORT = 8001
 DEADLINE = 60.0
 LEASE_SECONDS = 4
+QUIET = ("autosave_on_changes false", "autosave_interval 10")
+"""As the shipped configuration has it: a broker that saves at each message confirms too few for
+many daemons. `Trouble` lets it save before it kills it."""
 
 
 class Fleet:
@@ -45,8 +48,8 @@ class Fleet:
 
     def __enter__(self) -> Self:
         try:
-            listener = f"listener {MQTT_PORT} {self.hosts.outside}"
-            self.broker = self._stack.enter_context(Broker(self.folder, extra=[listener]))
+            extra = [f"listener {MQTT_PORT} {self.hosts.outside}", *QUIET]
+            self.broker = self._stack.enter_context(Broker(self.folder, extra=extra))
             store = Store(self.folder / "media", host=self.hosts.outside)
             self.store = self._stack.enter_context(store)
             self._forge = self._stack.enter_context(Forge())
