@@ -209,6 +209,7 @@ class Archive:
             self.manifest = self._read_manifest()
             self.entries = self._read_entries()
         except BaseException:
+            # Ctrl-C too: nobody else has the file to close it.
             self._tar.close()
             raise
 

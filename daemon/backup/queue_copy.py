@@ -76,6 +76,7 @@ class PinnedQueue:
                 # Only a read takes the snapshot; it lasts until the transaction ends.
                 self._source.execute(VERSION).fetchone()
             except BaseException:
+                # Ctrl-C too: `with` closes nothing whose entering failed.
                 self._source.close()
                 raise
         self.pinned_at = time.time_ns() // 1_000_000

@@ -143,6 +143,7 @@ class OverFiles:
         try:
             self._runner.run(self._open())
         except BaseException:
+            # Ctrl-C too: what was opened by then holds the vectors' lock.
             self._runner.run(self._stack.aclose())
             self._runner.close()
             raise

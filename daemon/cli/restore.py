@@ -43,7 +43,7 @@ exit codes:
 
 examples:
   %(prog)s /backups/monday.tar
-  %(prog)s /backups/monday.tar --to /tmp/look
+  %(prog)s /backups/monday.tar --to look-at-it
   %(prog)s /backups/monday.tar --force
 """
 

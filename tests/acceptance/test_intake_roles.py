@@ -54,6 +54,7 @@ def test_daemons_that_are_killed_at_random_lose_no_request(
                 asked.append(ask(client, media_id))
             victim = dice.choice(running)
             victim.kill()
+            # Nothing is waited for: the moment at which it comes back is left to chance.
             time.sleep(dice.random() / 5)
             victim.start()
 
