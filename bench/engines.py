@@ -19,12 +19,11 @@ from typing import Any, Protocol
 
 import pytest
 
+from bench.queue import now, submission
 from bench.raw_queue import RESULT, RawQueue, first_picture
 from bench.rows import Options, Row, Side, not_measured
-from daemon.admission import Submission
-from daemon.intake import new_job_id
 from daemon.job_queue import JobQueue
-from daemon.jobs import Job, JobState, TaskType, load_json
+from daemon.jobs import TaskType, load_json
 from daemon.queue_engine import queue_database
 from daemon.settings import QueueSettings, Settings
 from tests.postgresql import Cluster
@@ -252,7 +251,7 @@ async def _enqueue(url: str, jobs: int) -> None:
         first = first_picture()
         for start in range(0, jobs, 1000):
             numbers = range(first + start, first + min(start + 1000, jobs))
-            await queue.enqueue_all([_submission(number) for number in numbers])
+            await queue.enqueue_all([submission(number) for number in numbers])
 
 
 def _make(url: str) -> None:
@@ -264,7 +263,7 @@ async def _queue(url: str, worker: str) -> Any:
     settings = Settings(queue=QueueSettings(url=url))
     async with (
         queue_database(settings) as database,
-        JobQueue(database, QueueSettings(), clock=_now, worker=worker, worker_id="bench") as queue,
+        JobQueue(database, QueueSettings(), clock=now, worker=worker, worker_id="bench") as queue,
     ):
         yield queue
 
@@ -296,20 +295,3 @@ def _row(name: str, ours: Side, theirs: Side) -> Row:
         theirs=theirs,
         note=NOTE,
     )
-
-
-def _submission(media_store_id: int) -> Submission:
-    return Submission(
-        job=Job(
-            job_id=new_job_id(),
-            task_type=IMAGE,
-            media_store_id=media_store_id,
-            priority=5,
-            status=JobState.PENDING,
-            created_at=_now(),
-        )
-    )
-
-
-def _now() -> int:
-    return time.time_ns() // 1_000_000

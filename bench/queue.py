@@ -124,11 +124,11 @@ async def _cycle(path: Path, jobs: int, batch: int) -> float:
     async with (
         Database(path) as database,
         JobQueue(
-            database, QueueSettings(), clock=_now, worker="host/boot/ns/1/1", worker_id="bench"
+            database, QueueSettings(), clock=now, worker="host/boot/ns/1/1", worker_id="bench"
         ) as queue,
     ):
         first = first_picture()
-        asked = [_submission(first + number) for number in range(jobs)]
+        asked = [submission(first + number) for number in range(jobs)]
         await queue.enqueue_all(asked)
         done, began = 0, time.perf_counter()
         while done < jobs:
@@ -148,7 +148,8 @@ def _raw_cycle(path: Path, jobs: int, batch: int) -> float:
         return jobs / (time.perf_counter() - began)
 
 
-def _submission(media_store_id: int) -> Submission:
+def submission(media_store_id: int) -> Submission:
+    """Return a request for a job of a picture, as intake makes it."""
     return Submission(
         job=Job(
             job_id=new_job_id(),
@@ -156,10 +157,11 @@ def _submission(media_store_id: int) -> Submission:
             media_store_id=media_store_id,
             priority=5,
             status=JobState.PENDING,
-            created_at=_now(),
+            created_at=now(),
         )
     )
 
 
-def _now() -> int:
+def now() -> int:
+    """Return the wall clock in epoch milliseconds."""
     return time.time_ns() // 1_000_000
