@@ -1,17 +1,19 @@
 """DirectVectors: vectors of texts and pictures, and faces, for somebody who waits; nothing is kept.
 
 On the way of a search: the models, decoders and limits of the jobs, but ahead of their backlog,
-since whatever waits in a stage without a job is first there (daemon/urgency.py).
+since whatever waits in a stage without a job is first there (daemon/urgency.py). As in a search,
+the model is the one that the collection is of, so that an answer compares with what is stored.
 """
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from daemon.errors import InvalidRequestError, NotFoundError
+from daemon.errors import HandlerError, InvalidRequestError, NotFoundError
 from daemon.settings import FacesSettings
 from handlers import query_vectors
 from handlers.face_batches import chunks
@@ -19,6 +21,9 @@ from handlers.face_embedding import FACES_AT_ONCE
 from handlers.faces import Face
 from handlers.inference import Pixels, Provenance, Vector
 from handlers.query_vectors import FaceParts, ImageParts
+
+LOOK_SECONDS = 2.0
+"""For what the collection is of by now, where that is known from before."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -57,6 +62,41 @@ class FacesFound:
     """Pixels of the upright picture."""
 
 
+class DirectClip:
+    """One CLIP, whatever the collection changes to meanwhile: an answer is of one model.
+
+    Every method raises:
+        PermanentError: the text or the picture is at fault; the codes are those of a job.
+        RetryableError: the model cannot be loaded or fails.
+    """
+
+    def __init__(self, images: ImageParts) -> None:
+        """Take the parts of one search, their model loaded."""
+        self._images = images
+
+    @property
+    def name(self) -> str:
+        """What it is called: its architecture, two underscores, its weights.
+
+        The weights are `openai`, the stem of a file's name, or UNTRAINED.
+        """
+        return name_of(self._images.runner.provenance)
+
+    async def embed_text(self, text: str) -> TextVector:
+        """Return the vector of a text, cut where the model's context ends."""
+        images = self._images
+        query = await query_vectors.of_text(images, text)
+        tokens = await asyncio.to_thread(images.tokenise, text)
+        return TextVector(query.vector, int(np.count_nonzero(tokens.ids)))
+
+    async def embed_picture(self, data: bytes) -> PictureVector:
+        """Return the vector of a picture file."""
+        images = self._images
+        picture = await query_vectors.read(images.handler.read(data, None, side=images.side))
+        vector = await images.runner.infer(picture.pixels)
+        return PictureVector(vector, picture.width, picture.height)
+
+
 class DirectVectors:
     """Answers at once what the compatible doors ask.
 
@@ -78,13 +118,16 @@ class DirectVectors:
         self._faces = faces
         self._settings = faces_settings or FacesSettings()
 
-    async def clip_name(self) -> str:
-        """Return what the CLIP that runs is called: its architecture, two underscores, its weights.
+    async def clip(self) -> DirectClip:
+        """Return the CLIP that the collection is of, loaded: only then its name is certain.
 
-        The weights are `openai`, the stem of a file's name, or UNTRAINED. Loads the model where it
-        is not loaded: only then it is known for certain.
+        Raises:
+            DependencyDownError: what the collection is of was never read, or its model is not to
+                be had.
         """
-        return name_of(await query_vectors.loaded(self._pictures().runner))
+        images = await self._searched()
+        await query_vectors.loaded(images.runner)
+        return DirectClip(images)
 
     @property
     def detector_name(self) -> str:
@@ -97,20 +140,6 @@ class DirectVectors:
         """What the recogniser is called: its pack, the stem of its file's name, or untrained."""
         recogniser = self._settings.recogniser
         return Path(recogniser).stem if recogniser else self._settings.pack
-
-    async def embed_text(self, text: str) -> TextVector:
-        """Return the vector of a text, cut where the model's context ends."""
-        images = self._pictures()
-        query = await query_vectors.of_text(images, text)
-        tokens = await asyncio.to_thread(images.tokenise, text)
-        return TextVector(query.vector, int(np.count_nonzero(tokens.ids)))
-
-    async def embed_picture(self, data: bytes) -> PictureVector:
-        """Return the vector of a picture file."""
-        images = self._pictures()
-        picture = await query_vectors.read(images.handler.read(data, None))
-        vector = await images.runner.infer(picture.pixels)
-        return PictureVector(vector, picture.width, picture.height)
 
     async def find_faces(
         self, data: bytes, *, min_score: float, with_vectors: bool = True
@@ -143,10 +172,16 @@ class DirectVectors:
         vectors = await _embed(parts, [crops[index] for index in sure]) if with_vectors else []
         return FacesFound([faces[index] for index in sure], vectors, width, height)
 
-    def _pictures(self) -> ImageParts:
-        if self._images is None:
+    async def _searched(self) -> ImageParts:
+        """Return the parts of what the collection is of; of what it was, while nobody can tell."""
+        if (images := self._images) is None:
             raise not_configured("image_embedding")
-        return self._images
+        if (record := images.store.seen) is not None:
+            # Whoever keeps vectors elsewhere needs none of ours, and the answer tells its model.
+            with suppress(HandlerError, TimeoutError):
+                async with asyncio.timeout(LOOK_SECONDS):
+                    record = await images.store.record()
+        return await (images.now() if record is None else images.at(record.active))
 
 
 def name_of(ran: Provenance) -> str:

@@ -19,6 +19,7 @@ from handlers.image_embedding_handler import ImageEmbeddingHandler
 from handlers.image_models import ImageModels
 from handlers.image_store import QdrantImageStore
 from handlers.inference import Pixels, Provenance, Vector
+from handlers.model_record import Part
 
 PICTURES_FAULT = frozenset({"decoder_crashed", "decode_timeout"})
 """Codes of a reading that would most likely fail the next time as well."""
@@ -50,14 +51,22 @@ class ImageParts:
             DependencyDownError: the collection or its model is not to be had.
         """
         await self.handler.claim.require()
-        store, part = await self.store.now()
+        _, part = await self.store.now()
+        return await self.at(part)
+
+    async def at(self, part: Part) -> "ImageParts":
+        """Return the parts of one part of the collection alone.
+
+        Raises:
+            DependencyDownError: its model is not to be had.
+        """
         model = await self.models.of(part)
         if model.text is None:
             raise RuntimeError(f"{part.model} was opened without its text tower")
         return replace(
             self,
             runner=model.runner,
-            store=store,
+            store=self.store.at(part),
             text=model.text.runner,
             tokenise=model.text.tokenise,
             side=model.side,

@@ -73,6 +73,20 @@ class Faces(Protocol):
         """Pixels of the upright picture."""
 
 
+class Clip(Protocol):
+    """One CLIP, of which all that it answers is. Errors are ours, with the codes of jobs."""
+
+    @property
+    def name(self) -> str:
+        """What it is called."""
+
+    async def embed_text(self, text: str) -> EmbeddedText:
+        """Return a text's vector."""
+
+    async def embed_picture(self, data: bytes) -> EmbeddedPicture:
+        """Return the vector of a picture file."""
+
+
 class Embedder(Protocol):
     """Embeds at once. Errors are ours, with the codes of jobs and searches."""
 
@@ -84,14 +98,8 @@ class Embedder(Protocol):
     def recogniser_name(self) -> str:
         """What the face recogniser is called."""
 
-    async def clip_name(self) -> str:
-        """Return what the CLIP is called."""
-
-    async def embed_text(self, text: str) -> EmbeddedText:
-        """Return a text's vector."""
-
-    async def embed_picture(self, data: bytes) -> EmbeddedPicture:
-        """Return the vector of a picture file."""
+    async def clip(self) -> Clip:
+        """Return the CLIP whose vectors are searched at this moment."""
 
     async def find_faces(self, data: bytes, *, min_score: float, with_vectors: bool) -> Faces:
         """Return the faces of a picture file."""

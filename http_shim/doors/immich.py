@@ -16,7 +16,7 @@ from daemon.errors import InvalidRequestError, PermanentError
 from daemon.health import Health
 from daemon.jobs import JsonObject, dump_json
 from http_shim.doors.counting import counted
-from http_shim.doors.embedder import Embedder, Faces, Vector
+from http_shim.doors.embedder import Clip, Embedder, Faces, Vector
 from http_shim.doors.immich_requests import Asked, Entry, invalid, read_form
 from http_shim.doors.model_names import ModelNames
 from http_shim.doors.waiting_room import WaitingRoom, within
@@ -92,40 +92,27 @@ class ImmichDoor:
             _check_known(task, types)
         if asked.image is None and asked.text is None:
             raise _BadRequestError("Either image or text must be provided")
+        _check_inputs(asked)
         # Nothing is embedded for a request of which a part must be refused.
-        await self._check_models(asked)
+        clip = await self._embedder.clip() if CLIP in asked.entries else None
+        self._check_models(asked, clip)
         answer: JsonObject = {}
         for task, types in asked.entries.items():
-            answer |= await (self._clip(asked) if task == CLIP else self._faces(types, asked))
+            if task == FACES:
+                answer |= await self._faces(types, asked)
+            elif clip is not None:
+                answer |= await _embed(clip, asked)
         # Numbers as text: of many faces that is a moment's work.
         return await asyncio.to_thread(dump_json, answer)
 
-    async def _check_models(self, asked: Asked) -> None:
-        has_image = asked.image is not None
-        for kind, entry in asked.entries.get(CLIP, {}).items():
-            if (kind == VISUAL) != has_image:
-                given = "an image" if has_image else "a text"
-                raise _BadRequestError(f"Task clip of type {kind} cannot be done of {given}")
-            name = await self._embedder.clip_name()
-            self._names.require(entry.model_name, name, field="modelName")
-        for kind, entry in asked.entries.get(FACES, {}).items():
-            if not has_image:
-                raise _BadRequestError(f"Task {FACES} of type {kind} cannot be done of a text")
-            embedder = self._embedder
-            name = embedder.detector_name if kind == DETECTION else embedder.recogniser_name
-            self._names.require(entry.model_name, name, field="modelName")
-        if RECOGNITION in (types := asked.entries.get(FACES, {})) and DETECTION not in types:
-            raise _BadRequestError(
-                f"Task {FACES} of type {RECOGNITION} depends on output of type {DETECTION}"
-            )
-
-    async def _clip(self, asked: Asked) -> JsonObject:
-        if asked.image is None:
-            text = await self._embedder.embed_text(asked.text or "")
-            return {CLIP: await asyncio.to_thread(as_text, text.vector)}
-        found = await self._embedder.embed_picture(asked.image)
-        vector = await asyncio.to_thread(as_text, found.vector)
-        return {CLIP: vector, "imageHeight": found.height, "imageWidth": found.width}
+    def _check_models(self, asked: Asked, clip: Clip | None) -> None:
+        embedder = self._embedder
+        running = {DETECTION: embedder.detector_name, RECOGNITION: embedder.recogniser_name}
+        if clip is not None:
+            running |= dict.fromkeys(KNOWN[CLIP], clip.name)
+        for types in asked.entries.values():
+            for kind, entry in types.items():
+                self._names.require(entry.model_name, running[kind], field="modelName")
 
     async def _faces(self, types: dict[str, Entry], asked: Asked) -> JsonObject:
         with_vectors = RECOGNITION in types
@@ -150,6 +137,31 @@ def as_text(vector: Vector) -> str:
     Immich passes it on to PostgreSQL as it is.
     """
     return f"[{','.join(format(value, '.9g') for value in vector.tolist())}]"
+
+
+def _check_inputs(asked: Asked) -> None:
+    has_image = asked.image is not None
+    for kind in asked.entries.get(CLIP, {}):
+        if (kind == VISUAL) != has_image:
+            given = "an image" if has_image else "a text"
+            raise _BadRequestError(f"Task clip of type {kind} cannot be done of {given}")
+    faces = asked.entries.get(FACES, {})
+    for kind in faces:
+        if not has_image:
+            raise _BadRequestError(f"Task {FACES} of type {kind} cannot be done of a text")
+    if RECOGNITION in faces and DETECTION not in faces:
+        raise _BadRequestError(
+            f"Task {FACES} of type {RECOGNITION} depends on output of type {DETECTION}"
+        )
+
+
+async def _embed(clip: Clip, asked: Asked) -> JsonObject:
+    if asked.image is None:
+        text = await clip.embed_text(asked.text or "")
+        return {CLIP: await asyncio.to_thread(as_text, text.vector)}
+    found = await clip.embed_picture(asked.image)
+    vector = await asyncio.to_thread(as_text, found.vector)
+    return {CLIP: vector, "imageHeight": found.height, "imageWidth": found.width}
 
 
 def _check_known(task: str, types: dict[str, Entry]) -> None:

@@ -20,7 +20,7 @@ from daemon.jobs import JsonObject, dump_json
 from http_shim.auth import Authenticator, authorization_of
 from http_shim.bodies import read_body
 from http_shim.doors.counting import counted
-from http_shim.doors.embedder import Embedder, Vector
+from http_shim.doors.embedder import Clip, Embedder, Vector
 from http_shim.doors.model_names import ModelNames
 from http_shim.doors.openai_requests import EmbeddingRequest, parse_request, read_picture
 from http_shim.doors.waiting_room import WaitingRoom, within
@@ -114,33 +114,33 @@ class OpenAIDoor:
         return self._embedder
 
     async def _running(self, embedder: Embedder) -> list[str]:
-        return self._names.of(await within(embedder.clip_name(), ANSWER_SECONDS))
+        clip = await within(embedder.clip(), ANSWER_SECONDS)
+        return self._names.of(clip.name)
 
     async def _answer(self, embedder: Embedder, asked: EmbeddingRequest) -> str:
-        running = await embedder.clip_name()
+        # All of an answer is of one model, also where the collection changes to another amid it.
+        clip = await embedder.clip()
         try:
-            self._names.require(asked.model, running, field="model")
+            self._names.require(asked.model, clip.name, field="model")
         except InvalidRequestError as error:
             raise NotFoundError(error.message, code=error.code) from None
         vectors, tokens = [], 0
         inputs = asked.inputs
         for start in range(0, len(inputs), TOGETHER):
-            for vector, read in await _embed_all(embedder, inputs, start):
+            for vector, read in await _embed_all(clip, inputs, start):
                 vectors.append(vector)
                 tokens += read
                 _check_dimensions(vector, asked.dimensions)
         is_base64 = asked.encoding_format == "base64"
         return await asyncio.to_thread(
-            _written, vectors, is_base64=is_base64, model=running, tokens=tokens
+            _written, vectors, is_base64=is_base64, model=clip.name, tokens=tokens
         )
 
 
-async def _embed_all(
-    embedder: Embedder, inputs: Sequence[str], start: int
-) -> list[tuple[Vector, int]]:
+async def _embed_all(clip: Clip, inputs: Sequence[str], start: int) -> list[tuple[Vector, int]]:
     """Return vectors and tokens of some inputs; where one fails, the others are given up."""
     numbers = range(start, min(start + TOGETHER, len(inputs)))
-    works = [asyncio.create_task(_embed(embedder, inputs[number], number)) for number in numbers]
+    works = [asyncio.create_task(_embed(clip, inputs[number], number)) for number in numbers]
     try:
         return await asyncio.gather(*works)
     finally:
@@ -148,12 +148,12 @@ async def _embed_all(
             work.cancel()
 
 
-async def _embed(embedder: Embedder, text: str, number: int) -> tuple[Vector, int]:
+async def _embed(clip: Clip, text: str, number: int) -> tuple[Vector, int]:
     try:
         data = await asyncio.to_thread(read_picture, text)
         if data is not None:
-            return (await embedder.embed_picture(data)).vector, 0
-        found = await embedder.embed_text(text)
+            return (await clip.embed_picture(data)).vector, 0
+        found = await clip.embed_text(text)
     except (InvalidRequestError, PermanentError) as error:
         # It is at fault, as it would be in a job.
         message = f"input[{number}]: {error.message}"

@@ -2,7 +2,7 @@
 
 import asyncio
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,10 +72,10 @@ class StandIn:
         self.under_way = 0
         self.most = 0
         self.urgencies: set[int] = set()
-        self.clip = CLIP
+        self.name = CLIP
 
-    async def clip_name(self) -> str:
-        return self.clip
+    async def clip(self) -> Self:
+        return self
 
     async def embed_text(self, text: str) -> Embedded:
         await self._note(("text", text))

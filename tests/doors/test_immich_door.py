@@ -275,7 +275,7 @@ async def test_another_models_name_is_refused_unless_it_means_what_runs(
 
 
 async def test_an_alias_means_nothing_where_another_model_runs(door: Door) -> None:
-    door.behind.clip = "ViT-L-14__openai"
+    door.behind.name = "ViT-L-14__openai"
 
     answer = await door.predict(VISUAL, image=b"x")
 
