@@ -1,12 +1,19 @@
 """Fixtures that every layer of tests shares."""
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.postgresql import Cluster
+
+
+def pytest_configure() -> None:
+    """Let Ctrl-C through: what a shell starts with `&` ignores it, and so would all children."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
