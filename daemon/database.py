@@ -1,7 +1,7 @@
 """The SQLite file: one writing connection with one door to it, one reading connection.
 
 Everything that changes the file goes through `Database.write`, which runs whole transactions one
-after the other. A second writing or checkpointing connection in this process is not allowed:
+after the other (`sqlite_writer`). A second writing or checkpointing connection in this process is not allowed:
 SQLite before 3.51.3 can corrupt a WAL that two connections reset at once.
 """
 
@@ -32,8 +32,10 @@ from daemon.migration import (
     check_tables,
     released_migrations,
     split_statements,
+    to_ledger,
 )
-from daemon.queue_backend import Row, TakenError, Turn
+from daemon.queue_backend import Row
+from daemon.sqlite_writer import Connection, SQLiteWriter, is_busy
 
 log = logging.getLogger(__name__)
 
@@ -43,56 +45,10 @@ T = TypeVar("T")
 # UPDATE FROM 3.33, RETURNING 3.35, STRICT 3.37, ->> 3.38.
 OLDEST_SQLITE = (3, 38, 0)
 BUSY_TIMEOUT_MS = 10_000
-PASSING = frozenset(
-    {
-        sqlite3.SQLITE_BUSY,
-        sqlite3.SQLITE_CANTOPEN,
-        sqlite3.SQLITE_FULL,
-        sqlite3.SQLITE_IOERR,
-        sqlite3.SQLITE_LOCKED,
-        sqlite3.SQLITE_NOMEM,
-        sqlite3.SQLITE_PROTOCOL,
-        sqlite3.SQLITE_READONLY,
-    }
-)
-"""What is wrong with the file, not with what was to be written."""
-TAKEN = frozenset({sqlite3.SQLITE_CONSTRAINT_UNIQUE, sqlite3.SQLITE_CONSTRAINT_PRIMARYKEY})
 PART = ".part"
 """End of the name of a copy that is being written."""
 PART_SEPARATOR = "+"
 """Stands in that name for what parts the fields of its owner's identity."""
-
-
-class Connection:
-    """What a transaction sees of the file; for the thread that runs it, and no other."""
-
-    def __init__(self, raw: sqlite3.Connection) -> None:
-        self._raw = raw
-        self.afterwards: list[Callable[[], None]] = []
-
-    async def execute(self, sql: str, parameters: Iterable[Any] = ()) -> sqlite3.Cursor:
-        """Run a statement; `rowcount` of what is returned says how many rows changed."""
-        return self._raw.execute(sql, tuple(parameters))
-
-    async def executemany(self, sql: str, parameters: Iterable[Iterable[Any]]) -> sqlite3.Cursor:
-        """Run a statement once for each row of parameters."""
-        return self._raw.executemany(sql, map(tuple, parameters))
-
-    async def execute_fetchall(self, sql: str, parameters: Iterable[Any] = ()) -> list[Row]:
-        """Return all rows of a query."""
-        return self._raw.execute(sql, tuple(parameters)).fetchall()
-
-    async def take_turn(self, turn: Turn, *, shared: bool = False) -> None:
-        """Do nothing: BEGIN IMMEDIATE lets one transaction in at a time."""
-
-    async def foreign_changes(self) -> int | None:
-        """Return what changes with each commit of another connection, and with none of our own."""
-        number: int = self._raw.execute("PRAGMA data_version").fetchone()[0]
-        return number
-
-    def after_commit(self, tell: Callable[[], None]) -> None:
-        """Call this, which must not raise, once this transaction is committed; else never."""
-        self.afterwards.append(tell)
 
 
 class Database:
@@ -113,10 +69,7 @@ class Database:
         self._migrations = list(released_migrations() if migrations is None else migrations)
         self._writer: aiosqlite.Connection | None = None
         self._reader: aiosqlite.Connection | None = None
-        self._door = asyncio.Lock()
-        self._is_durable = False
-        self._failure: StorageError | None = None
-        self._running: set[asyncio.Task[Any]] = set()
+        self._door: SQLiteWriter | None = None
 
     async def __aenter__(self) -> Self:
         if sqlite3.sqlite_version_info < OLDEST_SQLITE:
@@ -132,9 +85,10 @@ class Database:
             self._reader = await _connect(self._path, self._busy_timeout_ms)
             await self._reader.execute("PRAGMA wal_autocheckpoint = 0")
             await self._reader.execute("PRAGMA query_only = ON")
+            self._door = SQLiteWriter(self._writer)
         except (OSError, sqlite3.Error) as error:
             await self.close()
-            code = "queue_locked" if _is_busy(error) else "queue_unusable"
+            code = "queue_locked" if is_busy(error) else "queue_unusable"
             mend = _mend(error)
             raise ConfigError(
                 f"cannot open the queue {self._path}: {error}{mend}", code=code
@@ -155,8 +109,8 @@ class Database:
 
     async def close(self) -> None:
         """Let running transactions end, then close. Safe twice."""
-        if self._running:
-            await asyncio.wait(self._running)
+        if self._door is not None:
+            await self._door.close()
         for connection in (self._reader, self._writer):
             if connection is not None:
                 await connection.close()
@@ -187,10 +141,9 @@ class Database:
             TakenError: another row stands for one that was to be written; nothing was written.
             StorageError: nothing was written.
         """
-        task = asyncio.create_task(self._transact(work, durable=durable), name="database-write")
-        self._running.add(task)
-        task.add_done_callback(self._ended)
-        return await asyncio.shield(task)
+        if self._door is None:
+            raise StorageError("the queue is closed")
+        return await self._door.write(work, durable=durable)
 
     async def check(self) -> None:
         """Return if the file can be written, as far as is known; asked only after a failure.
@@ -198,17 +151,11 @@ class Database:
         Raises:
             StorageError: the latest writes failed, and another one does too or cannot begin.
         """
-        if self._failure is None:
+        if self._door is None or self._door.failure is None:
             return
-        if self._door.locked():
-            raise self._failure
+        if self._door.is_busy:
+            raise self._door.failure
         await self.write(_touch, durable=True)
-
-    def _ended(self, task: asyncio.Task[Any]) -> None:
-        self._running.discard(task)
-        if not task.cancelled():
-            # The caller may be gone: an error nobody awaits must not be reported as lost.
-            task.exception()
 
     async def read(self, sql: str, parameters: Iterable[Any] = ()) -> list[Row]:
         """Return the rows of one query, as of the latest commit.
@@ -222,62 +169,6 @@ class Database:
             return list(await self._reader.execute_fetchall(sql, parameters))
         except sqlite3.Error as error:
             raise StorageError(f"cannot read the queue: {error}") from error
-
-    async def _transact(self, work: Callable[[Connection], Awaitable[T]], *, durable: bool) -> T:
-        async with self._door:
-            if self._writer is None:
-                raise StorageError("the queue is closed")
-            try:
-                # No public way to the connection's thread, and to what it works with.
-                writer: Any = self._writer
-                done: T
-                done, afterwards = await writer._execute(self._run, writer._conn, work, durable)  # noqa: SLF001
-            except sqlite3.IntegrityError as error:
-                kind = TakenError if error.sqlite_errorcode in TAKEN else StorageError
-                raise kind(f"cannot write the queue: {error}") from error
-            except sqlite3.Error as error:
-                failure = StorageError(
-                    f"cannot write the queue: {error}", may_pass=_primary_code(error) in PASSING
-                )
-                if failure.may_pass:
-                    self._failure = failure
-                raise failure from error
-            if durable:
-                # Others may have had nothing to write, which always goes well.
-                self._failure = None
-            for tell in afterwards:
-                tell()
-            return done
-
-    def _run(
-        self, raw: sqlite3.Connection, work: Callable[[Connection], Awaitable[T]], durable: bool
-    ) -> tuple[T, list[Callable[[], None]]]:
-        """Run a transaction, and return what to call after it; on the connection's thread."""
-        if durable is not self._is_durable:
-            # Legal only outside a transaction. In WAL, FULL also syncs earlier commits.
-            raw.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
-            self._is_durable = durable
-        try:
-            raw.execute("BEGIN IMMEDIATE")
-            connection = Connection(raw)
-            done = _at_once(work(connection))
-            raw.commit()
-        except BaseException:
-            # Whatever it was: a transaction left open would lock the file for everybody.
-            raw.rollback()
-            raise
-        return done, connection.afterwards
-
-
-def _at_once(work: Awaitable[T]) -> T:
-    """Return the result of something that awaits nothing which takes time."""
-    steps = work.__await__()
-    try:
-        next(steps)
-    except StopIteration as end:
-        result: T = end.value
-        return result
-    raise RuntimeError("a transaction awaits nothing but its connection")
 
 
 @asynccontextmanager
@@ -306,16 +197,6 @@ def _mend(error: Exception) -> str:
     return "; INFERD_DATA_DIR names a folder that this user may write" if is_place else ""
 
 
-def _is_busy(error: Exception) -> bool:
-    return _primary_code(error) == sqlite3.SQLITE_BUSY
-
-
-def _primary_code(error: Exception) -> int | None:
-    # Errors of the module itself, such as a closed connection, have no code.
-    code = getattr(error, "sqlite_errorcode", None)
-    return None if code is None else code & 0xFF
-
-
 async def _connect(path: Path, busy_timeout_ms: int) -> aiosqlite.Connection:
     # isolation_level None: no implicit BEGIN; `write` is the only one who begins.
     connection = await aiosqlite.connect(path, isolation_level=None)
@@ -338,7 +219,7 @@ async def _enter_wal(connection: aiosqlite.Connection, busy_timeout_ms: int) -> 
         try:
             await connection.execute("PRAGMA journal_mode = WAL")
         except sqlite3.OperationalError as error:
-            if not _is_busy(error) or time.monotonic() > give_up_at:
+            if not is_busy(error) or time.monotonic() > give_up_at:
                 raise
             await asyncio.sleep(0.02)
         else:
@@ -360,9 +241,11 @@ async def _migrate(
             " version INTEGER PRIMARY KEY, name TEXT NOT NULL, sha256 TEXT NOT NULL,"
             " applied_at INTEGER NOT NULL) STRICT"
         )
-    rows = await connection.execute_fetchall("SELECT version, sha256 FROM schema_migrations")
-    applied = {row["version"]: row["sha256"] for row in rows}
-    check_ledger(path, applied, migrations)
+    rows = await connection.execute_fetchall("SELECT * FROM schema_migrations ORDER BY version")
+    ledger = to_ledger(rows)
+    if warning := check_ledger(path, ledger, migrations):
+        log.warning("%s", warning)
+    applied = {row.version for row in ledger}
     pending = [step for step in migrations if step.version not in applied]
     if applied and pending:
         await _back_up(connection, path, pending[0])
@@ -403,11 +286,24 @@ async def _apply(connection: aiosqlite.Connection, step: Migration) -> None:
     async with _transaction(connection):
         # The ledger first: of two daemons that start at once, the second finds the row.
         cursor = await connection.execute(
-            "INSERT INTO schema_migrations VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",
+            "INSERT INTO schema_migrations (version, name, sha256, applied_at)"
+            " VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",
             (step.version, step.name, step.sha256, time.time_ns() // 1_000_000),
         )
         if cursor.rowcount == 0:
             return
+        if step.compatible_from is not None:
+            await _mark(connection, step.version, step.compatible_from)
         for statement in split_statements(step.sql):
             await connection.execute(statement)
         await connection.execute(f"PRAGMA user_version = {step.version}")
+
+
+async def _mark(connection: aiosqlite.Connection, version: int, oldest: int) -> None:
+    # Ledgers had no such column; the first step that has a mark to keep adds it.
+    rows = await connection.execute_fetchall("PRAGMA table_info(schema_migrations)")
+    if "compatible_from" not in {row["name"] for row in rows}:
+        await connection.execute("ALTER TABLE schema_migrations ADD COLUMN compatible_from INTEGER")
+    await connection.execute(
+        "UPDATE schema_migrations SET compatible_from = ? WHERE version = ?", (oldest, version)
+    )

@@ -1,13 +1,27 @@
-"""The numbered steps of the schema, and which files they may be applied to; opens nothing."""
+"""The numbered steps of the schema, and which files they may be applied to; opens nothing.
+
+A step of which daemons of the former release need not know says so in its text, by a line
+
+    -- compatible from: 7
+
+They may be running while it is applied and start afterwards, as long as they know schema 7. It may
+only add: tables, indexes that are not unique, columns of which an INSERT without them makes sense.
+Any other names its own number, and the daemons before it are refused from then on. The ledger
+keeps the mark, since who must obey it has no copy of the step.
+"""
 
 import hashlib
+import re
 import sqlite3
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from daemon.errors import ConfigError
+
+_MARK = re.compile(r"^-- compatible from: (\d+)$", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +36,35 @@ class Migration:
     def sha256(self) -> str:
         """Digest of the text: a released step that was edited is refused."""
         return hashlib.sha256(self.sql.encode()).hexdigest()
+
+    @property
+    def compatible_from(self) -> int | None:
+        """Oldest schema whose daemons may run on a file with this step; None: it does not say."""
+        found = _MARK.search(self.sql)
+        return int(found[1]) if found else None
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """One row of the ledger: a step that a file or database went through."""
+
+    version: int
+    name: str
+    sha256: str
+    applied_at: int
+    """Epoch milliseconds."""
+    compatible_from: int | None = None
+    """As the step said when it was applied; None where it did not, or nobody kept it."""
+
+    def is_compatible_with(self, known: int) -> bool:
+        """Whether daemons whose newest step is `known` may run on what has this one."""
+        oldest = self.version if self.compatible_from is None else self.compatible_from
+        return known >= oldest
+
+
+def to_ledger(rows: Iterable[Iterable[Any]]) -> list[Applied]:
+    """Return the ledger of `SELECT *`: an old one has no marks, one to come may have more."""
+    return [Applied(*tuple(row)[:5]) for row in rows]
 
 
 def released_migrations(dialect: str = "") -> list[Migration]:
@@ -53,31 +96,41 @@ def check_tables(path: Path, names: Collection[str]) -> None:
 
 
 def check_ledger(
-    where: Path | str, applied: Mapping[int, str], migrations: Sequence[Migration]
-) -> None:
+    where: Path | str,
+    ledger: Sequence[Applied],
+    migrations: Sequence[Migration],
+    *,
+    is_exact: bool = False,
+) -> str | None:
     """Refuse a file or database that this version cannot serve.
 
     Args:
         where: it, named in the error.
-        applied: the ledger: a step's sha256 by its number.
+        ledger: the steps that it went through.
         migrations: the steps that this version brings, in order.
+        is_exact: every step must be known, since all that is in it is to be taken along.
+
+    Returns:
+        What to warn of: it is newer, and this version may serve it all the same. None if not.
 
     Raises:
-        ConfigError: it is newer, code schema_newer, or a released step was changed, code
+        ConfigError: it is too new, code schema_newer, or a released step was changed, code
             schema_changed.
     """
     newest = max((step.version for step in migrations), default=0)
-    if applied and max(applied) > newest:
-        raise ConfigError(
-            f"{where} has schema {max(applied)}, this version knows {newest}: use a newer inferd",
-            code="schema_newer",
-        )
+    found = max((row.version for row in ledger), default=0)
+    unknown = [row for row in ledger if row.version > newest]
+    said = f"{where} has schema {found}, this version knows {newest}"
+    if any(is_exact or not row.is_compatible_with(newest) for row in unknown):
+        raise ConfigError(f"{said}: use a newer inferd", code="schema_newer")
+    applied = {row.version: row.sha256 for row in ledger}
     for step in migrations:
         if applied.get(step.version, step.sha256) != step.sha256:
             raise ConfigError(
                 f"migration {step.version} of {where} differs from this version's",
                 code="schema_changed",
             )
+    return f"{said}, and may still serve it: use a newer inferd soon" if unknown else None
 
 
 def backup_path(path: Path, version: int) -> Path:

@@ -7,7 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from daemon.errors import ConfigError
-from daemon.migration import Migration, backup_path, check_ledger, check_tables
+from daemon.migration import (
+    Applied,
+    Migration,
+    backup_path,
+    check_ledger,
+    check_tables,
+    to_ledger,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +39,8 @@ class Schema:
     copies: Sequence[Path]
     refusal: ConfigError | None
     """Why this version cannot serve the file."""
+    warning: str | None = None
+    """Why it should not for long."""
 
     @property
     def version(self) -> int:
@@ -62,25 +71,26 @@ def read_schema(path: Path, migrations: Sequence[Migration]) -> Schema:
         ConfigError: it cannot be read, code queue_unusable; it is damaged, code queue_damaged;
             it is another program's, code queue_foreign.
     """
-    ledger: list[tuple[int, str, str, int]] = []
+    ledger: list[Applied] = []
     size = path.stat().st_size if path.is_file() else 0
     if path.exists():
         ledger = _read(path)
-    applied = {number: sha256 for number, _, sha256, _ in ledger}
-    refusal = None
+    refusal = warning = None
     try:
-        check_ledger(path, applied, migrations)
+        warning = check_ledger(path, ledger, migrations)
     except ConfigError as error:
         refusal = error
-    steps = [Step(number, name, applied_at) for number, name, _, applied_at in ledger]
+    steps = [Step(row.version, row.name, row.applied_at) for row in ledger]
+    applied = {step.number for step in steps}
     steps += [
         Step(each.version, each.name, None) for each in migrations if each.version not in applied
     ]
     copies = [backup_path(path, step.number) for step in steps]
-    return Schema(path, size, steps, [copy for copy in copies if copy.is_file()], refusal)
+    kept = [copy for copy in copies if copy.is_file()]
+    return Schema(path, size, steps, kept, refusal, warning)
 
 
-def _read(path: Path) -> list[tuple[int, str, str, int]]:
+def _read(path: Path) -> list[Applied]:
     wal = path.with_name(f"{path.name}-wal")
     is_open = wal.exists()
     try:
@@ -92,7 +102,7 @@ def _read(path: Path) -> list[tuple[int, str, str, int]]:
         return _read_ledger(path, is_open=True)
 
 
-def _read_ledger(path: Path, *, is_open: bool) -> list[tuple[int, str, str, int]]:
+def _read_ledger(path: Path, *, is_open: bool) -> list[Applied]:
     try:
         with _reading(path, is_open=is_open) as connection:
             names = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
@@ -102,9 +112,7 @@ def _read_ledger(path: Path, *, is_open: bool) -> list[tuple[int, str, str, int]
                 raise _damaged(path, "; ".join(faults))
             if not names:
                 return []
-            return connection.execute(
-                "SELECT version, name, sha256, applied_at FROM schema_migrations ORDER BY version"
-            ).fetchall()
+            return to_ledger(connection.execute("SELECT * FROM schema_migrations ORDER BY version"))
     except sqlite3.DatabaseError as error:
         code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
         if code in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}:

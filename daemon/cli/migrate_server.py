@@ -4,6 +4,7 @@ import asyncio
 import sys
 from datetime import UTC, datetime
 
+from daemon.postgresql import schema
 from daemon.postgresql.backend import PostgresDatabase
 from daemon.postgresql.inspection import Inspection, inspect
 
@@ -37,11 +38,13 @@ async def _migrate(url: str) -> None:
 
 def _show(seen: Inspection, waits: str, fresh: set[int] | None = None) -> None:
     version = max((row.version for row in seen.ledger), default=0)
-    newest = max([version, *(step.version for step in seen.pending)])
+    newest = schema.steps()[-1].version
     sys.stdout.write(f"{seen.where}: schema {version}, this version's is {newest}\n")
     for row in seen.ledger:
         when = datetime.fromtimestamp(row.applied_at / 1000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         note = "applied now" if fresh and row.version in fresh else ""
+        if row.version > newest:
+            note = "unknown to this version"
         sys.stdout.write(f"  {row.version:04}  {row.name:<12}  {when:<20}  {note}".rstrip() + "\n")
     for step in seen.pending:
         sys.stdout.write(f"  {step.version:04}  {step.name:<12}  {'-':<20}  {waits}\n")

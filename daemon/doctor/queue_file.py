@@ -16,8 +16,9 @@ from daemon import statements as sql
 from daemon.doctor import mends, waiting
 from daemon.doctor.facts import Facts
 from daemon.doctor.findings import Finding, fail, ok, warn
+from daemon.errors import ConfigError
 from daemon.identity import is_alive
-from daemon.migration import released_migrations
+from daemon.migration import Applied, check_ledger, released_migrations, to_ledger
 
 PART = "database"
 BUSY_SECONDS = 2.0
@@ -88,21 +89,24 @@ def _has_table(file: sqlite3.Connection, name: str) -> bool:
 
 
 def _schema(file: sqlite3.Connection, path: Path) -> Iterator[Finding]:
-    known = {step.version: step.sha256 for step in released_migrations()}
-    newest = max(known)
-    applied: dict[int, str] = {}
+    steps = released_migrations()
+    newest = steps[-1].version
+    ledger: list[Applied] = []
     if _has_table(file, "schema_migrations"):
-        rows = _ask(file, "SELECT version, sha256 FROM schema_migrations")
-        applied = {row["version"]: row["sha256"] for row in rows}
-    found = max(applied, default=0)
-    if found > newest:
-        what = (
-            f"{path} has schema {found}, this version knows {newest}: the daemon refuses to start"
-        )
-        yield fail(PART, "schema_newer", what, "run a newer inferd, or take a copy from before")
-    elif any(known[version] != digest for version, digest in applied.items()):
-        what = f"{path}: a step of its schema differs from this version's: the daemon won't start"
-        yield fail(PART, "schema_differs", what, "run the version that made the file")
+        ledger = to_ledger(_ask(file, "SELECT * FROM schema_migrations"))
+    found = max((row.version for row in ledger), default=0)
+    try:
+        warning = check_ledger(path, ledger, steps)
+    except ConfigError as error:
+        if error.code == "schema_newer":
+            mend = "run a newer inferd, or take a copy from before"
+            yield fail(PART, error.code, f"{error}: the daemon refuses to start", mend)
+        else:
+            mend = "run the version that made the file"
+            yield fail(PART, "schema_differs", f"{error}: the daemon won't start", mend)
+        return
+    if warning is not None:
+        yield warn(PART, "schema_ahead", warning, "run a newer inferd")
     elif found < newest:
         what = f"{path} has schema {found}, this version {newest}; the next start changes it"
         mend = "python -m daemon migrate (or start the daemon), which keeps a copy beside it"

@@ -37,6 +37,8 @@ def _schema(seen: Inspection) -> Iterator[Finding]:
     if seen.refusal is not None:
         mend = "run the version that made it, or a newer one; or finish what was begun"
         yield fail(PART, seen.refusal.code, f"{seen.refusal}: the daemon won't start", mend)
+    elif seen.warning is not None:
+        yield warn(PART, "schema_ahead", seen.warning, "run a newer inferd")
     elif not seen.ledger:
         yield ok(PART, f"{said}, no queue yet; the daemon makes it at its first start")
     elif seen.pending:

@@ -7,7 +7,7 @@ from typing import Any
 import asyncpg
 
 from daemon.errors import ConfigError
-from daemon.migration import Migration, check_ledger
+from daemon.migration import Applied, Migration, check_ledger
 from daemon.postgresql import schema
 from daemon.redaction import without_password
 
@@ -50,10 +50,12 @@ class Inspection:
     """The URL without its password."""
     server: str
     """Its version, such as 15.18."""
-    ledger: Sequence[schema.Ledger]
+    ledger: Sequence[Applied]
     pending: Sequence[Migration]
     refusal: ConfigError | None
     """Why this version cannot serve it."""
+    warning: str | None
+    """Why it should not for long."""
     size: int
     """Bytes of the jobs and their indexes."""
     states: dict[str, int]
@@ -101,9 +103,9 @@ async def inspect(url: str) -> Inspection:
 async def _inspect(raw: Any, where: str) -> Inspection:
     ledger = await schema.look(raw)
     steps = schema.steps()
-    refusal = None
+    refusal = warning = None
     try:
-        check_ledger(where, {row.version: row.sha256 for row in ledger}, steps)
+        warning = check_ledger(where, ledger, steps)
         if ledger:
             await schema.refuse_moving(raw, where)
     except ConfigError as error:
@@ -121,6 +123,7 @@ async def _inspect(raw: Any, where: str) -> Inspection:
         ledger=ledger,
         pending=[step for step in steps if step.version not in applied],
         refusal=refusal,
+        warning=warning,
         size=await raw.fetchval(_SIZE),
         states=states,
         events=events[0],

@@ -1,11 +1,13 @@
 """The steps of the schema in PostgreSQL: their ledger, and what a database is refused for."""
 
+import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from daemon.errors import ConfigError
-from daemon.migration import Migration, check_ledger, released_migrations
+from daemon.migration import Applied, Migration, check_ledger, released_migrations, to_ledger
+
+log = logging.getLogger(__name__)
 
 OLDEST_MAJOR = 14
 """The oldest that PostgreSQL's own people still mend."""
@@ -24,22 +26,18 @@ SELECT table_name, column_name FROM information_schema.columns
 WHERE table_schema = current_schema()
   AND table_name IN ('schema_migrations', 'jobs', 'outbox', 'pauses')
 """
-_APPLIED = "SELECT version, name, sha256, applied_at FROM schema_migrations ORDER BY version"
+# Whether it has the last column or not, and also if another daemon adds it between two looks.
+_APPLIED = """
+SELECT version, name, sha256, applied_at, (to_jsonb(step) ->> 'compatible_from')::integer
+FROM schema_migrations AS step ORDER BY version
+"""
 _NOTE = """
-INSERT INTO schema_migrations
+INSERT INTO schema_migrations (version, name, sha256, applied_at)
 VALUES ($1, $2, $3, (extract(epoch FROM clock_timestamp()) * 1000)::bigint)
 """
-
-
-@dataclass(frozen=True, slots=True)
-class Ledger:
-    """One row of the ledger."""
-
-    version: int
-    name: str
-    sha256: str
-    applied_at: int
-    """Epoch milliseconds."""
+# Ledgers had no such column; the first step that has a mark to keep adds it.
+_MARKED = "ALTER TABLE schema_migrations ADD COLUMN IF NOT EXISTS compatible_from integer"
+_MARK = "UPDATE schema_migrations SET compatible_from = $2 WHERE version = $1"
 
 
 def steps() -> list[Migration]:
@@ -47,7 +45,7 @@ def steps() -> list[Migration]:
     return released_migrations(DIALECT)
 
 
-async def look(raw: Any) -> list[Ledger]:
+async def look(raw: Any) -> list[Applied]:
     """Return the ledger, empty where there is no queue yet; changes nothing.
 
     Args:
@@ -75,7 +73,7 @@ async def look(raw: Any) -> list[Ledger]:
             " (?search_path=inferd), in INFERD_QUEUE__URL",
             code="queue_foreign",
         )
-    return [Ledger(*row) for row in await raw.fetch(_APPLIED)]
+    return to_ledger(await raw.fetch(_APPLIED))
 
 
 async def moving(raw: Any) -> str | None:
@@ -129,12 +127,16 @@ async def migrate(raw: Any, where: str, migrations: Sequence[Migration]) -> list
         for step in pending:
             await raw.execute(step.sql, timeout=PATIENCE_SECONDS)
             await raw.execute(_NOTE, step.version, step.name, step.sha256)
+            if step.compatible_from is not None:
+                await raw.execute(_MARKED)
+                await raw.execute(_MARK, step.version, step.compatible_from)
     return pending
 
 
 def _pending(
-    where: str, ledger: Sequence[Ledger], migrations: Sequence[Migration]
+    where: str, ledger: Sequence[Applied], migrations: Sequence[Migration]
 ) -> list[Migration]:
-    applied = {row.version: row.sha256 for row in ledger}
-    check_ledger(where, applied, migrations)
+    applied = {row.version for row in ledger}
+    if warning := check_ledger(where, ledger, migrations):
+        log.warning("%s", warning)
     return [step for step in migrations if step.version not in applied]

@@ -15,7 +15,7 @@ from typing import Any
 import asyncpg
 
 from daemon.errors import ConfigError
-from daemon.migration import check_ledger, released_migrations
+from daemon.migration import check_ledger, released_migrations, to_ledger
 from daemon.postgresql import schema
 from daemon.redaction import without_password
 
@@ -98,7 +98,7 @@ def _alone(path: Path) -> Iterator[sqlite3.Connection]:
             # Whoever has the file open in WAL mode holds a lock that this one asks for.
             file.execute("PRAGMA locking_mode = EXCLUSIVE")
             file.execute("BEGIN EXCLUSIVE")
-            rows = file.execute("SELECT version, sha256 FROM schema_migrations").fetchall()
+            ledger = to_ledger(file.execute("SELECT * FROM schema_migrations"))
         except sqlite3.OperationalError as error:
             if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
                 raise ConfigError(f"cannot read {path}: {error}", code="queue_unusable") from error
@@ -108,8 +108,9 @@ def _alone(path: Path) -> Iterator[sqlite3.Connection]:
         except sqlite3.DatabaseError as error:
             raise ConfigError(f"cannot read {path}: {error}", code="queue_unusable") from error
         steps = released_migrations()
-        check_ledger(path, dict(rows), steps)
-        if len(rows) < len(steps):
+        # What this version does not know it would leave behind.
+        check_ledger(path, ledger, steps, is_exact=True)
+        if len(ledger) < len(steps):
             raise ConfigError(
                 f"{path} is of an older version: migrate its schema first", code="schema_older"
             )

@@ -496,7 +496,10 @@ def test_face_results_that_were_not_taken_are_told(patient: Patient) -> None:
 
 def test_a_file_of_a_newer_version_is_told(patient: Patient) -> None:
     async def age(bench: Bench) -> None:
-        await bench.execute("INSERT INTO schema_migrations VALUES (9999, 'x', 'y', 1)")
+        await bench.execute(
+            "INSERT INTO schema_migrations (version, name, sha256, applied_at)"
+            " VALUES (9999, 'x', 'y', 1)"
+        )
 
     asyncio.run(patient.queue(age))
 
