@@ -22,6 +22,7 @@
     announcer    events into the outbox                 job_rows    rows <-> jobs
     queue_backend what the verbs need of an engine      statements  all SQL by name
     database     SQLite: one door to the file           queue_engine  opens what the URL names
+    sqlite_writer  its transactions, many in a commit
     postgresql/  the other engine                       outbox_statements
     mqtt, mqtt_vendor  the only files that know gmqtt   broker_tls, logs
     presence     what the availability says
@@ -33,8 +34,8 @@
     home_discovery              what Home Assistant is told: pure
     wire/        all of the wire as models: documentation and oracle   asyncapi   MQTT's contract
     command_line what the commands' parsers share: help, examples, guesses
-    jobs, topics, settings, stage, bell, urgency, clock_steps, cores, errors, holes,
-    redaction, spelling:
+    settings/    what can be configured, a file for each thought; environment reads it
+    jobs, topics, stage, bell, urgency, clock_steps, cores, errors, holes, redaction, spelling:
                  small tools
 
 Imports go downward only, row by row; `handlers` may import cores, errors, holes, jobs,

@@ -3,6 +3,7 @@
 import ast
 import importlib
 import sys
+import tomllib
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -90,7 +91,12 @@ LAYERS = (
         "daemon.logs",
         "daemon.metrics",
     },
-    {"daemon.postgresql.clock", "daemon.postgresql.schema", "daemon.postgresql.statements"},
+    {
+        "daemon.postgresql.clock",
+        "daemon.postgresql.schema",
+        "daemon.postgresql.statements",
+        "daemon.sqlite_writer",
+    },
     {"daemon.mqtt_vendor"},
     {
         "daemon.command_line",
@@ -105,13 +111,21 @@ LAYERS = (
         "daemon.home_discovery",
         "daemon.room",
     },
+    {"daemon.settings"},
+    {
+        "daemon.settings.models",
+        "daemon.settings.process",
+        "daemon.settings.rest",
+        "daemon.settings.services",
+    },
+    {"daemon.settings.environment"},
+    {"daemon.settings.group", "daemon.settings.urls"},
     {
         "daemon.jobs",
         "daemon.outbox_statements",
         "daemon.postgresql",
         "daemon.statements",
         "daemon.topics",
-        "daemon.settings",
         "daemon.stage",
         "daemon.stored_filter",
         "daemon.bell",
@@ -197,6 +211,7 @@ VENDORS = {
     "sqlite3": {
         "daemon.backup.queue_copy",
         "daemon.database",
+        "daemon.sqlite_writer",
         "daemon.migration",
         "daemon.schema",
         "daemon.doctor.queue_file",
@@ -235,10 +250,11 @@ def _imported(tree: ast.AST) -> Iterator[str]:
 
 
 def _layer(module: str) -> int | None:
-    for number, layer in enumerate(LAYERS):
-        # A whole package may stand for its modules that have no row of their own.
-        if not layer.isdisjoint({module, module.rpartition(".")[0], module.partition(".")[0]}):
-            return number
+    # A whole package may stand for its modules that have no row of their own.
+    for name in (module, module.rpartition(".")[0], module.partition(".")[0]):
+        for number, layer in enumerate(LAYERS):
+            if name in layer:
+                return number
     return None
 
 
@@ -339,6 +355,17 @@ def test_packages_are_this_repository(package: str) -> None:
     assert module.__file__ is not None
     assert Path(module.__file__).is_relative_to(ROOT)
     assert sys.modules[package] is module
+
+
+def test_every_package_is_installed() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    ours = {
+        ".".join(path.parent.relative_to(ROOT).parts)
+        for path in _modules().values()
+        if path.relative_to(ROOT).parts[0] != "bench"
+    }
+
+    assert set(project["tool"]["setuptools"]["packages"]) == ours
 
 
 @pytest.mark.parametrize("module", sorted(_modules()))

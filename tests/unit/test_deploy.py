@@ -13,7 +13,8 @@ import pytest
 
 from daemon.__main__ import EXIT_CONFIG
 from daemon.cli import COMMANDS
-from daemon.settings import Settings, WorkerSettings, _is_field
+from daemon.settings import Settings, WorkerSettings
+from daemon.settings.environment import is_field
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
@@ -92,7 +93,7 @@ def test_the_units_environment_is_one_that_the_daemon_knows(unit: Unit, tmp_path
     # Of the commented examples too.
     for name in re.findall(r"INFERD_(\w+)", UNIT.read_text(encoding="utf-8")):
         path = name.removesuffix("_FILE").lower().split("__")
-        assert name == "CONFIG" or _is_field(path), name
+        assert name == "CONFIG" or is_field(Settings, path), name
     assert unit.one("ExecStart").split()[1:3] == ["-m", "daemon"]
     assert unit.one("ExecStart").split()[3] in COMMANDS
 

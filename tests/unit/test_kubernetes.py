@@ -12,7 +12,8 @@ import pytest
 import yaml
 
 from daemon.cli import COMMANDS
-from daemon.settings import Settings, WorkerSettings, _is_field
+from daemon.settings import Settings, WorkerSettings
+from daemon.settings.environment import is_field
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "deploy" / "kubernetes"
@@ -127,7 +128,8 @@ def test_every_name_is_a_setting_and_every_value_one_that_it_takes(tmp_path: Pat
 
     for name in environ:
         if name != "PUBLIC_KEY_PATH":
-            assert _is_field(name.removeprefix("INFERD_").removesuffix("_FILE").lower().split("__"))
+            path = name.removeprefix("INFERD_").removesuffix("_FILE").lower().split("__")
+            assert is_field(Settings, path), name
     assert settings.queue.url == QUEUE_URL
     assert settings.mqtt.client_id == "inferd-0"
     assert settings.media_store.token is not None

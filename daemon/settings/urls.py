@@ -1,0 +1,98 @@
+"""URLs that a setting may hold: each checked, and told without echoing a password in it."""
+
+from ipaddress import ip_address
+from typing import Annotated
+from urllib.parse import parse_qs, urlsplit
+
+from pydantic import AfterValidator, SecretStr
+
+POSTGRESQL = ("postgresql://", "postgres://")
+
+
+def _is_url(value: str, schemes: tuple[str, ...]) -> bool:
+    # urlsplit's own errors quote the URL, and with it the password.
+    try:
+        parts = urlsplit(value)
+        return parts.scheme in schemes and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
+
+
+def _http_url(value: str) -> str:
+    if not _is_url(value, ("http", "https")):
+        raise ValueError("must be http://host[:port] or https://host[:port]")
+    return value.rstrip("/")
+
+
+def _keyless_http_url(value: str) -> str:
+    if value and urlsplit(_http_url(value)).username is not None:
+        # It would go nowhere: what asks there shows a key or token of its own.
+        raise ValueError("must hold no user or password; the key or token is a setting of its own")
+    return _http_url(value) if value else ""
+
+
+def _jwks_url(value: str) -> str:
+    if not value:
+        return ""
+    parts = urlsplit(value) if _is_url(value, ("http", "https")) else None
+    if parts is None or parts.username is not None or parts.fragment:
+        raise ValueError("must be https://host[:port]/path, without a user or a fragment")
+    if parts.scheme == "http" and not _is_loopback(parts.hostname or ""):
+        # Whoever can change the answer on its way could sign tokens.
+        raise ValueError("must be https, or http on this machine only")
+    return value
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _mqtt_url(value: SecretStr) -> SecretStr:
+    if not _is_url(value.get_secret_value(), ("mqtt", "mqtts")):
+        raise ValueError(
+            "must be mqtt[s]://[user:password@]host[:port], special characters written as %XX"
+        )
+    return value
+
+
+def _queue_url(value: str) -> str:
+    if value.startswith(POSTGRESQL):
+        try:
+            parts = urlsplit(value)
+            options = parse_qs(parts.query, keep_blank_values=True)
+            is_whole = bool(parts.hostname or "host" in options) and parts.port != 0
+        except ValueError:
+            is_whole = False
+        if not is_whole:
+            raise ValueError(
+                "must be postgresql://user:password@host[:port]/database[?search_path=schema],"
+                " special characters written as %XX"
+            )
+        if "password" in options:
+            # Only before the @ is it hidden wherever the URL is shown.
+            raise ValueError("the password goes before the @, not behind the ?")
+    elif value and (not value.startswith("sqlite:///") or value == "sqlite:///"):
+        raise ValueError("must be sqlite:///path/to/queue.db or postgresql://user@host/database")
+    return value
+
+
+def _path_template(value: str) -> str:
+    if not value.startswith("/") or value.count("{id}") != 1:
+        raise ValueError("must start with / and contain {id} once")
+    return value
+
+
+HttpUrl = Annotated[str, AfterValidator(_http_url)]
+"""Base URL of a server, without a slash at its end."""
+KeylessHttpUrl = Annotated[str, AfterValidator(_keyless_http_url)]
+"""As before, with neither user nor password; may be empty."""
+JwksUrl = Annotated[str, AfterValidator(_jwks_url)]
+"""Where an issuer's keys are: https, or http on this machine; may be empty."""
+MqttUrl = Annotated[SecretStr, AfterValidator(_mqtt_url)]
+QueueUrl = Annotated[str, AfterValidator(_queue_url)]
+"""A SQLite file or a PostgreSQL database; may be empty."""
+PathTemplate = Annotated[str, AfterValidator(_path_template)]
+"""Path on a server, with {id} once."""
