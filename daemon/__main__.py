@@ -66,7 +66,7 @@ def _usage() -> str:
     return (
         f"usage: {_program()} [command] [options]\n\n"
         "Turn pictures into vectors and faces, asked over MQTT or REST. Configured by INFERD_*\n"
-        f"variables; see README.\n\n{lines}\n\n"
+        f"variables; see docs/configuration.md.\n\n{lines}\n\n"
         "Each command has its own --help, with examples. Something is odd? `doctor` says what.\n"
     )
 

@@ -47,7 +47,7 @@ def main(argv: Sequence[str], *, prog: str) -> int:
             settings = Settings.from_env(os.environ)
             facts = begin(settings, is_quick=arguments.quick)
         except ConfigError as error:
-            mend = "set or unset the names above; README's table has them all"
+            mend = "set or unset the names above; docs/configuration.md has them all"
             report.add(fail("configuration", "config", error.message, mend))
             return report.end(EXIT_CONFIG)
         redact = FindingRedactor(settings)

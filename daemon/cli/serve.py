@@ -59,7 +59,7 @@ def make_parser(prog: str, _settings: Settings) -> argparse.ArgumentParser:
     parser = Parser(
         prog=prog,
         description="Take requests over MQTT and REST, and do them, until SIGTERM or SIGINT. "
-        "Configured by INFERD_* variables; README has them all.",
+        "Configured by INFERD_* variables; docs/configuration.md has all.",
         epilog=_EPILOG,
     )
     parser.add_argument("--check", action="store_true", help="check the configuration, then exit")

@@ -2,7 +2,7 @@
 
 from daemon.wire.codes import FAILURES, REFUSALS
 
-_OWN = {
+OWN = {
     "bad_request": "The body is not framed as HTTP demands.",
     "unauthorized": "No good token came with the request.",
     "forbidden": "The token does not grant this.",
@@ -31,5 +31,6 @@ _OWN = {
     "busy": "Too much is asked for at once; ask again.",
     "internal": "A fault of the daemon; its log has the details.",
 }
+"""What REST alone answers, beside MQTT's refusals and a failed job's codes."""
 
-ERRORS = {**FAILURES, **REFUSALS, **_OWN}
+ERRORS = {**FAILURES, **REFUSALS, **OWN}

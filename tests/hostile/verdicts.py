@@ -1,17 +1,15 @@
-"""What may come of a file: a sane picture, or one named code that README lists."""
+"""What may come of a file: a sane picture, or one named code that docs/errors.md lists."""
 
-import re
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from daemon.errors import HandlerError, PermanentError
 from handlers.images import Limits
+from tests.pages import rows
 
-README = Path(__file__).parent.parent.parent / "README.md"
 SIDE = 224
 
 
@@ -28,15 +26,13 @@ class Verdict:
 
 @cache
 def known_codes() -> frozenset[str]:
-    """Return every code in the first column of README's table of codes."""
-    text = README.read_text(encoding="utf-8")
-    table = text.partition("| code | meaning |")[2].partition("\n\n")[0]
-    cells = [line.split("|")[1] for line in table.splitlines() if line.count("|") > 1]
-    return frozenset(re.findall(r"`([a-z_]+)`", " ".join(cells)))
+    """Return every code with which a job may fail, by docs/errors.md."""
+    table = rows("docs/errors.md", "## A job failed", "| code | meaning |")
+    return frozenset(cells[0].strip("`") for cells in table)
 
 
 def of_error(error: HandlerError) -> Verdict:
-    """Return the verdict of an error; one with a code that README lacks is a bug of ours."""
+    """Return the verdict of an error; its code must be one that docs/errors.md lists."""
     assert error.code in known_codes(), (error.code, error.message)
     return Verdict(error.code, isinstance(error, PermanentError), error.message)
 

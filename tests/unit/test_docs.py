@@ -1,4 +1,4 @@
-"""README is true: its table is the settings, its snippets run, its codes are those of the code."""
+"""README and docs/ are true: settings, codes and commands are the code's, and snippets run."""
 
 import ast
 import json
@@ -14,9 +14,10 @@ from pydantic import BaseModel
 from daemon.cli import COMMANDS
 from daemon.requests import JobRequest
 from daemon.settings import Settings
+from daemon.wire import codes as wire_codes
+from http_shim.contract import codes as rest_codes
+from tests.pages import ROOT, blocks, everything, pages, rows
 
-ROOT = Path(__file__).parent.parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
 TOLD_TO_CLIENTS = {
     "DependencyDownError",
     "HandlerError",
@@ -44,17 +45,13 @@ def setting_rows(model: type[BaseModel] = Settings, prefix: str = "INFERD_") -> 
         yield f"| `{prefix}{name.upper()}` | {shown} | {field.description} |"
 
 
-def _blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
-
-
 def test_the_configuration_table_is_the_settings() -> None:
-    table = [line for line in README.splitlines() if line.startswith("| `INFERD_")]
+    table = [line for line in everything().splitlines() if line.startswith("| `INFERD_")]
 
     assert table == list(setting_rows())
 
 
-@pytest.mark.parametrize("block", _blocks("python"))
+@pytest.mark.parametrize("block", blocks("python"))
 def test_a_python_snippet_runs(block: str, tmp_path: Path) -> None:
     script = tmp_path / "snippet.py"
     script.write_text(block, encoding="utf-8")
@@ -74,18 +71,35 @@ def test_a_python_snippet_runs(block: str, tmp_path: Path) -> None:
 
 
 def test_every_json_example_is_json_and_the_request_is_one() -> None:
-    blocks = [json.loads(block) for block in _blocks("json")]
+    shown = [json.loads(block) for block in blocks("json")]
 
-    request = JobRequest.model_validate(blocks[0])
-    assert request.media_store_id == 12345
-    assert set(blocks[1]) == {
+    assert len(shown) > 3
+    request, event, *_ = [json.loads(block) for block in blocks("json", "docs/mqtt.md")]
+    assert JobRequest.model_validate(request).media_store_id == 12345
+    assert set(event) == {
         "v", "event", "event_id", "seq", "timestamp", "job_id", "request_id", "worker_id",
         "status", "data",
     }  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("place", "codes"),
+    [
+        ("A request is refused", wire_codes.REFUSALS),
+        ("A job failed", wire_codes.FAILURES),
+        ("Of REST alone", rest_codes.OWN),
+    ],
+)
+def test_the_codes_are_those_of_the_contracts(place: str, codes: dict[str, str]) -> None:
+    table = rows("docs/errors.md", f"## {place}", "| code | meaning |")
+
+    told = {code.strip("`"): meaning for code, meaning, _ in table}
+
+    assert told == codes
+
+
 def test_every_code_a_client_may_see_is_told() -> None:
-    told = set(re.findall(r"`([a-z_]+)`", README))
+    told = set(re.findall(r"`([a-z_]+)`", pages()["docs/errors.md"]))
     codes = {
         keyword.value.value
         for folder in ("daemon", "handlers")
@@ -104,16 +118,19 @@ def test_every_code_a_client_may_see_is_told() -> None:
     assert codes - told == set()
 
 
-def test_every_file_that_readme_names_exists() -> None:
-    named = re.findall(r"`((?:daemon|handlers|http_shim|tests|mosquitto|demos)/[\w/.]+)`", README)
+def test_every_file_that_is_named_exists() -> None:
+    named = re.findall(
+        r"`((?:daemon|handlers|http_shim|tests|mosquitto|demos)/[\w/.]+)`", everything()
+    )
 
     assert named
     assert [name for name in named if not (ROOT / name).exists()] == []
 
 
-def test_every_test_that_readme_names_exists() -> None:
+def test_every_test_that_is_named_exists() -> None:
     named = re.findall(
-        r"`((?:unit|contract|integration|acceptance|crash|faults)/[\w/]+\.py)(?:::(\w+))?`", README
+        r"`((?:unit|contract|integration|acceptance|crash|faults)/[\w/]+\.py)(?:::(\w+))?`",
+        everything(),
     )
     missing = [
         f"{path}::{function}"
@@ -129,19 +146,19 @@ def test_every_test_that_readme_names_exists() -> None:
     assert missing == []
 
 
-def test_every_picture_that_readme_shows_is_there_and_small() -> None:
-    shown = re.findall(r'(?:src|srcset)="(docs/images/[^"]+)"|\]\((docs/images/[^)]+)\)', README)
-    paths = [ROOT / (one or other) for one, other in shown]
+def test_every_picture_that_is_shown_is_there_and_small() -> None:
+    shown = re.findall(r'[("](?:docs/)?(images/[^")]+\.(?:webp|svg|png))[")]', everything())
+    paths = [ROOT / "docs" / name for name in shown]
 
     assert paths
     assert [path.name for path in paths if not path.is_file()] == []
     assert sum(path.stat().st_size for path in set(paths)) < 600_000
 
 
-def test_every_make_target_and_every_command_that_readme_names_exists() -> None:
+def test_every_make_target_and_every_command_that_is_named_exists() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     targets = set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
-    typed = "\n".join([*_blocks("sh"), *re.findall(r"`([^`\n]+)`", README)])
+    typed = "\n".join([*blocks("sh"), *re.findall(r"`([^`\n]+)`", everything())])
     named = set(re.findall(r"^(?:\w+=\S+ )*make ([a-z-]+)", typed, re.MULTILINE))
     called = set(re.findall(r"(?:^|/|\()inferd ([a-z]+)\b", typed, re.MULTILINE))
 
