@@ -3,11 +3,19 @@
 import base64
 import re
 from collections.abc import Iterable, Iterator
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import quote, unquote, unquote_plus, urlsplit
 
 from pydantic import BaseModel, SecretStr
 
 HIDDEN = "***"
+
+_USERINFO = re.compile(r"(://[^/?#:@]*):[^/?#]+@")
+_PARAMETER = re.compile(
+    r"([?&;](?:[^=&;#]*[_.-])?(?:(?:ssl)?password|passwd|passphrase|pwd|token|secret|api-?key|key"
+    r"|signature|sig|credentials?)=)([^&;#]+)",
+    re.IGNORECASE,
+)
+"""One of a URL's query whose value is a secret by its name, such as PostgreSQL's sslpassword."""
 
 
 class Redactor:
@@ -37,19 +45,23 @@ def secrets_of(settings: BaseModel) -> Iterator[str]:
     """Give the secrets of settings and of their groups: each in every spelling it may have."""
     for text, is_secret in _texts(settings):
         user, password = _credentials(text)
+        words = [password] if password else []
+        words += [value for _, value in _PARAMETER.findall(text)] if "://" in text else []
+        for word in words:
+            plain = unquote(word)
+            yield from (word, plain, quote(plain, safe=""), unquote_plus(word))
         if password:
-            plain = unquote(password)
-            yield from (password, plain, quote(plain, safe=""))
             # As HTTP sends it.
-            yield base64.b64encode(f"{unquote(user)}:{plain}".encode()).decode()
+            yield base64.b64encode(f"{unquote(user)}:{unquote(password)}".encode()).decode()
         elif is_secret and "://" not in text:
             yield text
 
 
 def without_password(url: str) -> str:
-    """Return a URL with its password hidden; any other text as it is."""
-    password = _credentials(url)[1]
-    return url.replace(f":{password}@", f":{HIDDEN}@", 1) if password else url
+    """Return a URL without its password and the secrets in its query; other texts as they are."""
+    if "://" not in url:
+        return url
+    return _PARAMETER.sub(rf"\1{HIDDEN}", _USERINFO.sub(rf"\1:{HIDDEN}@", url))
 
 
 def _texts(model: BaseModel) -> Iterator[tuple[str, bool]]:

@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
+from daemon.backup.settings_copy import settings_to_keep
 from daemon.cli.doctor import _Report
 from daemon.doctor.findings import fail
 from daemon.errors import ConfigError
 from daemon.logs import JsonFormatter, TextFormatter
 from daemon.redaction import Redactor, secrets_of, without_password
-from daemon.settings import MediaStoreSettings, MqttSettings, Settings
+from daemon.settings import MediaStoreSettings, MqttSettings, QueueSettings, Settings
 
 ROOT = Path(__file__).parents[2]
 SETTINGS = Settings(
@@ -58,12 +59,40 @@ def test_without_secrets_a_text_stays_as_it_is() -> None:
     [
         ("http://u:word@host:80/x", "http://u:***@host:80/x"),
         ("http://u@host", "http://u@host"),
+        ("http://u:wo@rd@host/x@y", "http://u:***@host/x@y"),
+        ("http://u:wo\trd@host", "http://u:***@host"),
+        ("http://u:@host:80/a:b@c", "http://u:@host:80/a:b@c"),
+        ("postgresql://u@h/d?password=word&a=b", "postgresql://u@h/d?password=***&a=b"),
+        ("postgresql:///d?host=h&sslpassword=wo%26rd", "postgresql:///d?host=h&sslpassword=***"),
+        ("postgresql://u:a@h/d?PASSWORD=b#c", "postgresql://u:***@h/d?PASSWORD=***#c"),
+        (
+            "https://h/keys?api_key=a&X-Amz-Signature=b",
+            "https://h/keys?api_key=***&X-Amz-Signature=***",
+        ),
+        (
+            "postgresql://u@h/d?sslkey=/a/b&search_path=c",
+            "postgresql://u@h/d?sslkey=/a/b&search_path=c",
+        ),
+        ("a text?token=word", "a text?token=word"),
         ("http://[::1", "http://[::1"),
         ("a text", "a text"),
     ],
 )
 def test_a_url_is_shown_without_its_password(url: str, shown: str) -> None:
     assert without_password(url) == shown
+
+
+def test_a_secret_in_a_urls_query_is_taken_out_in_each_of_its_spellings() -> None:
+    queue = QueueSettings(url="postgresql://u@h/d?sslkey=/k&sslpassword=pass%40+word")
+    redact = Redactor(secrets_of(Settings(queue=queue)))
+
+    for secret in ("pass%40+word", "pass@+word", "pass@ word", "pass%40%2Bword"):
+        assert redact(f"before {secret} after") == "before *** after"
+    assert redact("/k") == "/k"
+    assert "sslpassword=***" in Settings(queue=queue).model_dump_json()
+    kept = settings_to_keep(Settings(queue=queue))
+    assert kept["settings"]["INFERD_QUEUE__URL"] == ("postgresql://u@h/d?sslkey=/k&sslpassword=***")
+    assert kept["secrets_left_out"] == ["INFERD_QUEUE__URL"]
 
 
 def test_settings_show_no_password_of_a_url_and_keep_it() -> None:
