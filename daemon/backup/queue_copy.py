@@ -2,7 +2,8 @@
 
 Daemons go on meanwhile: a reader of SQLite's WAL waits for nobody and holds up nobody. The moment
 is pinned before the vectors are copied, so that every job the copy calls completed had stored its
-vector before; what was removed in between is removed from the copy as well.
+vector before. What was removed in between is removed from the copy as well; what another job took
+the place of waits again, since its vector may be gone by then and the other's not there yet.
 """
 
 import contextlib
@@ -21,12 +22,20 @@ BUSY_SECONDS = 10.0
 
 COUNTS = "SELECT status, count(*) FROM jobs GROUP BY status ORDER BY status"
 VERSION = "SELECT max(version) FROM schema_migrations"
-DROP_REMOVED = """
-DELETE FROM jobs
-WHERE job_id NOT IN (SELECT job_id FROM live.jobs)
-  AND NOT EXISTS (SELECT 1 FROM live.jobs AS other
-                  WHERE other.media_store_id = jobs.media_store_id
-                    AND other.task_type = jobs.task_type)
+IS_REPLACED = """
+    EXISTS (SELECT 1 FROM live.jobs AS other
+            WHERE other.media_store_id = jobs.media_store_id AND other.task_type = jobs.task_type
+              AND other.job_id NOT IN (SELECT job_id FROM main.jobs))
+"""
+"""By a job that was asked for since the copy was pinned; those of before stand in the copy too."""
+DROP_REMOVED = f"""
+DELETE FROM main.jobs
+WHERE job_id NOT IN (SELECT job_id FROM live.jobs) AND NOT {IS_REPLACED}
+"""  # noqa: S608 - of constants
+REDO_REPLACED = """
+UPDATE main.jobs SET status = 'pending', completed_at = NULL, started_at = NULL, run_at = NULL,
+    expires_at = NULL, attempt = 0, lost = 0, sync_attempt = 0, waiting_since = NULL, result = NULL
+WHERE status = 'completed' AND job_id NOT IN (SELECT job_id FROM live.jobs)
 """
 GIVE_BACK = """
 UPDATE jobs SET status = 'pending', worker = NULL, lease_until = NULL, attempt = max(0, attempt - 1)
@@ -116,19 +125,22 @@ class PinnedQueue:
             self._source.backup(made, pages=PAGES, progress=progress)
 
 
-def drop_removed(copy: Path, live: Path) -> int:
-    """Remove jobs from a copy that were removed from the queue since; return how many.
+def follow_removals(copy: Path, live: Path) -> None:
+    """Bring into a copy what was removed from the queue while the vectors were copied.
 
-    A job whose pair of picture and task type has another job by now stays: it was replaced.
+    A job that is gone goes, unless another was asked for of its picture and task type since: then
+    it waits again, if it was completed. That other came too late for the copy.
 
     Raises:
         ConfigError: one of them cannot be read or written.
     """
     with _told(copy), _opened(copy) as file:
         file.execute("ATTACH ? AS live", (f"{live.absolute().as_uri()}?mode=ro",))
-        dropped = file.execute(DROP_REMOVED).rowcount
+        file.execute("BEGIN IMMEDIATE")
+        file.execute(DROP_REMOVED)
+        file.execute(REDO_REPLACED)
+        file.execute("COMMIT")
         file.execute("DETACH live")
-    return dropped
 
 
 def release_all(copy: Path, owner: str) -> None:

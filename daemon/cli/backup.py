@@ -12,7 +12,7 @@ from pathlib import Path
 from daemon.backup.archive import Archive, ArchiveWriter
 from daemon.backup.destination import part_file, publish, require_room, scratch
 from daemon.backup.qdrant_server import QdrantSnapshots
-from daemon.backup.queue_copy import PinnedQueue, drop_removed, look_into, release_all
+from daemon.backup.queue_copy import PinnedQueue, follow_removals, look_into, release_all
 from daemon.backup.settings_copy import settings_to_keep
 from daemon.command_line import Parser, settings_for
 from daemon.errors import ConfigError
@@ -289,8 +289,8 @@ def _finish_queue(
     copy: Path, pinned: PinnedQueue, settings: Settings, *, is_live: bool
 ) -> JsonObject:
     if is_live:
-        # Removed since the moment of the copy, and its vector with it.
-        drop_removed(copy, settings.queue_path)
+        # Since the moment of the copy, and the vectors with it.
+        follow_removals(copy, settings.queue_path)
     release_all(copy, own_identity())
     found = look_into(copy)
     return {"pinned_at": pinned.pinned_at, "schema": found.schema, "jobs": found.jobs}

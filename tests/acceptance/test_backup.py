@@ -14,7 +14,7 @@ from tests.acceptance.backups import (
     picture,
     stored,
 )
-from tests.acceptance.rig import Daemon, MediaStore, ask
+from tests.acceptance.rig import Daemon, Held, MediaStore, answer, ask
 from tests.broker import Broker, Client
 from tests.waiting import wait_until
 
@@ -96,25 +96,32 @@ def is_idle(daemon: Daemon) -> bool:
     return not queue["pending"] and not queue["processing"]
 
 
-def test_a_picture_deleted_while_the_backup_is_made_stays_deleted(
+def test_a_picture_deleted_while_the_backup_is_made_stays_deleted_or_waits_if_asked_for_again(
     tmp_path: Path, broker: Broker, client: Client
 ) -> None:
     archive = tmp_path / "backup.tar"
+    held = Held(answer(200, picture(2), "image/jpeg"))
     with MediaStore() as store:
-        for number in (1, 2):
+        for number in (1, 2, 3):
             store.put(number, picture(number))
         with Daemon(tmp_path, broker, store, **EMBEDDING) as daemon:
-            for number in (1, 2):
+            for number in (1, 2, 3):
                 ask(client, number, "image_embedding")
-            client.wait_until(lambda found: sum(m.event == "completed" for m in found) == 2, 60)
+            client.wait_until(lambda found: sum(m.event == "completed" for m in found) == 3, 60)
             with Stopped("backup", str(archive), at_word="PINNED", **at(daemon)) as backup:
-                status, removed = daemon.request("DELETE", "/media/1")
-                assert (status, removed["jobs"]) == (200, 1)
+                for number in (1, 2):
+                    status, removed = daemon.request("DELETE", f"/media/{number}")
+                    assert (status, removed["jobs"]) == (200, 1)
+                store.behaviours[2] = held
+                ask(client, 2, "image_embedding")
+                client.wait_until(lambda found: sum(m.event == "accepted" for m in found) == 4)
                 assert backup.go_on() == 0
+            held.release()
     command("restore", str(archive), "--to", str(tmp_path / "copy"), data=tmp_path / "none")
 
-    assert jobs(tmp_path / "copy/queue.db").keys() == {2}
-    assert stored(tmp_path / "copy/vectors/edge").keys() == {2}
+    kept = jobs(tmp_path / "copy/queue.db")
+    assert {media: status for media, (_, status) in kept.items()} == {2: "pending", 3: "completed"}
+    assert stored(tmp_path / "copy/vectors/edge").keys() == {3}
 
 
 def test_a_killed_backup_leaves_nothing_that_looks_whole_and_the_next_one_goes_well(
