@@ -8,7 +8,8 @@
     outbox       events -> broker, until confirmed      health   what the daemon says of itself
     cancellation a cancel -> the job's end              progress how far running jobs are
     removal      all of a picture goes                  live     events for who watches the console
-    scrub, last_life  asks anew for vectors that went with the machine
+    scrub          asks anew for vectors that went with a machine: last_life (this one),
+                   server_watch (that of the vectors' server)
     home_assistant announces this daemon there, obeys its switches
     worker_topics  what this daemon is, how busy it is  pause_watch  notices pauses, tells them
     watchdog     ends a process in which a model or the loop hangs
@@ -35,7 +36,8 @@
     wire/        all of the wire as models: documentation and oracle   asyncapi   MQTT's contract
     command_line what the commands' parsers share: help, examples, guesses
     settings/    what can be configured, a file for each thought; environment reads it
-    jobs, topics, stage, bell, urgency, clock_steps, cores, errors, holes, redaction, spelling:
+    jobs, topics, stage, bell, urgency, clock_steps, noted_file, cores, errors, holes, redaction,
+    spelling:
                  small tools
 
 Imports go downward only, row by row; `handlers` may import cores, errors, holes, jobs,

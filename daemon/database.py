@@ -1,8 +1,8 @@
 """The SQLite file: one writing connection with one door to it, one reading connection.
 
 Everything that changes the file goes through `Database.write`, which runs whole transactions one
-after the other (`sqlite_writer`). A second writing or checkpointing connection in this process is not allowed:
-SQLite before 3.51.3 can corrupt a WAL that two connections reset at once.
+after the other (sqlite_writer). A second writing or checkpointing connection in this process is
+not allowed: SQLite before 3.51.3 can corrupt a WAL that two connections reset at once.
 """
 
 import asyncio
@@ -130,9 +130,9 @@ class Database:
 
         Args:
             work: gets the connection, inside BEGIN IMMEDIATE. It runs on the connection's own
-                thread, from begin to commit in one go, since each change of threads costs more
-                than a statement: so it awaits nothing but the connection, and touches nothing
-                that the event loop changes meanwhile.
+                thread, perhaps with others in one commit: so it awaits nothing but the connection,
+                touches nothing that the event loop changes meanwhile, and may be run again from
+                its beginning, after a rollback.
             durable: the commit reaches the disk before this returns; otherwise it survives the
                 death of the process, but the last ones not a power cut.
             is_repeatable: of no account here.

@@ -7,8 +7,9 @@ import sys
 import uuid
 from pathlib import Path
 
-from daemon.database import Connection, Database
+from daemon.database import Database
 from daemon.migration import released_migrations
+from daemon.queue_backend import Connection
 from tests.acceptance.rig import Daemon, MediaStore, ask, finished
 from tests.broker import Broker, Client
 

@@ -11,10 +11,11 @@ from hypothesis import event, given
 
 from daemon.app import _receiver, epoch_ms
 from daemon.cancellation import Cancellation
-from daemon.database import Connection, Database
+from daemon.database import Database
 from daemon.intake import Intake
 from daemon.job_queue import JobQueue
 from daemon.jobs import TaskType
+from daemon.queue_backend import Connection
 from daemon.removal import Removal
 from daemon.requests import MqttRequest
 from daemon.settings import QueueSettings

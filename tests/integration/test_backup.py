@@ -16,10 +16,11 @@ import numpy as np
 import pytest
 
 from daemon.backup.archive import Archive, ArchiveWriter, Entry
-from daemon.database import Connection, Database
+from daemon.database import Database
 from daemon.errors import ConfigError
 from daemon.identity import is_dead
 from daemon.migration import released_migrations
+from daemon.queue_backend import Connection
 from handlers.qdrant_edge import EdgeEngine
 from handlers.vector_engine import CollectionSpec, Point
 from tests.faults.disk import small_disk
