@@ -25,7 +25,8 @@
     database     SQLite: one door to the file           queue_engine  opens what the URL names
     sqlite_writer  its transactions, many in a commit
     postgresql/  the other engine                       outbox_statements
-    mqtt, mqtt_vendor  the only files that know gmqtt   broker_tls, logs
+    mqtt         the link to the broker; mqtt_client (the only file that imports gmqtt),
+                 mqtt_sender, mqtt_vendor: one connection of it     broker_tls, logs
     presence     what the availability says
     metrics      the only file that knows Prometheus    readings  what it reads of all parts
     migration    the schema's numbered steps            schema   which a file went through

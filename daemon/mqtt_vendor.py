@@ -1,6 +1,6 @@
 """gmqtt's private parts, as far as the link has to reach into them: transport, ids, goodbye.
 
-Written against gmqtt 0.8 (pinned); daemon/mqtt.py alone uses it, and says what it promises.
+Written against gmqtt 0.8 (pinned); mqtt says what is promised.
 """
 
 import asyncio
@@ -12,6 +12,8 @@ from typing import Any, NoReturn
 from daemon.requests import MqttRequest
 
 DISCONNECT_SECONDS = 1.0
+REFUSED = 0x80
+"""Reason codes from here on are refusals."""
 
 
 class SentIds:

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from daemon.bell import Bell
 from daemon.errors import StorageError
 from daemon.jobs import JsonObject
-from daemon.mqtt import MqttLink, OnRequest, end_session
+from daemon.mqtt import MqttLink, OnRequest
+from daemon.mqtt_client import end_session
 from daemon.requests import MqttRequest
 from daemon.roles import GROUP, Roles, Standing
 from daemon.settings import MqttSettings

@@ -141,7 +141,8 @@ async def test_draining_stands_last_however_many_pauses_are_told_at_once(shared:
     # All wait for the window of one unconfirmed message, in the order in which they came.
     async with heard(shared) as (setup, listener), setup.running() as link:
         await listener.next()
-        link._window = asyncio.Semaphore(1)
+        assert link._sender is not None
+        link._sender._window = asyncio.Semaphore(1)
         await asyncio.gather(
             *(link.tell_paused({"a": None}, is_all=bool(number % 2)) for number in range(20)),
             link.drain(),

@@ -68,9 +68,10 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from daemon import mqtt
+from daemon import mqtt_client
 from daemon.errors import PublishError
-from daemon.mqtt import MqttLink, TooLargeError
+from daemon.mqtt import MqttLink
+from daemon.mqtt_sender import TooLargeError
 from daemon.requests import MqttRequest
 from daemon.settings import MqttSettings
 from tests.broker import AsyncClient, Broker, Message, Version
@@ -160,6 +161,10 @@ async def until(predicate: Callable[[], object], seconds: float = DEADLINE) -> N
 
 async def is_up_again(link: MqttLink, connects: int) -> None:
     await until(lambda: link.is_up and link.connects == connects)
+
+
+def unconfirmed(link: MqttLink) -> int:
+    return len(link._sender._unconfirmed) if link._sender else 0
 
 
 async def has_unsent_bytes(link: MqttLink) -> None:
@@ -457,7 +462,7 @@ async def test_publish_fails_when_its_connection_is_lost(broker: Broker, version
         broker.freeze()
         # More than the broker's window: those that wait for a slot must hear of it too.
         tasks = [asyncio.create_task(link.publish("event", b"")) for _ in range(200)]
-        await until(lambda: len(link._unconfirmed) >= 97)
+        await until(lambda: unconfirmed(link) >= 97)
         broker.kill()
         async with asyncio.timeout(2):
             outcomes = await asyncio.gather(*tasks, return_exceptions=True)
@@ -516,7 +521,7 @@ async def test_unconfirmed_publishes_do_not_use_up_the_packet_ids(
             for _ in range(3):
                 tasks = [asyncio.create_task(link.publish("event", b"")) for _ in range(40)]
                 if not late:
-                    await until(lambda: len(link._unconfirmed) >= 10)
+                    await until(lambda: unconfirmed(link) >= 10)
                     for task in tasks:
                         task.cancel()
                 outcomes = await asyncio.gather(*tasks, return_exceptions=True)
@@ -574,7 +579,7 @@ async def test_packet_ids_survive_lost_sessions(
                 await asyncio.gather(*(link.publish("event", b"") for _ in range(200)))
                 broker.freeze()
                 tasks = [asyncio.create_task(link.publish("event", b"")) for _ in range(40)]
-                await until(lambda: len(link._unconfirmed) >= 17)
+                await until(lambda: unconfirmed(link) >= 17)
                 broker.restart(kill=True, forget=True)
                 outcomes = await asyncio.gather(*tasks, return_exceptions=True)
                 assert {type(outcome) for outcome in outcomes} == {PublishError}
@@ -1110,7 +1115,7 @@ async def test_availability_tells_of_start_drain_and_shutdown(
 async def test_clean_shutdown_leaves_no_will(
     shared: Broker, version: Version, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mqtt, "WILL_DELAY_SECONDS", 0)
+    monkeypatch.setattr(mqtt_client, "WILL_DELAY_SECONDS", 0)
     setup = Setup(shared.url, version)
     async with AsyncClient(shared.port) as client:
         await client.subscribe(setup.availability)
@@ -1171,16 +1176,17 @@ async def test_death_of_the_process_is_told_by_the_will(shared: Broker, version:
     script = """
         import asyncio, sys
         from pydantic import SecretStr
-        from daemon import mqtt
+        from daemon import mqtt_client
+        from daemon.mqtt import MqttLink
         from daemon.settings import MqttSettings
 
         async def on_request(request):
             pass
 
-        mqtt.WILL_DELAY_SECONDS = 1
+        mqtt_client.WILL_DELAY_SECONDS = 1
         url, client_id, version = sys.argv[1:]
         settings = MqttSettings(url=SecretStr(url), client_id=client_id, version=version)
-        asyncio.run(mqtt.MqttLink(settings, subscriptions=["x"], on_request=on_request).run())
+        asyncio.run(MqttLink(settings, subscriptions=["x"], on_request=on_request).run())
     """
     async with AsyncClient(shared.port) as client:
         await client.subscribe(setup.availability)

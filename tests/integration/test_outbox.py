@@ -10,7 +10,7 @@ import pytest
 
 from daemon.errors import PublishError, StorageError
 from daemon.events import Message
-from daemon.mqtt import TooLargeError
+from daemon.mqtt_sender import TooLargeError
 from daemon.outbox import BATCH, Outbox
 from tests.queue_bench import Bench, open_bench, until
 

@@ -98,6 +98,7 @@ LAYERS = (
         "daemon.postgresql.statements",
         "daemon.sqlite_writer",
     },
+    {"daemon.mqtt_client", "daemon.mqtt_sender"},
     {"daemon.mqtt_vendor"},
     {
         "daemon.command_line",
@@ -169,7 +170,7 @@ CLIP = {
 }
 
 VENDORS = {
-    "gmqtt": {"daemon.mqtt", "daemon.mqtt_vendor"},
+    "gmqtt": {"daemon.mqtt_client"},
     "aiosqlite": {"daemon.database"},
     "asyncpg": {
         "daemon.postgresql.backend",
