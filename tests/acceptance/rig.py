@@ -33,6 +33,8 @@ CASCADE_ONLY = {
     "INFERD_FACES__RECOGNISER": "untrained",
     "INFERD_CLIP__WEIGHTS": "untrained",
     "INFERD_CLIP__PASSES": "2",
+    # What auto finds out at each start costs as much as all else that CLIP loads.
+    "INFERD_CLIP__PRECISION": "fp32",
 }
 """The task that starts fastest: no weights, no torch."""
 

@@ -50,6 +50,7 @@ def world(assets: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Wo
             INFERD_MODELS_DIR=str(assets / "models"),
             INFERD_FACES__PACK="buffalo_sc",
             INFERD_FACES__RECOGNISER="",
+            INFERD_CLIP__PRECISION="auto",
         )
         with daemon:
             asked: dict[tuple[str, str], Asked] = {}
