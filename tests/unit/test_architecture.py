@@ -48,6 +48,8 @@ LAYERS = (
     {"daemon.scrub"},
     {"daemon.removal", "daemon.audit"},
     {"daemon.worker", "daemon.intake", "daemon.cancellation", "daemon.outbox", "daemon.health"},
+    {"daemon.attempt", "daemon.lease_keeper", "daemon.metered_handler", "daemon.pruning"},
+    {"daemon.delivery"},
     {"daemon.watchdog"},
     {"daemon.asyncapi"},
     {"daemon.wire.channels"},
@@ -103,6 +105,7 @@ LAYERS = (
     {
         "daemon.command_line",
         "daemon.events",
+        "daemon.handler",
         "daemon.presence",
         "daemon.retry",
         "daemon.queue_backend",
@@ -228,6 +231,7 @@ VENDORS = {
 """Who may import what; aiohttp is server in http_shim, client in handlers.media_store."""
 
 
+@cache
 def _modules() -> dict[str, Path]:
     return {
         ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
