@@ -24,7 +24,7 @@ from daemon.identity import is_dead, own_identity, own_version
 from daemon.intake import Intake
 from daemon.job_ledger import JobLedger
 from daemon.job_queue import JobQueue
-from daemon.jobs import Job, JsonObject
+from daemon.jobs import Clock, Job, JsonObject
 from daemon.last_life import LastLife
 from daemon.live import Live
 from daemon.metrics import MeteredHandler, Metrics
@@ -38,6 +38,7 @@ from daemon.removal import Removal
 from daemon.requests import MAX_BATCH, MqttRequest
 from daemon.scrub import Scrub
 from daemon.settings import Settings, WorkerSettings
+from daemon.server_watch import ServerWatch
 from daemon.watchdog import EXIT_STALLED, LEAVE_SECONDS, Watchdog, leave
 from daemon.worker import Worker
 from daemon.worker_topics import WorkerTopics
@@ -203,7 +204,9 @@ async def run(settings: Settings, *, started: Callable[[int | None], None] = _te
             relaying = group.create_task(outbox.run(), name="outbox-relay")
             telling = [
                 *(group.create_task(each.run()) for each in (board, watch, home)),
-                group.create_task(Scrub(JobLedger(database), audit, last_life).run()),
+                group.create_task(
+                    _scrub(Scrub(JobLedger(database), audit, last_life), settings, handlers, clock)
+                ),
                 group.create_task(handlers.change_models(lambda: worker.in_flight > 0)),
                 group.create_task(
                     company.run(
@@ -242,6 +245,21 @@ def _last_life(stack: AsyncExitStack, settings: Settings) -> LastLife:
 
 
 def _cancel(*tasks: asyncio.Task[None]) -> None:
+async def _scrub(scrub: Scrub, settings: Settings, handlers: HandlerSet, clock: Clock) -> None:
+    """Look for what went with this machine; then, until cancelled, with that of their server."""
+    await scrub.run()
+    if handlers.server_life is not None and handlers.stores:
+        noted = settings.data_dir / "vectors-server.json"
+        watch = ServerWatch(
+            noted,
+            server=settings.qdrant.url,
+            life=handlers.server_life,
+            look=scrub.look,
+            clock=clock,
+        )
+        await watch.run()
+
+
     for task in tasks:
         task.cancel()
 

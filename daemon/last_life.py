@@ -4,15 +4,10 @@ What a process wrote survives its own death, and not that of the machine: the em
 log reaches the disk some seconds after the write.
 """
 
-import json
-import logging
-import os
 from pathlib import Path
 
 from daemon.identity import own_boot
-from daemon.jobs import JsonObject
-
-log = logging.getLogger(__name__)
+from daemon.noted_file import read_noted, write_noted
 
 
 class LastLife:
@@ -32,7 +27,7 @@ class LastLife:
 
         So it is until `scrubbed`, over lives that end before.
         """
-        before = self._read()
+        before = read_noted(self._path)
         went_down = not before.get("ended", True) and before.get("boot") != own_boot()
         self._must_scrub = self._is_needed and (went_down or bool(before.get("must_scrub")))
         self._has_begun = True
@@ -57,16 +52,6 @@ class LastLife:
         if self._has_begun:
             self._write(ended=True)
 
-    def _read(self) -> JsonObject:
-        try:
-            told = json.loads(self._path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return {}
-        except (OSError, ValueError) as error:
-            log.warning("%s cannot be read: %s", self._path, error)
-            return {}
-        return told if isinstance(told, dict) else {}
-
     def _write(self, *, ended: bool) -> None:
         told = {
             "boot": own_boot(),
@@ -74,13 +59,4 @@ class LastLife:
             "must_scrub": self._must_scrub,
             "until": self.until,
         }
-        part = self._path.with_suffix(".part")
-        try:
-            with part.open("w", encoding="utf-8") as file:
-                json.dump(told, file)
-                file.flush()
-                # Else the file may be what the machine takes with it.
-                os.fsync(file.fileno())
-            part.replace(self._path)
-        except OSError as error:
-            log.warning("%s cannot be written: %s", self._path, error)
+        write_noted(self._path, told)

@@ -1,7 +1,8 @@
-"""Scrub: after the machine went down, looks for vectors of the last completed jobs that went too.
+"""Scrub: after a machine went down, looks for vectors of the last completed jobs that went too.
 
-The queue may know a job as completed whose vector never reached the disk (see last_life). What is
-missing is asked for anew, by ordinary jobs of the lowest priority.
+The queue may know a job as completed whose vector never reached the disk: of this machine (see
+last_life), or of the server's (see server_watch). What is missing is asked for anew, by ordinary
+jobs of the lowest priority.
 """
 
 import asyncio
@@ -36,7 +37,8 @@ class Scrub:
         log.warning("the machine went down without warning: looking for vectors that went with it")
         while True:
             try:
-                looked, redone = await self._look()
+                until = await self._until()
+                looked, redone = await self.look(until - WINDOW_MS, until)
             except InferdError as error:
                 log.warning("cannot look for lost vectors yet: %s", error.message)
                 await asyncio.sleep(AGAIN_SECONDS)
@@ -45,17 +47,24 @@ class Scrub:
         await asyncio.to_thread(self._last_life.scrubbed)
         log.warning("%d of the last %d jobs had lost vectors and are done again", redone, looked)
 
-    async def _look(self) -> tuple[int, int]:
+    async def look(self, since: int, until: int) -> tuple[int, int]:
+        """Ask anew for what completed between two moments (epoch ms) and lacks vectors.
+
+        Returns:
+            How many jobs were looked at, and how many are done again.
+
+        Raises:
+            InferdError: not all could be looked at, or asked for; the next look does the rest.
+        """
         looked = redone = 0
-        until = await self._until()
         for task_type in sorted(self._audit.task_types):
-            since = until - WINDOW_MS, 0
-            while since[0] <= until and (
-                jobs := await self._ledger.since(task_type, since, limit=PAGE)
+            page = since, 0
+            while page[0] <= until and (
+                jobs := await self._ledger.since(task_type, page, limit=PAGE)
             ):
                 looked += len(jobs)
                 redone += await self._mend(task_type, [job.media_store_id for _, job in jobs])
-                since = jobs[-1][0]
+                page = jobs[-1][0]
         return looked, redone
 
     async def _until(self) -> int:

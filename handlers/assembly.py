@@ -5,6 +5,7 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeAlias
 
 from daemon.errors import InferdError, OutOfMemoryError, RetryableError
@@ -50,6 +51,7 @@ SPARE_PICTURES = 2
 Handler: TypeAlias = ImageEmbeddingHandler | FaceDetectionHandler | FaceEmbeddingHandler
 Check: TypeAlias = Callable[[], Awaitable[JsonObject]]
 
+from handlers.server_life import ServerLife, life_of
 URGENT_PICTURES = 2
 """Decoded at a time to find faces for somebody who waits, beside those of jobs."""
 
@@ -95,6 +97,8 @@ class HandlerSet:
     @property
     def stored(self) -> StoredVectors:
         """What lists the stored vectors."""
+    server_life: Callable[[], Awaitable[ServerLife]] | None = None
+    """Asks which process of the vectors' server answers; None where they lie on this machine."""
         return StoredVectors(self.stores)
 
     async def forget_vectors(self, job: Job) -> None:
@@ -272,6 +276,8 @@ class _Builder:
             raise RuntimeError("the configured model was opened without its text tower")
         self._images = ImageParts(
             handler=handler,
+        if self._settings.qdrant.url:
+            self.set.server_life = partial(life_of, self._engine)
             runner=configured.runner,
             store=store,
             text=text.runner,

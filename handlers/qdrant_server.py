@@ -8,7 +8,7 @@ import logging
 import math
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from typing import TypeVar
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import httpx
@@ -22,6 +22,7 @@ from daemon.redaction import Redactor
 from handlers import qdrant_models
 from handlers.inference import Vector
 from handlers.server_layout import ServerLayout
+from handlers.server_life import ServerLife
 from handlers.vector_engine import CollectionSpec, Filter, Match, Page, Point, PointId
 
 log = logging.getLogger(__name__)
@@ -66,6 +67,7 @@ class ServerEngine:
         self._timeout = max(1, math.ceil(timeout_seconds))
         self._opened = client
         self._specs: dict[str, CollectionSpec] = {}
+        self._flush_seconds = 0.0
         # Proxies may quote in an error the headers that they got.
         self._redact = Redactor([api_key or ""])
         grpc = f" (gRPC port {grpc_port})" if grpc_port else ""
@@ -125,6 +127,30 @@ class ServerEngine:
         self._specs.pop(collection, None)
         with suppress(_MissingError):
             await self._call(self._client.delete_collection(collection))
+
+    async def life(self) -> ServerLife:
+        """Return which process of the server answers, as its telemetry tells.
+
+        Raises:
+            DependencyDownError: none does.
+        """
+        try:
+            # As it comes: the library's own classes refuse what other versions leave out.
+            told = await self._call(
+                self._client.http.client.request(
+                    type_=dict[str, Any],
+                    method="GET",
+                    url="/telemetry",
+                    params={"details_level": "0"},
+                )
+            )
+        except RetryableError:
+            # A key with few rights, a proxy, or gRPC's port alone; or it is away indeed.
+            await self.collections()
+            told = {}
+        result = told.get("result")
+        name = result.get("id") if isinstance(result, dict) else None
+        return ServerLife(name if isinstance(name, str) and name else None, self._flush_seconds)
 
     async def flush(self, collection: str) -> None:
         """Do nothing: the server syncs its log by itself."""
@@ -244,6 +270,8 @@ class ServerEngine:
                 if not await self._call(self._client.collection_exists(spec.name)):
                     raise
         info = await self._call(self._client.get_collection(spec.name))
+        flushes = info.config.optimizer_config.flush_interval_sec
+        self._flush_seconds = max(self._flush_seconds, flushes)
         difference = qdrant_models.difference(info, spec)
         if difference:
             raise ConfigError(

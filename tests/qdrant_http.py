@@ -12,19 +12,27 @@ from qdrant_client import AsyncQdrantClient, models
 
 CLIENT = web.AppKey("client", AsyncQdrantClient)
 KEYS = web.AppKey("keys", set[str])
+LIFE = web.AppKey("life", dict[str, str])
 
 routes = web.RouteTableDef()
 _selector: TypeAdapter[models.PointsSelector] = TypeAdapter(models.PointsSelector)
 
 
 @asynccontextmanager
-async def qdrant_server() -> AsyncIterator[tuple[str, AsyncQdrantClient, set[str]]]:
-    """Give its URL, what it keeps, and the API keys that it was shown."""
+async def qdrant_server(
+    life: dict[str, str] | None = None,
+) -> AsyncIterator[tuple[str, AsyncQdrantClient, set[str]]]:
+    """Give its URL, what it keeps, and the API keys that it was shown.
+
+    Its telemetry tells the `id` of its process as `life` has it when it is asked, and is refused
+    where there is none.
+    """
     client = AsyncQdrantClient(":memory:")
     # 32 MiB, as a real one takes.
     app = web.Application(middlewares=[refuse], client_max_size=32 << 20)
     app[CLIENT] = client
     app[KEYS] = set()
+    app[LIFE] = {} if life is None else life
     app.add_routes(routes)
     runner = web.AppRunner(app, shutdown_timeout=0)
     await runner.setup()
@@ -51,6 +59,16 @@ async def refuse(request: web.Request, handler: Handler) -> web.StreamResponse:
 
 def _refusal(status: int, what: str) -> web.Response:
     return web.json_response({"status": {"error": what}, "time": 0.001}, status=status)
+
+
+@routes.get("/telemetry")
+async def telemetry(request: web.Request) -> web.Response:
+    """Say which process this is."""
+    life = request.app[LIFE]
+    if "id" not in life:
+        return _refusal(403, "Forbidden: Global access is required")
+    app = {"name": "qdrant", "version": "1.20.0", "startup": "2026-01-01T00:00:00Z"}
+    return _answer({"id": life["id"], "app": app, "collections": {"number_of_collections": 2}})
 
 
 @routes.get("/collections")

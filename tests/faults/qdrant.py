@@ -8,6 +8,7 @@ from typing import Self
 
 import numpy as np
 from qdrant_client import AsyncQdrantClient
+from qdrant_client.models import PointIdsList
 
 from tests.faults.invariants import Points
 from tests.qdrant_http import qdrant_server
@@ -22,11 +23,12 @@ class Qdrant:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="qdrant")
         self._stack = contextlib.AsyncExitStack()
+        self._life = {"id": "process"}
 
     def __enter__(self) -> Self:
         self._thread.start()
         found = asyncio.run_coroutine_threadsafe(
-            self._stack.enter_async_context(qdrant_server()), self._loop
+            self._stack.enter_async_context(qdrant_server(self._life)), self._loop
         ).result(SECONDS)
         self.url: str = found[0]
         self._kept: AsyncQdrantClient = found[1]
@@ -49,6 +51,12 @@ class Qdrant:
             asyncio.run_coroutine_threadsafe(self._kept.delete_collection(name), self._loop).result(
                 SECONDS
             )
+
+    def lose_power(self, name: str, *point_ids: int) -> None:
+        """Lose points that were confirmed, and be another process."""
+        ids = PointIdsList(points=[*point_ids])
+        asyncio.run_coroutine_threadsafe(self._kept.delete(name, ids), self._loop).result(SECONDS)
+        self._life["id"] += "+"
 
     def points(self) -> Points:
         """Return everything it holds."""

@@ -14,6 +14,7 @@ from tests.faults.interposer import Fault, Interposer, only, says
 from tests.faults.invariants import check_all
 from tests.faults.qdrant import Qdrant
 from tests.faults.rig import Asker, FaultyDaemon
+from tests.waiting import wait_until
 
 LASTS = 4.0
 """Seconds of a fault: with the waits of these tests a job is out of attempts in 2."""
@@ -186,6 +187,27 @@ def test_collections_that_are_deleted_under_us_are_made_anew(  # noqa: PLR0917 -
     assert len(found["face_embeddings"]) == sum(
         each.task == "face_embedding" for each in left.values()
     )
+
+
+def test_what_its_machine_lost_with_its_power_is_done_again(  # noqa: PLR0917 - fixtures
+    tmp_path: Path,
+    broker: Broker,
+    media_store: MediaStore,
+    qdrant: Qdrant,
+    between: Interposer,
+    asker: Asker,
+) -> None:
+    with daemon_before(tmp_path, broker, media_store, between) as daemon:
+        asker.ask_all(range(1, 5), ("image_embedding",))
+        asker.settle()
+        assert daemon.terminate() == 0
+        qdrant.lose_power("image_embeddings", 2, 4)
+        daemon.start()
+
+        wait_until(lambda: set(qdrant.points()["image_embeddings"]) == {1, 2, 3, 4})
+        said = "of 4 jobs 2 had lost vectors and are done again"
+        assert daemon.wait_for_log(lambda line: said in line["message"])
+        assert daemon.terminate() == 0
 
 
 @pytest.mark.long
