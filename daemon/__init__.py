@@ -4,7 +4,9 @@
     cli/         the sub-commands, one file each                 those of cli/ and doctor/ alone
     doctor/      looks at everything, changes nothing            see handlers/
     backup/      what a backup is made of
-    intake       what came -> a job in the queue        worker   lease -> handle -> settle
+    intake       what came -> a job in the queue        worker   leases jobs, runs their attempts:
+    attempt      handle -> deliver -> settle            delivery results the media store refused
+    lease_keeper renews ours, takes back others'        pruning  jobs that ended long ago go
     outbox       events -> broker, until confirmed      health   what the daemon says of itself
     cancellation a cancel -> the job's end              progress how far running jobs are
     removal      all of a picture goes                  live     events for who watches the console
@@ -29,6 +31,7 @@
                  mqtt_sender, mqtt_vendor: one connection of it     broker_tls, logs
     presence     what the availability says
     metrics      the only file that knows Prometheus    readings  what it reads of all parts
+    handler      what a task type must do               metered_handler  measures one that does
     migration    the schema's numbered steps            schema   which a file went through
     identity     who a process is, and whether it lives   room   how many more may be leased
 

@@ -27,7 +27,8 @@ from daemon.job_queue import JobQueue
 from daemon.jobs import Clock, Job, JsonObject
 from daemon.last_life import LastLife
 from daemon.live import Live
-from daemon.metrics import MeteredHandler, Metrics
+from daemon.metered_handler import MeteredHandler
+from daemon.metrics import Metrics
 from daemon.mqtt import MqttLink, OnRequest
 from daemon.outbox import Outbox
 from daemon.pause_watch import PauseWatch

@@ -8,17 +8,16 @@ are enumerations, and codes are our own words, of which a bounded number is kept
 import asyncio
 import logging
 import re
-import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, TypeAlias, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from daemon.jobs import Job, JobState, JsonObject, TaskType
+from daemon.jobs import Job, JobState, TaskType
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +39,6 @@ _JOB_BUCKETS = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 900, 360
 
 Door: TypeAlias = Literal["mqtt", "rest"]
 Fate: TypeAlias = Literal["published", "refused", "unconfirmed"]
-Report: TypeAlias = Callable[[str], None]
 
 _Series = TypeVar("_Series", Counter, Histogram)
 
@@ -59,24 +57,6 @@ class Reading:
 
 Source: TypeAlias = Callable[[], Awaitable[Iterable[Reading]]]
 """Read at each scrape; one that raises is left out, and counted."""
-
-
-class Handler(Protocol):
-    """What a handler must be to be measured."""
-
-    @property
-    def task_type(self) -> TaskType:
-        """Which jobs it takes."""
-
-    @property
-    def delivers(self) -> bool:
-        """Whether its results go to the media store as well."""
-
-    async def handle(self, job: Job, report: Report) -> JsonObject:
-        """Return the job's result."""
-
-    async def deliver(self, job: Job, result: JsonObject) -> None:
-        """Give the result to the media store."""
 
 
 class Metrics:
@@ -296,58 +276,6 @@ class Metrics:
         return code
 
 
-class MeteredHandler:
-    """A handler, and how long its stages took.
-
-    A job that went well says so itself (`timings_ms`); of one that failed the reports tell which
-    stages began, and the last of them is the one that it failed in.
-    """
-
-    def __init__(
-        self, handler: Handler, metrics: Metrics, clock: Callable[[], float] = time.monotonic
-    ) -> None:
-        self._handler = handler
-        self._metrics = metrics
-        self._clock = clock
-        self.task_type = handler.task_type
-        self.delivers = handler.delivers
-
-    async def handle(self, job: Job, report: Report) -> JsonObject:
-        """Do as the handler does."""
-        began: list[tuple[str, float]] = []
-
-        def note(stage: str) -> None:
-            began.append((stage, self._clock()))
-            report(stage)
-
-        try:
-            result = await self._handler.handle(job, note)
-        except Exception:
-            # Whatever it is, the worker judges it: here only the stage's time is noted.
-            self._note_reported(began)
-            raise
-        except asyncio.CancelledError:
-            # Stopped or timed out from outside: what it was busy with took at least so long.
-            self._note_reported(began)
-            raise
-        for stage, milliseconds in _timings(result).items():
-            self._metrics.stage_took(self.task_type, stage, milliseconds / 1000)
-        return result
-
-    async def deliver(self, job: Job, result: JsonObject) -> None:
-        """Do as the handler does."""
-        began = self._clock()
-        try:
-            await self._handler.deliver(job, result)
-        finally:
-            self._metrics.stage_took(self.task_type, "deliver", self._clock() - began)
-
-    def _note_reported(self, began: list[tuple[str, float]]) -> None:
-        ends = [moment for _, moment in began[1:]] + [self._clock()]
-        for (stage, moment), end in zip(began, ends, strict=True):
-            self._metrics.stage_took(self.task_type, stage, end - moment)
-
-
 class _Readings(Collector):
     """Shows the readings of the scrape that is being made."""
 
@@ -369,9 +297,3 @@ class _Readings(Collector):
     def collect(self) -> Iterable[Metric]:
         """Return what was shown last; prometheus_client calls this."""
         return self._families
-
-
-def _timings(result: JsonObject) -> Mapping[str, float]:
-    inference: Any = result.get("inference")
-    timings = inference.get("timings_ms") if isinstance(inference, dict) else None
-    return timings if isinstance(timings, dict) else {}

@@ -1,4 +1,4 @@
-"""Leases jobs, runs their handlers, and settles them; gives back what it cannot finish.
+"""Leases jobs and runs their attempts; gives back what it cannot finish.
 
 Task types run side by side. A job that is more urgent than what runs begins at once, a little
 beyond the limit (daemon/room.py), and is first wherever jobs wait for one another. A job whose
@@ -9,70 +9,30 @@ kills the process takes nobody with it.
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
+from typing import Any
 
-from daemon import retry
+from daemon.attempt import Attempts
 from daemon.bell import Bell, wait_any
 from daemon.clock_steps import ClockSteps
-from daemon.errors import (
-    DependencyDownError,
-    HandlerError,
-    LeaseLostError,
-    PermanentError,
-    StorageError,
-)
-from daemon.identity import is_alive, is_dead
+from daemon.delivery import Delivery
+from daemon.errors import LeaseLostError, StorageError
+from daemon.handler import Handler
 from daemon.job_queue import JobQueue
-from daemon.jobs import Clock, Job, JsonObject, Lease, TaskType, dump_result
+from daemon.jobs import Clock, Job, Lease, TaskType
+from daemon.lease_keeper import LeaseKeeper
 from daemon.logs import about
+from daemon.pruning import prune
 from daemon.room import Room
 from daemon.settings import QueueSettings, WorkerSettings
-from daemon.stage import StageClosedError
 from daemon.urgency import URGENCY
 
 log = logging.getLogger(__name__)
 
-Report = Callable[[str], None]
-"""Told the name of each step as it begins: fetch, decode, infer, store, deliver."""
-
-SYNC_BATCH = 8
-RECLAIMS_PER_LEASE = 3
-"""How often, within one lease time, leases that ran out are looked for and ours are renewed."""
 HOLD_SECONDS = 2.0
 """Wait before a dependency that was found away is tried again."""
 LEAST_WAIT_SECONDS = 0.001
 """Wait for a moment that has come: clocks count whole milliseconds."""
-PRUNE_SECONDS = 60.0
-STORE_AGAIN_SECONDS = 1.0
-"""Wait before an outcome that could not be stored is stored again."""
-
-
-class Handler(Protocol):
-    """What the worker needs of a task type."""
-
-    @property
-    def task_type(self) -> TaskType:
-        """Which jobs it takes."""
-
-    @property
-    def delivers(self) -> bool:
-        """Whether its results go to the media store as well."""
-
-    async def handle(self, job: Job, report: Report) -> JsonObject:
-        """Return the job's result; everything it stores is stored when this returns.
-
-        Raises:
-            PermanentError: this picture can never work.
-            RetryableError: it may work later.
-        """
-
-    async def deliver(self, job: Job, result: JsonObject) -> None:
-        """Give the result to the media store; safe to repeat.
-
-        Raises:
-            HandlerError: it was not taken.
-        """
 
 
 class Worker:
@@ -107,8 +67,6 @@ class Worker:
         self._settings = settings
         self._policy = queue_settings
         self._clock = clock
-        self._report = report
-        self._clock_steps = clock_steps or ClockSteps()
         self._suspects = suspects
         self._running: dict[str, tuple[Lease, asyncio.Task[None]]] = {}
         self._cancelled: set[str] = set()
@@ -116,9 +74,28 @@ class Worker:
         self._gate = asyncio.Lock()
         self._taking = asyncio.Lock()
         self._rooms = {each: Room(settings.in_flight) for each in self._handlers}
-        self._away: set[TaskType] = set()
-        self._stopping = asyncio.Event()
-        self._stopped = Bell()
+        self._stop = Bell()
+        steps = clock_steps or ClockSteps()
+        self._delivery = Delivery(
+            queue, settings=settings, policy=queue_settings, clock=clock, stop=self._stop
+        )
+        self._attempts = Attempts(
+            queue,
+            self._delivery,
+            settings=settings,
+            policy=queue_settings,
+            clock=clock,
+            clock_steps=steps,
+            report=report,
+            stop=self._stop,
+        )
+        self._keeper = LeaseKeeper(
+            queue,
+            lease_seconds=queue_settings.lease_seconds,
+            clock_steps=steps,
+            held=lambda: {job_id: lease for job_id, (lease, _) in self._running.items()},
+            lost=self._drop_lost,
+        )
 
     @property
     def in_flight(self) -> int:
@@ -128,7 +105,7 @@ class Worker:
     def has_room(self, task_type: TaskType) -> bool:
         """Whether a job of a task type that comes now is begun at once."""
         room = self._rooms.get(task_type)
-        return room is not None and room.free > 0 and not self._stopping.is_set()
+        return room is not None and room.free > 0 and not self._stop.rings
 
     async def run(self) -> None:
         """Work until `drain`; the caller cancels what is left."""
@@ -136,10 +113,16 @@ class Worker:
             for task_type in self._handlers:
                 group.create_task(self._lease_loop(task_type), name=f"lease-{task_type}")
             group.create_task(self._suspect_loop(), name="lease-suspects")
-            group.create_task(self._keep_leases(), name="lease-renewer")
-            group.create_task(self._sync_loop(), name="sync")
+            group.create_task(self._keeper.run(), name="lease-renewer")
+            group.create_task(self._delivery.run(self._handlers.values()), name="sync")
             if self._policy.prune_after_days:
-                group.create_task(self._prune_loop(), name="prune")
+                pruning = prune(
+                    self._queue,
+                    after_days=self._policy.prune_after_days,
+                    clock=self._clock,
+                    stop=self._stop,
+                )
+                group.create_task(pruning, name="prune")
 
     async def drain(self, grace_seconds: float | None = None) -> None:
         """Lease nothing more, wait for what runs, then give back what did not finish in time.
@@ -149,8 +132,7 @@ class Worker:
         """
         if grace_seconds is None:
             grace_seconds = self._settings.shutdown_grace_seconds
-        self._stopping.set()
-        self._stopped.ring()
+        self._stop.ring()
         async with self._taking:
             # A lease that was under way when we stopped has begun by now, and is waited for too.
             pass
@@ -183,7 +165,7 @@ class Worker:
     async def _lease_loop(self, task_type: TaskType) -> None:
         room, ready = self._rooms[task_type], self._queue.ready[task_type]
         looked: int | None = None
-        while not self._stopping.is_set():
+        while not self._stop.rings:
             heard, freed = ready.rings, room.freed.rings
             limit = room.free
             if not limit and looked != heard and await self._is_urgent(task_type):
@@ -193,14 +175,14 @@ class Worker:
                 # After a wait for nothing others may have put something into the queue.
                 looked = heard if room.freed.rings > freed else None
                 continue
-            if task_type in self._away:
+            if task_type in self._attempts.away:
                 # One job tries whether the dependency is back; the others keep their place.
-                await self._pause(HOLD_SECONDS)
+                await self._stop.wait(0, timeout_seconds=HOLD_SECONDS)
                 limit = 1
             async with self._gate:
                 # Started within the gate: a suspect sees them as in flight.
                 started = await self._take(task_type, limit)
-            if task_type in self._away and started:
+            if task_type in self._attempts.away and started:
                 await asyncio.wait(started)
             if started is None or len(started) < limit:
                 # No more wait now. While there is room, an end of a job brings none either.
@@ -228,12 +210,12 @@ class Worker:
         seconds = self._settings.poll_seconds
         if until is not None:
             seconds = min(seconds, max(LEAST_WAIT_SECONDS, (until - self._clock()) / 1000))
-        await wait_any({**heard, self._stopped: 0}, timeout_seconds=seconds)
+        await wait_any({**heard, self._stop: 0}, timeout_seconds=seconds)
 
     async def _take(self, task_type: TaskType, limit: int) -> list[asyncio.Task[None]] | None:
         """Start up to `limit` jobs; return None where the queue cannot be written."""
         async with self._taking:
-            if self._stopping.is_set():
+            if self._stop.rings:
                 return []
             try:
                 leases = await self._queue.lease(
@@ -246,7 +228,7 @@ class Worker:
 
     async def _suspect_loop(self) -> None:
         task_types = list(self._handlers)
-        while not self._stopping.is_set():
+        while not self._stop.rings:
             heard = self._queue.suspect_ready.rings
             try:
                 if await self._queue.has_suspect(task_types):
@@ -262,7 +244,7 @@ class Worker:
             if running:
                 await asyncio.wait(running)
             async with self._taking:
-                if self._stopping.is_set():
+                if self._stop.rings:
                     return
                 lease = await self._queue.lease_suspect(
                     task_types, seconds=self._policy.lease_seconds
@@ -302,7 +284,7 @@ class Worker:
 
     async def _carry_out(self, lease: Lease) -> None:
         try:
-            await self._attempt(lease)
+            await self._attempts.carry_out(lease, self._handlers[lease.job.task_type])
         except asyncio.CancelledError:
             # Shutting down is not the job's fault. The release itself must not be cancelled.
             with contextlib.suppress(LeaseLostError, StorageError):
@@ -326,214 +308,11 @@ class Worker:
         else:
             await self._queue.release(lease)
 
-    async def _attempt(self, lease: Lease) -> None:
-        job = lease.job
-        handler = self._handlers[job.task_type]
-        result, text = job.result, None
-        if result is None:
-            try:
-                result = await self._infer(job, handler)
-                # Raises here, as the handler's fault, what could not be stored later.
-                text = dump_result(result)
-            except StageClosedError:
-                # We end without having drained, for a fault of our own, which is not the job's.
-                await self._queue.release(lease)
-                return
-            except Exception as error:  # noqa: BLE001 - anything a handler raises becomes a fate
-                is_away = isinstance(error, DependencyDownError)
-                (self._away.add if is_away else self._away.discard)(job.task_type)
-                await self._settle_failure(lease, error)
-                return
-            self._away.discard(job.task_type)
-        if handler.delivers:
-            self._report(job, "deliver")
-            refusal = await self._deliver(job, handler, result)
-            if refusal is not None:
-                await self._settle_undelivered(lease, result, refusal)
-                return
-        await self._store(lambda: self._queue.complete(lease, result, text))
-
-    async def _store(self, settle: Callable[[], Awaitable[Job]]) -> None:
-        """Settle, however long the file cannot be written: a full disk costs no attempt.
-
-        The lease is ours meanwhile, since it is renewed before those that ran out are looked for.
-
-        Raises:
-            LeaseLostError: the outcome is nobody's by now.
-            StorageError: it can't be stored as it is, or we are stopping.
-        """
-        while True:
-            try:
-                # Shielded: an outcome that exists is written even while we are being cancelled.
-                await asyncio.shield(settle())
-            except StorageError as error:
-                if self._stopping.is_set() or not error.may_pass:
-                    raise
-                log.warning("cannot settle yet: %s", error)
-                await self._pause(STORE_AGAIN_SECONDS)
-            else:
-                return
-
-    async def _infer(self, job: Job, handler: Handler) -> JsonObject:
-        if job.expires_at is not None and job.expires_at <= self._clock():
-            raise PermanentError("the request expired before its turn came", code="expired")
-        try:
-            async with asyncio.timeout(self._settings.job_timeout_seconds):
-                result = await handler.handle(job, lambda step: self._report(job, step))
-        except TimeoutError as error:
-            limit = self._settings.job_timeout_seconds
-            raise HandlerError(f"the job took longer than {limit:g} s", code="timeout") from error
-        return result
-
-    async def _settle_failure(self, lease: Lease, error: Exception) -> None:
-        job = lease.job
-        now = self._clock()
-        fate = retry.decide(
-            job,
-            error,
-            settings=self._policy,
-            now=now,
-            stepped_ms=self._clock_steps.ahead_ms_since(job.waiting_since or now),
-        )
-        is_bug = not isinstance(error, HandlerError)
-        log.log(
-            logging.ERROR if is_bug else logging.WARNING,
-            "attempt %d ended with %s: %s",
-            job.attempt,
-            fate.code,
-            fate.message,
-            exc_info=error if is_bug else None,
-            extra={"job_id": job.job_id},
-        )
-        if isinstance(fate, retry.Bury):
-            buried = fate
-            await self._store(
-                lambda: self._queue.bury(lease, code=buried.code, message=buried.message)
-            )
-            return
-        retried = fate
-        await self._store(
-            lambda: self._queue.retry(
-                lease,
-                run_at=retried.run_at,
-                code=retried.code,
-                message=retried.message,
-                gives_back=retried.gives_back,
-            )
-        )
-
-    # -- face results --------------------------------------------------------------------------
-
-    async def _deliver(self, job: Job, handler: Handler, result: JsonObject) -> HandlerError | None:
-        """Return why the result was not delivered, or None if it was."""
-        try:
-            async with asyncio.timeout(self._settings.job_timeout_seconds):
-                await handler.deliver(job, result)
-        except HandlerError as error:
-            return error
-        except Exception as error:
-            log.exception("a result could not be delivered", extra={"job_id": job.job_id})
-            code, message = retry.explain(error)
-            return HandlerError(message, code=code)
-        return None
-
-    async def _settle_undelivered(
-        self, lease: Lease, result: JsonObject, error: HandlerError
-    ) -> None:
-        """Keep the result; after as many tries as attempts the job is sync_failed, and goes on."""
-        job = lease.job
-        code, message = retry.explain(error)
-        run_at = self._next_sync(job, error)
-        log.warning("face results were not taken: %s", message, extra={"job_id": job.job_id})
-        if run_at is not None and job.sync_attempt + 1 < self._policy.max_attempts:
-            await self._store(
-                lambda: self._queue.keep(lease, result, run_at=run_at, code=code, message=message)
-            )
-            return
-        await self._store(
-            lambda: self._queue.give_up_sync(
-                lease, result, run_at=run_at, code=code, message=message
-            )
-        )
-
-    def _next_sync(self, job: Job, error: HandlerError) -> int | None:
-        if isinstance(error, PermanentError):
-            return None
-        return self._clock() + retry.backoff_ms(
-            job.sync_attempt + 1,
-            first_seconds=self._policy.backoff_seconds,
-            most_seconds=self._policy.sync_backoff_max_seconds,
-        )
-
-    async def _sync_loop(self) -> None:
-        delivering = {each.task_type: each for each in self._handlers.values() if each.delivers}
-        while delivering and not self._stopping.is_set():
-            try:
-                for job in await self._queue.due_syncs(list(delivering), SYNC_BATCH):
-                    with about(job):
-                        await self._sync(job, delivering[job.task_type])
-            except StorageError as error:
-                log.warning("cannot look for undelivered results: %s", error)
-            await self._pause(self._settings.poll_seconds)
-
-    async def _sync(self, job: Job, handler: Handler) -> None:
-        refusal = await self._deliver(job, handler, job.result or {})
-        if refusal is not None:
-            code, message = retry.explain(refusal)
-            run_at = self._next_sync(job, refusal)
-            await self._queue.delay_sync(job, run_at=run_at, code=code, message=message)
-            return
-        await self._queue.heal(job)
-        log.info("face results were delivered at last", extra={"job_id": job.job_id})
-
-    # -- housekeeping --------------------------------------------------------------------------
-
-    async def _keep_leases(self) -> None:
-        """Renew what we hold, cancel what we lost, take back what others let run out."""
-        seconds = self._policy.lease_seconds
-        while True:
-            # Runs on while draining: jobs that still run must not be taken from us.
-            await asyncio.sleep(seconds / RECLAIMS_PER_LEASE)
-            try:
-                held = {job_id: lease for job_id, (lease, _) in self._running.items()}
-                if held:
-                    still = await self._queue.renew(held.values(), seconds=seconds)
-                    self._drop_lost(held, still)
-                # What a dead process had still to say goes first, before what becomes of its jobs.
-                for job in await self._queue.reclaim_dead(is_dead):
-                    log.warning("taken back from a process that died", extra={"job_id": job.job_id})
-                await self._queue.mend_moments()
-                # A clock that was set ahead makes the leases of all others look run out: they
-                # have the time of a lease to renew them.
-                is_settled = self._clock_steps.seconds_since_last() > seconds
-                for job in await self._queue.reclaim() if is_settled else ():
-                    log.warning("its lease ran out", extra={"job_id": job.job_id})
-                await self._queue.adopt_orphans(is_alive)
-            except StorageError as error:
-                log.warning("cannot renew leases: %s", error)
-
-    def _drop_lost(self, held: Mapping[str, Lease], still: set[str]) -> None:
-        for job_id in held.keys() - still:
-            lease, task = self._running.get(job_id, (None, None))
-            # A job that settled while we renewed is not lost.
-            if task is not None and lease is held[job_id]:
-                task.cancel()
-
-    async def _prune_loop(self) -> None:
-        age_ms = int(self._policy.prune_after_days * 86_400_000)
-        while not self._stopping.is_set():
-            try:
-                more = True
-                while more and not self._stopping.is_set():
-                    more = await self._queue.prune(before=self._clock() - age_ms) > 0
-            except StorageError as error:
-                log.warning("cannot prune: %s", error)
-            await self._pause(PRUNE_SECONDS)
-
-    async def _pause(self, seconds: float) -> None:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._stopping.wait()
+    def _drop_lost(self, lost: Lease) -> None:
+        lease, task = self._running.get(lost.job.job_id, (None, None))
+        # A job that settled meanwhile is not lost.
+        if task is not None and lease is lost:
+            task.cancel()
 
 
 class _Nursery:

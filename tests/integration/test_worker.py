@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 
 from daemon.errors import DependencyDownError, HandlerError, PermanentError, RetryableError
+from daemon.handler import Report
 from daemon.jobs import Job, JobState, JsonObject, TaskType
 from daemon.queue_backend import Connection
 from daemon.settings import QueueSettings, WorkerSettings
 from daemon.stage import StageClosedError
-from daemon.worker import Report, Worker
+from daemon.worker import Worker
 from tests.queue_bench import DEADLINE, FACES, IMAGE, NOON, Bench, open_bench, until
 
 ID = "550e8400-e29b-41d4-a716-446655440000"
@@ -132,7 +133,7 @@ async def working(
     running = asyncio.create_task(worker.run())
     try:
         yield worker
-        assert not running.done() or worker._stopping.is_set(), running
+        assert not running.done() or worker._stop.rings, running
     finally:
         await worker.drain()
         running.cancel()

@@ -11,7 +11,8 @@ import pytest
 from daemon.errors import PublishError, RetryableError
 from daemon.events import Message
 from daemon.jobs import Job, JobState, JsonObject, TaskType
-from daemon.metrics import MOST_CODES, MeteredHandler, Metrics, Reading
+from daemon.metered_handler import MeteredHandler
+from daemon.metrics import MOST_CODES, Metrics, Reading
 from daemon.outbox import Outbox
 from tests.exposition import Exposition
 from tests.queue_bench import Bench, open_bench
