@@ -160,8 +160,10 @@ def _stay(stack: Stack) -> None:
     where = ""
     if stack.http_port != DOCUMENTED_PORTS[-1]:
         where = f"INFERD_CLIENT__INFERENCE_URL={stack.inferd_url} "
+    command = Path(sys.executable).with_name("inferd")
+    typed = command if command.is_file() else f"{sys.executable} -m daemon"
     print(f"\n   look and search   {stack.inferd_url}/")
-    print(f'   or type           {where}{sys.executable} -m daemon search --text "a dog"')
+    print(f'   or type           {where}{typed} search --text "a dog"')
     print(f"   a picture by id   {stack.media_store_url}/entity/ID/file")
     print(f"   kept in           {stack.folder}")
     print("   Ctrl-C stops it; the same command goes on with what is there")

@@ -264,6 +264,7 @@ def _show(stack: Stack, *, stay: bool) -> int:
         stack.start_daemon()
         stack.wait_for_daemon()
         _stay(stack, show.ids)
+    print("\n   next: `make pictures FOLDER=~/Pictures` takes your own, `make run` stays up")
     return 0
 
 
@@ -271,6 +272,7 @@ def _stay(stack: Stack, ids: Iterable[str]) -> None:
     _title("7. Up until Ctrl-C")
     print(f"   broker       mqtt://127.0.0.1:{stack.broker_port}   (inference/request/+)")
     print(f"   REST         {stack.inferd_url}   (POST /job/image_embedding, GET /health)")
+    print(f"   console      {stack.inferd_url}/  (open it in a browser)")
     print(f"   media store  {stack.media_store_url}   ({len(list(ids))} pictures in it)")
     print(f"   files        {stack.folder}")
     while True:
