@@ -1,14 +1,13 @@
 """How leases end: new values for their rows, written only where the fence still fits."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from daemon import statements as sql
 from daemon.announcer import Announcer
 from daemon.events import Message, terminal_events
-from daemon.job_rows import job_from_row
 from daemon.jobs import Job, JobState, JsonObject, Lease, dump_json
-from daemon.queue_backend import Connection
+from daemon.queue_backend import Connection, Row
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,23 +32,41 @@ class Settlement:
         """Which lease it ends."""
         return self.lease.job.job_id, self.lease.fence
 
-    def to_row(self, now: int) -> JsonObject:
-        """Return what the statement SETTLE takes."""
-        return {
-            "job_id": self.lease.job.job_id,
-            "fence": self.lease.fence,
-            "status": self.status.value,
-            "completed_at": now if self.status.is_terminal else None,
-            "run_at": self.run_at,
-            "given_back": self.given_back,
-            "lost": self.lost,
-            "error_code": self.error_code,
-            "error_message": told(self.error_code, self.error_message) if self.error_code else None,
-            "result": self.result_text,
-            "sync_attempt": self.sync_attempt,
-            "is_waiting": int(self.is_waiting),
-            "events": terminal_events(self.status),
-        }
+    def to_row(self, now: int) -> tuple[str | int | None, ...]:
+        """Return what the statements SETTLE and SETTLE_ONE take, in their order."""
+        lease, code = self.lease, self.error_code
+        return (
+            lease.job.job_id,
+            lease.fence,
+            self.status.value,
+            now if self.status.is_terminal else None,
+            self.run_at,
+            self.given_back,
+            self.lost,
+            code,
+            told(code, self.error_message) if code else None,
+            self.result_text,
+            self.sync_attempt,
+            int(self.is_waiting),
+            terminal_events(self.status),
+        )
+
+    def to_job(self, row: Row, now: int) -> Job:
+        """Return the job as it is now: what nobody else changes while it is leased, and the row."""
+        job, code = self.lease.job, self.error_code
+        return replace(
+            job,
+            status=self.status,
+            completed_at=now if self.status.is_terminal else None,
+            error_code=code,
+            error_message=told(code, self.error_message) if code else None,
+            result=job.result if self.result is None else self.result,
+            attempt=row["attempt"],
+            lost=row["lost"],
+            sync_attempt=row["sync_attempt"],
+            waiting_since=row["waiting_since"],
+            seq=row["seq"],
+        )
 
 
 async def settle(
@@ -59,17 +76,18 @@ async def settle(
 
     Whoever is missing in what is returned had lost the lease.
     """
-    rows = await connection.execute_fetchall(
-        sql.SETTLE, (now, dump_json([settlement.to_row(now) for settlement in batch]))
-    )
+    values = [settlement.to_row(now) for settlement in batch]
+    if len(values) == 1:
+        rows = await connection.execute_fetchall(sql.SETTLE_ONE, (now, *values[0]))
+    else:
+        rows = await connection.execute_fetchall(sql.SETTLE, (now, dump_json(values)))
     # By fence too: a zombie's settlement may stand beside the owner's in one batch.
-    results = {settlement.key: settlement.result for settlement in batch}
+    asked = {settlement.key: settlement for settlement in batch}
     jobs = {}
+    messages: list[Message] = []
     for row in rows:
         key = row["job_id"], row["fence"]
-        jobs[key] = job_from_row(row, results[key])
-    messages: list[Message] = []
-    for job in jobs.values():
+        jobs[key] = job = asked[key].to_job(row, now)
         if job.status.is_terminal:
             messages += announcer.ended(job, now)
     await announcer.write(connection, messages)

@@ -85,19 +85,33 @@ WHERE jobs.job_id = held.value ->> 0 AND jobs.status = 'processing'
   AND jobs.fence = held.value ->> 1
 RETURNING job_id
 """
+# Only what the lease cannot know comes back. A row is a list, in the order of `Settlement.to_row`.
 SETTLE = """
-UPDATE jobs SET status = new.value ->> 'status', completed_at = new.value ->> 'completed_at',
-    run_at = new.value ->> 'run_at', attempt = max(0, attempt - (new.value ->> 'given_back')),
-    lost = lost + (new.value ->> 'lost'), worker = NULL, lease_until = NULL,
-    error_code = new.value ->> 'error_code', error_message = new.value ->> 'error_message',
-    result = coalesce(new.value ->> 'result', result),
-    sync_attempt = sync_attempt + (new.value ->> 'sync_attempt'),
-    waiting_since = CASE WHEN new.value ->> 'is_waiting' THEN coalesce(waiting_since, ?1) END,
-    seq = seq + (new.value ->> 'events')
+UPDATE jobs SET status = new.value ->> 2, completed_at = new.value ->> 3,
+    run_at = new.value ->> 4, attempt = max(0, attempt - (new.value ->> 5)),
+    lost = lost + (new.value ->> 6), worker = NULL, lease_until = NULL,
+    error_code = new.value ->> 7, error_message = new.value ->> 8,
+    result = coalesce(new.value ->> 9, result),
+    sync_attempt = sync_attempt + (new.value ->> 10),
+    waiting_since = CASE WHEN new.value ->> 11 THEN coalesce(waiting_since, ?1) END,
+    seq = seq + (new.value ->> 12)
 FROM json_each(?2) AS new
-WHERE jobs.job_id = new.value ->> 'job_id' AND jobs.status = 'processing'
-  AND jobs.fence = new.value ->> 'fence'
-RETURNING *
+WHERE jobs.job_id = new.value ->> 0 AND jobs.status = 'processing'
+  AND jobs.fence = new.value ->> 1
+RETURNING job_id, fence, attempt, lost, sync_attempt, waiting_since, seq
+"""
+# The same for a single row, in half the time: no table is made of the new values first.
+SETTLE_ONE = """
+UPDATE jobs SET status = ?4, completed_at = ?5,
+    run_at = ?6, attempt = CASE WHEN attempt > ?7 THEN attempt - ?7 ELSE 0 END,
+    lost = lost + ?8, worker = NULL, lease_until = NULL,
+    error_code = ?9, error_message = ?10,
+    result = coalesce(?11, result),
+    sync_attempt = sync_attempt + ?12,
+    waiting_since = CASE WHEN ?13 <> 0 THEN coalesce(waiting_since, ?1) END,
+    seq = seq + ?14
+WHERE job_id = ?2 AND status = 'processing' AND fence = ?3
+RETURNING job_id, fence, attempt, lost, sync_attempt, waiting_since, seq
 """
 # A moment farther ahead than any that we set was set by a clock that has gone back since.
 HASTEN_JOBS = """

@@ -98,21 +98,21 @@ TEXTS: dict[str, str] = {
         RETURNING job_id
     """,
     sql.SETTLE: """
-        UPDATE jobs SET status = new.status, completed_at = new.completed_at, run_at = new.run_at,
-            attempt = greatest(0, jobs.attempt - new.given_back), lost = jobs.lost + new.lost,
-            worker = NULL, lease_until = NULL,
-            error_code = new.error_code, error_message = new.error_message,
-            result = coalesce(new.result, jobs.result),
-            sync_attempt = jobs.sync_attempt + new.sync_attempt,
-            waiting_since = CASE WHEN new.is_waiting <> 0
+        UPDATE jobs SET status = new.value ->> 2, completed_at = (new.value ->> 3)::bigint,
+            run_at = (new.value ->> 4)::bigint,
+            attempt = greatest(0, jobs.attempt - (new.value ->> 5)::integer),
+            lost = jobs.lost + (new.value ->> 6)::integer, worker = NULL, lease_until = NULL,
+            error_code = new.value ->> 7, error_message = new.value ->> 8,
+            result = coalesce(new.value ->> 9, jobs.result),
+            sync_attempt = jobs.sync_attempt + (new.value ->> 10)::integer,
+            waiting_since = CASE WHEN (new.value ->> 11)::integer <> 0
                                  THEN coalesce(jobs.waiting_since, $1::bigint) END,
-            seq = jobs.seq + new.events
-        FROM jsonb_to_recordset($2::jsonb) AS new(
-            job_id text, fence bigint, status text, completed_at bigint, run_at bigint,
-            given_back integer, lost integer, error_code text, error_message text, result text,
-            sync_attempt integer, is_waiting integer, events integer)
-        WHERE jobs.job_id = new.job_id AND jobs.status = 'processing' AND jobs.fence = new.fence
-        RETURNING jobs.*
+            seq = jobs.seq + (new.value ->> 12)::integer
+        FROM jsonb_array_elements($2::jsonb) AS new
+        WHERE jobs.job_id = new.value ->> 0 AND jobs.status = 'processing'
+          AND jobs.fence = (new.value ->> 1)::bigint
+        RETURNING jobs.job_id, jobs.fence, jobs.attempt, jobs.lost, jobs.sync_attempt,
+                  jobs.waiting_since, jobs.seq
     """,
     # Locked, so that a renewal waits and then finds its lease gone, or is seen; whoever else
     # reclaims passes over them.

@@ -40,6 +40,7 @@ PLANS = {
     "NEXT_RANK": {"jobs_ready"},
     "RENEW": {"jobs_job_id_key", "jobs_leased"},
     "SETTLE": {"jobs_job_id_key", "jobs_leased"},
+    "SETTLE_ONE": {"jobs_job_id_key", "jobs_leased"},
     "FIND": {"jobs_job_id_key"},
     "FIND_JOBS": {"jobs_job_id_key"},
     "FIND_PAIRS": {"jobs_pair"},

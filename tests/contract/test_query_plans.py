@@ -53,6 +53,7 @@ PLANS = {
     "HAS_SUSPECT": ["SCAN jobs USING INDEX jobs_suspect", "SCAN pauses"],
     "RENEW": [BY_JOB_ID],
     "SETTLE": [BY_JOB_ID],
+    "SETTLE_ONE": [BY_JOB_ID],
     "HASTEN_JOBS": ["SEARCH jobs USING INDEX jobs_delayed (run_at>?)"],
     "HASTEN_SYNCS": ["SEARCH jobs USING INDEX jobs_unsynced (run_at>?)"],
     "HASTEN_EVENTS": ["SEARCH outbox USING INDEX outbox_delayed (run_at>?)"],

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import aiosqlite.core
 
 from daemon import outbox, statements
+from daemon.postgresql import backend
 from handlers import collection_parts
 from tests.crash.points import POINTS, Call, Commit, Point, Statement
 
@@ -23,9 +24,12 @@ STANDSTILL_CRY = "frozen by its fault"
 
 
 def statement_names() -> dict[str, str]:
-    """Return the name of each statement by its text; those of the outbox begin with `outbox.`."""
+    """Return the name of each statement by its text; those of the outbox begin with `outbox.`.
+
+    What does the same for a single row (`SETTLE_ONE`) has the name of that which does it for many.
+    """
     return {
-        text: f"{prefix}{name}"
+        text: f"{prefix}{name.removesuffix('_ONE')}"
         for prefix, module in (("", statements), ("outbox.", outbox))
         for name, text in vars(module).items()
         if name.isupper() and isinstance(text, str)
@@ -47,6 +51,7 @@ def install(name: str, nth: int, *, stops: bool = False) -> None:
             _wrap(point.place, trigger)
         case Statement() | Commit():
             _watch_statements(point.place, trigger)
+            _watch_server(point.place, trigger)
 
 
 class _Trigger:
@@ -197,6 +202,48 @@ def _watch_statements(place: Statement | Commit, trigger: _Trigger) -> None:
             trigger.reached()
 
     watch_connections(Watched)
+
+
+def _watch_server(place: Statement | Commit, trigger: _Trigger) -> None:
+    """The same where the queue is in PostgreSQL: one task runs one transaction."""
+    names = statement_names()
+    executed: dict[asyncio.Task[Any] | None, frozenset[str]] = {}
+
+    def wrap(method: str) -> None:
+        original = getattr(backend.PostgresConnection, method)
+
+        async def watched(self: backend.PostgresConnection, sql: str, *parameters: Any) -> Any:
+            name = names.get(sql, "")
+            note("before", name)
+            done = await original(self, sql, *parameters)
+            executed[asyncio.current_task()] |= {name}
+            note("after", name)
+            return done
+
+        setattr(backend.PostgresConnection, method, watched)
+
+    def note(when: str, name: str) -> None:
+        if isinstance(place, Statement) and (place.name, place.when) == (name, when):
+            trigger.reached()
+
+    class Watched(backend._Session):  # type: ignore[misc]  # noqa: SLF001 - where BEGIN and COMMIT go
+        async def execute(self, query: str, *parameters: Any, **more: Any) -> Any:
+            task = asyncio.current_task()
+            if query.startswith("BEGIN"):
+                executed[task] = frozenset()
+            is_it = query == "COMMIT" and isinstance(place, Commit) and place.names <= executed[task]
+            if is_it and place.when == "before":
+                trigger.reached()
+            status = await super().execute(query, *parameters, **more)
+            if query in ("COMMIT", "ROLLBACK"):
+                executed.pop(task, None)
+            if is_it and place.when == "after":
+                trigger.reached()
+            return status
+
+    for method in ("execute", "executemany", "execute_fetchall"):
+        wrap(method)
+    backend._Session = Watched  # type: ignore[misc]  # noqa: SLF001 - it names what the pool makes
 
 
 def watch_connections(factory: type[sqlite3.Connection]) -> None:
