@@ -251,7 +251,7 @@ class ModelRunner(Generic[Result]):
         turn = _Turn(await self._next_copy(self._candidates()))
         try:
             await turn.copy.wait_for_lane()
-            self._stage.max_batch = turn.copy.most
+            self._stage.max_batch = turn.copy.most(self._stage.depth)
             yield functools.partial(self._run_batch, turn)
         finally:
             turn.end()

@@ -148,14 +148,19 @@ class ModelCopy(Generic[Result]):
             return 2
         return 1 if self._has_lane or not self._is_well else self.inference.beside
 
-    @property
-    def most(self) -> int:
-        """How many buffers it takes together, with a turn: what is done goes back at once."""
+    def most(self, waiting: int) -> int:
+        """Return how many of those that wait it takes together, with a turn.
+
+        Beside others a pass takes its share of what waits, so that at the end of a backlog all
+        cores end at about the same time: the last full pass would leave the others nothing to do.
+        """
         batch = self.inference.batch
         if batch is None:
             return self._max_batch
-        is_beside = self._may_go_beside and self.lane.in_hand > 1
-        return min(self._max_batch, batch.per_pass if is_beside else batch.size)
+        if not (self._may_go_beside and self.lane.in_hand > 1):
+            return min(self._max_batch, batch.size)
+        share = -(-waiting // batch.passes)
+        return min(self._max_batch, batch.per_pass, max(1, share))
 
     def to_wire(self) -> JsonObject:
         """Return what health and the worker's info tell of it beside others."""

@@ -137,13 +137,29 @@ async def test_what_waits_is_taken_when_a_pass_is_free_and_no_more_than_one_pass
     model = Wide()
     async with opened(model) as (_, (runner,)):
         asked = await both_busy(model, runner)
-        asked += ask(runner, *range(9, 15))
+        asked += ask(runner, *range(9, 19))
         model.gates[8].set()
-        assert await given(asked[8:]) == list(range(8, 15))
+        assert await given(asked[8:]) == list(range(8, 19))
         model.gates[0].set()
         await given(asked)
 
-    assert model.batches == [list(range(8)), [8], [9, 10, 11, 12], [13, 14]]
+    assert model.batches[:3] == [list(range(8)), [8], [9, 10, 11, 12]]
+
+
+async def test_the_end_of_a_backlog_is_shared_by_the_passes() -> None:
+    model = Wide()
+    async with opened(model) as (_, (runner,)):
+        asked = await both_busy(model, runner)
+        model.hold(9)
+        asked += ask(runner, *range(9, 13))
+        model.gates[8].set()
+        # One pass would take all four, and the other one would have nothing to do.
+        await until(lambda: [9, 10] in model.running)
+        model.gates[0].set()
+        assert await given(asked[-2:]) == [11, 12]
+        assert model.running == [[9, 10]]
+        model.gates[9].set()
+        await given(asked)
 
 
 async def test_of_those_that_wait_the_most_urgent_has_the_next_free_pass() -> None:
