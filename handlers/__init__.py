@@ -40,8 +40,10 @@ imports no model library; those load when the daemon opens a handler.
     clip_input               bytes -> the square that CLIP takes, large JPEGs the fast way
     pictures                 what jobs share of a picture: fetched, decoded, searched once; shared:
                              work done once for all who want it; turns: a bound, the urgent first
-    media_store              pictures in, face results out; upload_form: and up; origin: whether
-                             what came is a preview, and which pixels results are told in
+    media_store              pictures in, face results out, over media_store_http (with
+                             media_store_answers the only files with an HTTP client);
+                             upload_form: and up; origin: whether what came is a preview, and
+                             which pixels results are told in
     previews                 small pictures for people to look at
     image_store, face_store  the documented stores, on qdrant_store and its base vector_store;
                              claims: one model a collection; engine_choice: where vectors lie;

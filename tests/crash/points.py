@@ -119,7 +119,7 @@ def _work() -> Iterator[Point]:
     yield Point(
         name="amid the fetch of a picture",
         phase=Phase.WORK,
-        place=Call(target=f"{store}._read", when="before"),
+        place=Call(target="handlers.media_store:read_file", when="before"),
     )
     yield from _around(
         Phase.WORK, "a picture is decoded", "handlers.decoder_pool:DecoderProcess.decode"
