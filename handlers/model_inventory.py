@@ -4,7 +4,7 @@ Nothing is loaded, downloaded or changed, and no model library is imported.
 """
 
 import importlib.util
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from daemon.errors import ConfigError
@@ -13,6 +13,7 @@ from daemon.settings import Settings
 from handlers import face_files
 from handlers.clip_catalog import PUBLISHED, openai_places
 from handlers.face_files import CASCADE, DETECTOR_NAMES, RECOGNISER_NAMES, UNTRAINED, YUNET
+from handlers.image_store import QdrantImageStore
 from handlers.model_file import AS_ITS_MAKER_SAYS, RESEARCH_ONLY, ModelFile, Role, State
 from handlers.task_types import configured_task_types
 from handlers.weights import PACK_SHA256, PACK_URL, find_pack, named_places, pack_places
@@ -51,6 +52,20 @@ def all_models(settings: Settings) -> list[ModelFile]:
                 for role in (Role.DETECTOR, Role.RECOGNISER)
             ]
     return models
+
+
+def models_of(settings: Settings, collection: str, spec: Mapping[str, str]) -> list[ModelFile]:
+    """Return the models by which vectors were made that a record says how to configure.
+
+    Args:
+        settings: where model files are looked for.
+        collection: the fixed name.
+        spec: as `Part.spec`.
+    """
+    if collection != QdrantImageStore.collection:
+        return []
+    clip = settings.clip.model_copy(update=dict(spec))
+    return [_clip(settings.model_copy(update={"clip": clip}), is_used=True)]
 
 
 def _configured(settings: Settings) -> Iterator[ModelFile]:

@@ -17,6 +17,8 @@ class SnapshotServer:
     keys: set[str | None] = field(default_factory=set)
     """API keys that were shown."""
     asked: list[str] = field(default_factory=list)
+    points: dict[object, object] = field(default_factory=dict)
+    """Payloads of points by their ids, of whichever collection."""
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """Answer as the documented interface does."""
@@ -30,6 +32,10 @@ class SnapshotServer:
                 made = f"{name}-1.snapshot"
                 self.snapshots[made] = self.collections[name]
                 return _result({"name": made, "size": len(self.snapshots[made])})
+            case "POST", ["collections", name, "points"] if name in self.collections:
+                ids = (await request.json())["ids"]
+                there = [each for each in ids if each in self.points]
+                return _result([{"id": each, "payload": self.points[each]} for each in there])
             case "GET", ["collections", _, "snapshots", made] if made in self.snapshots:
                 return web.Response(body=self.snapshots[made])
             case "DELETE", ["collections", _, "snapshots", made] if made in self.snapshots:

@@ -7,7 +7,7 @@ against a real server.
 import json
 import shutil
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -17,6 +17,7 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 from daemon.errors import ConfigError
+from daemon.jobs import JsonObject
 
 SECONDS = 3600.0
 """For one snapshot: the server answers once it is made, or taken."""
@@ -53,6 +54,12 @@ class QdrantSnapshots:
         """Return the names of all collections, sorted."""
         found = self._ask("GET", "/collections")
         return sorted(each["name"] for each in found["collections"])
+
+    def points(self, collection: str, ids: Sequence[str | int]) -> dict[Any, JsonObject]:
+        """Return the payloads of those points that are there, by their ids."""
+        body = json.dumps({"ids": list(ids), "with_payload": True}).encode()
+        found = self._ask("POST", f"/collections/{quote(collection)}/points", body)
+        return {each["id"]: each.get("payload") or {} for each in found}
 
     def make(self, collection: str) -> ServerSnapshot:
         """Have the server make a snapshot of a collection, as of one moment."""
@@ -105,8 +112,9 @@ class QdrantSnapshots:
     def _path(self, snapshot: ServerSnapshot) -> str:
         return f"/collections/{quote(snapshot.collection)}/snapshots/{quote(snapshot.name)}"
 
-    def _ask(self, method: str, path: str) -> Any:
-        with self._answer(method, path) as answer:
+    def _ask(self, method: str, path: str, body: bytes | None = None) -> Any:
+        headers = None if body is None else {"Content-Type": "application/json"}
+        with self._answer(method, path, body, headers) as answer:
             try:
                 return json.loads(self._read(answer, all_of_it=True))["result"]
             except (ValueError, KeyError, TypeError) as error:
@@ -123,7 +131,7 @@ class QdrantSnapshots:
         self,
         method: str,
         path: str,
-        body: Iterator[bytes] | None = None,
+        body: Iterator[bytes] | bytes | None = None,
         headers: dict[str, str] | None = None,
     ) -> Iterator[HTTPResponse]:
         kind = HTTPSConnection if self._url.scheme == "https" else HTTPConnection

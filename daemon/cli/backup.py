@@ -1,6 +1,7 @@
 """`backup`: writes all that a daemon knows into one file, while it works or while it rests."""
 
 import argparse
+import asyncio
 import fcntl
 import json
 import sys
@@ -15,7 +16,7 @@ from daemon.backup.qdrant_server import QdrantSnapshots
 from daemon.backup.queue_copy import PinnedQueue, follow_removals, look_into, release_all
 from daemon.backup.settings_copy import settings_to_keep
 from daemon.command_line import Parser, settings_for
-from daemon.errors import ConfigError
+from daemon.errors import ConfigError, InferdError
 from daemon.identity import own_identity, own_version
 from daemon.jobs import JsonObject
 from daemon.settings import Settings
@@ -23,9 +24,11 @@ from demos.client import UnreachableError
 from demos.client.exit_codes import COMPLETED, INTERRUPTED, REJECTED, UNREACHABLE
 from demos.client.management import Door, RefusedError, add_place
 from demos.client.terminal import Meter, print_out
-from handlers.model_record import MODELS
+from handlers.model_file import State
+from handlers.model_record import MODELS, Record, record_ids, record_of
 from handlers.model_sums import engine_version, model_sums
-from handlers.vector_copying import is_ours
+from handlers.records_at_rest import read_records
+from handlers.vector_copying import STORED, is_ours
 from handlers.vector_snapshots import (
     COPY_SECONDS,
     READER_LOCK,
@@ -37,10 +40,11 @@ from handlers.vectors_at_rest import at_rest
 
 _EPILOG = """\
 In the file are the queue, the vectors with their models' names, the settings but for secrets, and
-the checksums of the models' files. A daemon may work meanwhile: the backup is as of its begin, and
-each job that it calls completed has its vectors in it. Run it on the daemon's machine, with the
-daemon's settings; it asks the daemon, as an admin, to copy the embedded vectors. Vectors of a
-Qdrant server come as that server's snapshots.
+the checksums of the models' files: of those that are configured, and of those that the vectors are
+of, the kept and the next model included. A daemon may work meanwhile: the backup is as of its
+begin, and each job that it calls completed has its vectors in it. Run it on the daemon's machine,
+with the daemon's settings; it asks the daemon, as an admin, to copy the embedded vectors. Vectors
+of a Qdrant server come as that server's snapshots.
 
 exit codes:
   0  written, or sound (--check)
@@ -135,9 +139,6 @@ def _back_up(
             " --vectors-only; in this order, each completed job has its vector",
             code="queue_not_a_file",
         )
-    models, examined = model_sums(settings)
-    if not options.with_models:
-        models = []
     with ExitStack() as stack:
         part = stack.enter_context(part_file(dest))
         queue_copy = stack.enter_context(scratch(dest, "queue"))
@@ -149,6 +150,9 @@ def _back_up(
             pinned = stack.enter_context(PinnedQueue(queue_path))
         vectors = _Vectors(settings, options, parser)
         files = vectors.open(stack)
+        models, examined = model_sums(settings, vectors.records)
+        if not options.with_models:
+            models = []
         if pinned is None and not files and not vectors.server_collections:
             raise ConfigError(
                 f"there is nothing to back up: no queue at {queue_path}, no vectors under"
@@ -181,11 +185,18 @@ def _back_up(
                 "inferd": own_version(),
                 **about,
                 "vectors": vectors.told,
-                "models": [{**each, "is_included": bool(models)} for each in examined],
+                "models": [
+                    {**each, "is_included": options.with_models and "file" in each}
+                    for each in examined
+                ],
             }
         )
         publish(part, dest)
     _tell(dest, about["queue"], vectors.told, settings)
+    if vectors.unknown:
+        sys.stderr.write(f"inferd: which models the vectors are of: {vectors.unknown}\n")
+    if options.with_models:
+        _tell_left_out(examined)
     return COMPLETED
 
 
@@ -201,6 +212,10 @@ class _Vectors:
         self.is_live = False
         """Whether a daemon has them, which may also remove something meanwhile."""
         self.told: JsonObject = {"engine": None, "collections": []}
+        self.records: list[Record] = []
+        """Which models they are of."""
+        self.unknown = ""
+        """Why nobody can tell which models they are of."""
 
     def open(self, stack: ExitStack) -> list[tuple[str, Path]]:
         """Return the files, by their names in the archive; they stay as they are until it closes.
@@ -220,14 +235,19 @@ class _Vectors:
                 filter(is_ours, self._server.collections()), key=lambda each: each != MODELS.name
             )
             self.is_live = True
+            self.records = self._server_records()
             self.told = {"engine": "server", "collections": self.server_collections}
             return []
+        place = self._settings.data_dir / "vectors"
         try:
-            folder = stack.enter_context(at_rest(self._settings.data_dir / "vectors"))
+            # Before it is kept from every process, this one too.
+            self._read_records(place)
+            folder = stack.enter_context(at_rest(place))
         except ConfigError as error:
             if error.code != "vector_store_locked":
                 raise
             folder = self._have_copied(stack)
+            self._read_records(folder.parent)
             self.is_live = True
         if folder is None:
             return []
@@ -247,6 +267,25 @@ class _Vectors:
             self._server.fetch(snapshot, target, tell)
         finally:
             self._server.remove(snapshot)
+
+    def _read_records(self, folder: Path) -> None:
+        try:
+            self.records = asyncio.run(read_records(folder))
+        except InferdError as error:
+            if error.code == "vector_store_locked":
+                raise
+            # Rather a backup without some weights than none.
+            self.unknown = error.message
+
+    def _server_records(self) -> list[Record]:
+        assert self._server is not None  # noqa: S101 - opened first
+        if MODELS.name not in self.server_collections:
+            return []
+        names = [store.collection for store in STORED]
+        found = [
+            record_of(name, self._server.points(MODELS.name, record_ids(name))) for name in names
+        ]
+        return [record for record in found if record is not None]
 
     def _have_copied(self, stack: ExitStack) -> Path:
         door = Door(self._options, self._parser)
@@ -299,6 +338,13 @@ def _finish_queue(
 def _notes(settings: Settings) -> list[tuple[str, Path]]:
     found = sorted(settings.data_dir.glob("home-assistant-*.json"))
     return [(f"notes/{each.name}", each) for each in found]
+
+
+def _tell_left_out(examined: Sequence[JsonObject]) -> None:
+    for each in examined:
+        if "file" not in each and each["state"] == State.ABSENT:
+            users = ", ".join(each["used_by"])
+            print_out(f"left out, as its file is not here: the model {each['name']} ({users})")
 
 
 def _tell(dest: Path, queue: JsonObject | None, vectors: JsonObject, settings: Settings) -> None:

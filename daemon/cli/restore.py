@@ -26,6 +26,7 @@ from demos.client.exit_codes import COMPLETED, INTERRUPTED
 from demos.client.terminal import Meter, print_out
 from handlers.edge_copy import sync_tree
 from handlers.model_record import MODELS
+from handlers.model_sums import SETTINGS
 from handlers.vector_snapshots import ENGINES, collections_of
 from handlers.vectors_at_rest import at_rest
 
@@ -284,6 +285,11 @@ def _tell(archive: Archive, place: _Place, settings: Settings) -> None:
         is_here = model["is_included"] or Path(model.get("path", "")).exists()
         if "sha256" in model and not is_here:
             print_out(f"its weights are not here: {model['name']}, sha256 {model['sha256']}")
+        # A record names a file in full, so that each daemon at one server means the same one.
+        of_vectors = [each for each in model.get("used_by", ()) if each != SETTINGS]
+        if of_vectors and model["is_included"] and not Path(model["path"]).exists():
+            lies = place.models / Path(model["file"]).relative_to("models")
+            print_out(f"put {lies} where {', '.join(of_vectors)} looks for it: {model['path']}")
     kept = json.loads(archive.read("settings.json"))
     now = settings_to_keep(settings)["settings"]
     other = {name: value for name, value in kept["settings"].items() if now.get(name) != value}

@@ -21,6 +21,7 @@ from daemon.errors import ConfigError
 from daemon.identity import is_dead
 from daemon.migration import released_migrations
 from daemon.queue_backend import Connection
+from handlers.model_record import MODELS, Part, Record, Records, physical_name, record_ids
 from handlers.qdrant_edge import EdgeEngine
 from handlers.vector_engine import CollectionSpec, Point
 from tests.faults.disk import small_disk
@@ -362,6 +363,85 @@ async def test_models_come_only_when_asked_for_and_their_checksums_always(tmp_pa
     assert restored.read_bytes() == b"weights" * 1000
 
 
+def record_of_files(active: Path, shadow: Path, previous: Path) -> Record:
+    """Return a record amid a change, each part of another file."""
+    parts = [
+        Part(
+            physical_name(IMAGES.name, path.name),
+            path.name,
+            path.name,
+            spec={"model": "ViT-B-32-quickgelu", "weights": str(path)},
+        )
+        for path in (active, shadow, previous)
+    ]
+    return Record(IMAGES.name, *parts)
+
+
+async def test_models_of_the_vectors_come_too_and_what_lacks_is_told(tmp_path: Path) -> None:
+    data, models = tmp_path / "data", tmp_path / "models"
+    await fill(data)
+    models.mkdir()
+    files = [models / "configured.pt", tmp_path / "active.pt", models / "shadow.pt"]
+    for path in files:
+        path.write_bytes(path.name.encode() * 1000)
+    record = record_of_files(files[1], files[2], tmp_path / "previous.pt")
+    engine = EdgeEngine(data / "vectors" / "edge")
+    await engine.open()
+    await engine.ensure_collection(MODELS)
+    await Records(engine, IMAGES.name).write(record)
+    await engine.close()
+    env = {"INFERD_CLIP__WEIGHTS": "configured.pt", "INFERD_MODELS_DIR": str(models)}
+
+    code, out, err = await run(data, "backup", str(tmp_path / "b.tar"), "--with-models", env=env)
+
+    assert (code, err) == (0, ""), out
+    lacks = f"the model {tmp_path / 'previous.pt'} (image_embeddings: previous)"
+    assert f"left out, as its file is not here: {lacks}" in out
+    with Archive(tmp_path / "b.tar") as archive:
+        told = archive.manifest["models"]
+        kept = archive.names_below("models")
+    assert [(each["used_by"], each["is_included"]) for each in told] == [
+        (["settings"], True),
+        (["image_embeddings: active"], True),
+        (["image_embeddings: shadow"], True),
+        (["image_embeddings: previous"], False),
+    ]
+    assert {name.rpartition("-")[2].rpartition("/")[2] for name in kept} == {
+        path.name for path in files
+    }
+    for path in files:
+        path.unlink()
+    new = tmp_path / "new"
+    code, out, _ = await run(data, "restore", str(tmp_path / "b.tar"), "--to", str(new), env=env)
+    assert code == 0, out
+    (active,) = (new / "models").glob("*-active.pt")
+    assert active.read_bytes() == b"active.pt" * 1000
+    assert f"put {active} where image_embeddings: active looks for it: {files[1]}" in out
+    assert f"looks for it: {files[2]}" in out
+    assert "configured.pt" not in out
+
+
+async def test_models_of_a_servers_vectors_come_too(tmp_path: Path) -> None:
+    paths = [tmp_path / f"{name}.pt" for name in ("active", "shadow", "previous")]
+    for path in paths:
+        path.write_bytes(path.name.encode())
+    record = record_of_files(*paths)
+    async with snapshot_server(image_embeddings=b"i", inferd_models=b"m") as server:
+        server.points[record_ids(IMAGES.name)[1]] = {
+            name: part.to_payload()
+            for name, part in zip(("active", "shadow", "previous"), record.parts, strict=True)
+        }
+        env = {"INFERD_QDRANT__URL": server.url}
+        words = ("backup", str(tmp_path / "b.tar"), "--with-models")
+        code, out, err = await run(tmp_path, *words, env=env)
+
+    assert (code, err) == (0, ""), out
+    with Archive(tmp_path / "b.tar") as archive:
+        assert {name.rpartition("-")[2] for name in archive.names_below("models")} == {
+            path.name for path in paths
+        }
+
+
 async def test_an_older_schema_is_restored_as_it_was(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     async with Database(tmp_path / "data" / "queue.db", released_migrations()[:2]):
@@ -381,7 +461,7 @@ async def test_a_servers_models_names_come_first_and_go_back_last(tmp_path: Path
         env = {"INFERD_QDRANT__URL": server.url}
         code, out, err = await run(tmp_path, "backup", str(tmp_path / "b.tar"), env=env)
         assert (code, err) == (0, ""), out
-        made = [each.split("/")[2] for each in server.asked if each.startswith("POST")]
+        made = [each.split("/")[2] for each in server.asked if each.endswith("/snapshots")]
     assert made == ["inferd_models", "face_embeddings", "image_embeddings"]
 
     async with snapshot_server() as other:
