@@ -7,14 +7,14 @@ from enum import StrEnum
 
 from daemon import topics
 from daemon.errors import InvalidRequestError
-from daemon.jobs import Job, JobState, JsonObject, dump_json
+from daemon.jobs import Job, JobState, JsonObject, dump_event
 
 NAMESPACE = uuid.UUID("8d4a1a0e-33f4-5e0c-9a53-6d1d3a1f6d5b")
 """Namespace of event ids: the same event has the same id however often it is sent."""
 
-_UUID_FREE = ~(0xF << 76 | 0x3 << 62)
-_UUID5 = 0x5 << 76 | 0x2 << 62
-"""Version and variant, where RFC 9562 puts them."""
+_SHA1 = hashlib.sha1(NAMESPACE.bytes, usedforsecurity=False)
+_VARIANT = {digit: f"{int(digit, 16) & 0x3 | 0x8:x}" for digit in "0123456789abcdef"}
+"""The digit that RFC 9562 makes of each, where a UUID tells its variant."""
 
 
 class Event(StrEnum):
@@ -193,16 +193,17 @@ def _event_id(job: Job, event: Event) -> str:
 
 def _uuid5(name: str) -> str:
     """Return str(uuid.uuid5(NAMESPACE, name)) in a third of its time: each event needs one."""
-    digest = hashlib.sha1(NAMESPACE.bytes + name.encode(), usedforsecurity=False).digest()
-    value = int.from_bytes(digest[:16]) & _UUID_FREE | _UUID5
-    text = f"{value:032x}"
-    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+    digest = _SHA1.copy()
+    digest.update(name.encode())
+    text = digest.hexdigest()
+    variant = _VARIANT[text[16]]
+    return f"{text[:8]}-{text[8:12]}-5{text[13:16]}-{variant}{text[17:20]}-{text[20:32]}"
 
 
 def _addressed(
     topic: str, envelope: JsonObject, reply_to: str | None, correlation_data: str | None
 ) -> list[Message]:
-    payload = dump_json(envelope)
+    payload = dump_event(envelope)
     messages = [Message(topic, payload)]
     if reply_to:
         messages.append(Message(reply_to, payload, correlation_data))

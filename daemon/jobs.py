@@ -122,6 +122,10 @@ class Lease:
 
 _ENCODER = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 """Made once: json.dumps would make one for each of a job's events."""
+_EVENT_ENCODER = json.JSONEncoder(
+    separators=(",", ":"), ensure_ascii=False, allow_nan=False, check_circular=False
+)
+"""For what this program built itself, which holds no circle: looking for one is a third of it."""
 
 
 def dump_json(value: Any) -> str:
@@ -131,6 +135,11 @@ def dump_json(value: Any) -> str:
         ValueError: the value holds NaN or infinity.
     """
     return _ENCODER.encode(value)
+
+
+def dump_event(event: JsonObject) -> str:
+    """Return the JSON text of an event, as `dump_json` does, in less time."""
+    return _EVENT_ENCODER.encode(event)
 
 
 def dump_result(result: JsonObject) -> str:

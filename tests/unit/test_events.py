@@ -10,6 +10,7 @@ import pytest
 
 from daemon.errors import InvalidRequestError
 from daemon.events import (
+    NAMESPACE,
     Event,
     Message,
     job_messages,
@@ -75,6 +76,18 @@ def test_the_same_event_has_the_same_id_whenever_and_by_whom_it_is_sent() -> Non
     (again,) = job_messages(Event.COMPLETED, JOB, worker_id="other", now=99)
 
     assert body(first)["event_id"] == body(again)["event_id"]
+
+
+def test_the_id_of_an_event_is_the_uuid5_of_its_name() -> None:
+    events = [
+        (job_messages(event, replace(JOB, seq=seq), worker_id="w", now=9)[0], event, seq)
+        for event in Event
+        for seq in range(100)
+    ]
+
+    for message, event, seq in events:
+        name = f"{ID}:1:{seq}:{event.value}"
+        assert body(message)["event_id"] == str(uuid.uuid5(NAMESPACE, name))
 
 
 @pytest.mark.parametrize(
