@@ -9,6 +9,7 @@
     recorder     what a subscriber with a lasting session heard
     script       what a careful client asks for, step by step, over all deaths
     invariants   what must be true of every case afterwards
+    queues       where it keeps its queue: a SQLite file, or PostgreSQL
     case         one case from an empty folder to the verdict
     run          `make crash`: cases by chance with a seed, and a table
 

@@ -1,19 +1,16 @@
 """One case, from an empty folder to the verdict: a broker, a store, a daemon that keeps dying."""
 
-import asyncio
 import os
-import sqlite3
 import time
 import uuid
 from collections.abc import Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from daemon.database import Database
 from tests.broker import Broker, Client
 from tests.crash.invariants import Expected, Verdict, judge
 from tests.crash.lives import Fault, Forge, Moment
+from tests.crash.queues import File, Queue
 from tests.crash.recorder import Heard
 from tests.crash.script import Script
 from tests.crash.store import Store
@@ -43,6 +40,7 @@ def run_case(
     *,
     extra: int = 0,
     is_strict: bool = True,
+    queue: Queue | None = None,
 ) -> Outcome:
     """Run the script over a daemon that dies of each fault in turn; return what was found.
 
@@ -52,11 +50,12 @@ def run_case(
         deaths: how the daemon's lives end, in their order.
         extra: further pictures for each task type.
         is_strict: each fault must strike.
+        queue: where it is; in a file where nothing else is said.
 
     Raises:
         AssertionError: a fault did not strike, a life ended by itself, or something never ended.
     """
-    queue = folder / "data" / "queue.db"
+    queue = queue or File(folder / "data" / "queue.db")
     with (
         Broker(folder, extra=QUIET) as broker,
         Store(folder / "media") as store,
@@ -65,7 +64,7 @@ def run_case(
         for topic in SUBSCRIPTIONS:
             client.subscribe(topic)
         left_behind = _prepare(queue, store)
-        variables = environ(folder, broker, store)
+        variables = environ(folder, broker, store, INFERD_QUEUE__URL=queue.url)
         succession = Succession(forge, variables, folder, deaths, is_strict=is_strict)
         heard = Heard(client)
         script = Script(client, store, succession, heard, extra=extra, expected=left_behind)
@@ -120,18 +119,12 @@ def environ(folder: Path, broker: Broker, store: Store, **more: str) -> dict[str
     }
 
 
-def _prepare(queue: Path, store: Store) -> list[Expected]:
+def _prepare(queue: Queue, store: Store) -> list[Expected]:
     """Make a queue with a past: jobs to be pruned, and jobs whose holder is never heard of again.
 
     Returns:
         What must become of it; the pruned ones must be gone.
     """
-
-    async def create() -> None:
-        async with Database(queue):
-            pass
-
-    asyncio.run(create())
     store.put(HELD_ID)
     held = Expected(str(uuid.uuid4()), "image_embedding", HELD_ID, "completed", first_seq=3)
     exhausted = Expected(
@@ -143,29 +136,22 @@ def _prepare(queue: Path, store: Store) -> list[Expected]:
         first_seq=6,
     )
     now = time.time_ns() // 1_000_000
-    with closing(sqlite3.connect(queue)) as connection, connection:
-        for number in range(3):
-            connection.execute(
-                "INSERT INTO jobs (job_id, task_type, media_store_id, priority, rank, status,"
-                " created_at, started_at, completed_at, attempt, fence, seq, result)"
-                " VALUES (?1, 'image_embedding', ?2, 5, 0, 'completed', ?3, ?3, ?3, 1, 1, 3, '{}')",
-                (str(uuid.uuid4()), OLD_ID + number, now - 10 * DAY_MS),
-            )
-        for job, attempts in ((held, 1), (exhausted, 4)):
-            connection.execute(
-                "INSERT INTO jobs (job_id, task_type, media_store_id, priority, rank, status,"
-                " created_at, started_at, attempt, fence, seq, worker, lease_until)"
-                " VALUES (?1, ?2, ?3, 5, ?4, 'processing', ?4, ?4, ?5, ?5, ?6, ?7, ?4)",
-                (
-                    job.job_id,
-                    job.task_type,
-                    job.media_id,
-                    now - 60_000,
-                    attempts,
-                    job.first_seq - 1,
-                    FOREIGN_WORKER,
-                ),
-            )
+    pruned = [
+        "INSERT INTO jobs (job_id, task_type, media_store_id, priority, rank, status,"
+        " created_at, started_at, completed_at, attempt, fence, seq, result)"
+        f" VALUES ('{uuid.uuid4()}', 'image_embedding', {OLD_ID + number}, 5, 0, 'completed',"
+        f" {now - 10 * DAY_MS}, {now - 10 * DAY_MS}, {now - 10 * DAY_MS}, 1, 1, 3, '{{}}')"
+        for number in range(3)
+    ]
+    left = [
+        "INSERT INTO jobs (job_id, task_type, media_store_id, priority, rank, status,"
+        " created_at, started_at, attempt, fence, seq, worker, lease_until)"
+        f" VALUES ('{job.job_id}', '{job.task_type}', {job.media_id}, 5, {now - 60_000},"
+        f" 'processing', {now - 60_000}, {now - 60_000}, {attempts}, {attempts},"
+        f" {job.first_seq - 1}, '{FOREIGN_WORKER}', {now - 60_000})"
+        for job, attempts in ((held, 1), (exhausted, 4))
+    ]
+    queue.make([*pruned, *left])
     return [held, exhausted]
 
 

@@ -226,12 +226,14 @@ def _watch_server(place: Statement | Commit, trigger: _Trigger) -> None:
         if isinstance(place, Statement) and (place.name, place.when) == (name, when):
             trigger.reached()
 
-    class Watched(backend._Session):  # type: ignore[misc]  # noqa: SLF001 - where BEGIN and COMMIT go
+    class Watched(backend._Session):
         async def execute(self, query: str, *parameters: Any, **more: Any) -> Any:
             task = asyncio.current_task()
             if query.startswith("BEGIN"):
                 executed[task] = frozenset()
-            is_it = query == "COMMIT" and isinstance(place, Commit) and place.names <= executed[task]
+            is_it = (
+                query == "COMMIT" and isinstance(place, Commit) and place.names <= executed[task]
+            )
             if is_it and place.when == "before":
                 trigger.reached()
             status = await super().execute(query, *parameters, **more)
@@ -243,7 +245,7 @@ def _watch_server(place: Statement | Commit, trigger: _Trigger) -> None:
 
     for method in ("execute", "executemany", "execute_fetchall"):
         wrap(method)
-    backend._Session = Watched  # type: ignore[misc]  # noqa: SLF001 - it names what the pool makes
+    backend._Session = Watched  # type: ignore[misc]
 
 
 def watch_connections(factory: type[sqlite3.Connection]) -> None:

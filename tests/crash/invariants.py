@@ -1,10 +1,8 @@
 """What must be true once everything has ended, however often the daemon died."""
 
 import asyncio
-import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -16,10 +14,11 @@ from handlers.inference import Vector
 from handlers.qdrant_edge import EdgeEngine
 from handlers.vector_engine import CollectionSpec, Point, PointId
 from handlers.vector_points import face_point_id
+from tests.crash.queues import Queue
 from tests.crash.recorder import TERMINAL, Heard
 from tests.crash.stand_ins import DIMENSION, colour_of, vector_of
 
-Row: TypeAlias = Mapping[str, Any] | sqlite3.Row
+Row: TypeAlias = Mapping[str, Any]
 """Of the queue's jobs, by column."""
 
 MOST_ATTEMPTS = 4
@@ -75,7 +74,7 @@ def judge(
     expected: Sequence[Expected],
     heard: Heard,
     *,
-    queue: Path,
+    queue: Queue,
     vectors: Iterable[Path],
     delivered: Sequence[tuple[int, str]],
     is_one_sender: bool = True,
@@ -85,14 +84,16 @@ def judge(
     Args:
         expected: every request that was made.
         heard: every event that was received.
-        queue: the SQLite file.
+        queue: its jobs and events.
         vectors: folders of embedded engines; together they must hold what is expected.
         delivered: picture and job_id of the face results that the media store took.
         is_one_sender: one daemon at a time, so that events of a job come in their order.
     """
     verdict = Verdict(jobs=sum(each.status != "rejected" for each in expected))
     verdict.doubles = heard.doubles
-    rows = _check_file(queue, verdict)
+    verdict.wrong += [f"the queue's database: {what}" for what in queue.damage()]
+    verdict.lost += [f"event {topic} is still in the outbox" for topic in queue.unsent()]
+    rows = queue.jobs()
     check_rows(expected, rows, verdict)
     for each in expected:
         _check_events(
@@ -103,17 +104,6 @@ def judge(
     check_delivered(expected, delivered, verdict)
     check_vectors(expected, [point for folder in vectors for point in points(folder)], verdict)
     return verdict
-
-
-def _check_file(queue: Path, verdict: Verdict) -> dict[str, sqlite3.Row]:
-    with closing(sqlite3.connect(queue)) as connection:
-        connection.row_factory = sqlite3.Row
-        sound = [row[0] for row in connection.execute("PRAGMA integrity_check")]
-        if sound != ["ok"]:
-            verdict.wrong.append(f"the queue's file is damaged: {sound}")
-        unsent = connection.execute("SELECT topic FROM outbox").fetchall()
-        verdict.lost += [f"event {row['topic']} is still in the outbox" for row in unsent]
-        return {row["job_id"]: row for row in connection.execute("SELECT * FROM jobs")}
 
 
 def check_rows(expected: Sequence[Expected], rows: Mapping[str, Row], verdict: Verdict) -> None:

@@ -1,6 +1,7 @@
 """`make crash`: kills daemons by chance, at points and at moments, and prints what came of it."""
 
 import argparse
+import contextlib
 import random
 import secrets
 import shutil
@@ -17,7 +18,10 @@ from pathlib import Path
 from tests.crash.case import Outcome, run_case
 from tests.crash.lives import Fault, Forge, Moment
 from tests.crash.points import POINTS
+from tests.crash.queues import File, Server
+from tests.postgresql import Cluster
 
+ENGINES = ("sqlite", "postgresql")
 MOST_KILLS = 3
 """In one case: a job that is in a dead daemon's hands once more has no attempt left, by design."""
 MOST_TIMES = 6
@@ -97,20 +101,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=None, help="of an earlier run, to repeat it")
     parser.add_argument("--only", type=int, default=None, metavar="CASE", help="this case alone")
     parser.add_argument("--at-once", type=int, default=2, help="cases side by side (2)")
+    parser.add_argument("--engine", choices=ENGINES, default=ENGINES[0], help="of the queue")
     options = parser.parse_args(argv)
     seed = secrets.randbelow(1_000_000) if options.seed is None else options.seed
     folder = Path(tempfile.mkdtemp(prefix="inferd-crash-"))
     _say(f"seed {seed}, in {folder}")
     tally, began = Tally(), time.monotonic()
     numbers = iter(range(1_000_000)) if options.only is None else iter([options.only])
-    with Forge() as forge, ThreadPoolExecutor(options.at_once) as pool:
+    with contextlib.ExitStack() as stack:
+        cluster = None
+        if options.engine == "postgresql":
+            cluster = stack.enter_context(Cluster())
+        forge = stack.enter_context(Forge())
+        pool = stack.enter_context(ThreadPoolExecutor(options.at_once))
 
         def run(number: int) -> tuple[int, Outcome | str]:
             deaths, extra = plan(seed, number)
             place = folder / f"case-{number}"
             place.mkdir()
+            queue = Server(cluster) if cluster else File(place / "data" / "queue.db")
             try:
-                return number, run_case(forge, place, deaths, extra=extra, is_strict=False)
+                return number, run_case(
+                    forge, place, deaths, extra=extra, is_strict=False, queue=queue
+                )
             except Exception:  # noqa: BLE001 - a case that fails is a result
                 return number, traceback.format_exc()
 

@@ -18,6 +18,7 @@ from tests.broker import Broker, Client
 from tests.crash.case import QUIET, SUBSCRIPTIONS, environ
 from tests.crash.invariants import Expected, Verdict, judge
 from tests.crash.lives import Fault, Forge, Life
+from tests.crash.queues import File
 from tests.crash.recorder import Heard
 from tests.crash.store import Store
 
@@ -129,7 +130,7 @@ class House:
         return judge(
             self.expected,
             self.heard,
-            queue=self.queue,
+            queue=File(self.queue),
             vectors=[self._folder / name / "vectors" / "edge" for name in self.daemons],
             delivered=self.store.delivered,
             is_one_sender=False,
