@@ -20,8 +20,10 @@ from bench.rows import Row, Size
 from bench.sections import SECTIONS
 
 ROOT = Path(__file__).parent.parent
-LIMITS: dict[Size, float] = {"smallest": 300, "quick": 300, "normal": 600, "full": 7200}
-"""Seconds after which a section is ended."""
+LIMITS: dict[Size, float] = {"smallest": 300, "quick": 300, "normal": 300, "full": 7200}
+"""Seconds after which a section is ended. None takes half of it on two cores."""
+LOOK_SECONDS = 5.0
+"""So long before that it tells where its threads are."""
 STOP_SECONDS = 60
 LAST_WORDS = 4000
 
@@ -92,14 +94,16 @@ def _run(name: str, size: Size) -> tuple[list[Row], Run]:
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="inferd-bench-") as folder:
         told, log = Path(folder) / "rows.json", Path(folder) / "log"
+        limit = LIMITS[size]
         command = [sys.executable, "-m", "bench.one", name, "--size", size, "--json", str(told)]
+        command += ["--seconds", str(limit - LOOK_SECONDS)]
         with (
             log.open("wb") as file,
             subprocess.Popen(
                 command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=file, stderr=file
             ) as process,
         ):
-            error = _wait(process, LIMITS[size])
+            error = _wait(process, limit)
         if error:
             words = log.read_text(encoding="utf-8", errors="replace").strip()[-LAST_WORDS:]
             return [], Run(time.monotonic() - began, f"{error}\n{words}".strip())

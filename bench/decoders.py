@@ -9,6 +9,7 @@ throughput depends and which other programs of the machine disturb least.
 
 import argparse
 import asyncio
+import faulthandler
 import os
 import sys
 import time
@@ -140,10 +141,10 @@ async def compare(settings: Settings, *, count: int, rounds: int) -> bool:
                 ("square, CLIP", runner.infer, True),
                 ("every pixel, no model", nothing, False),
             ):
-                # All of it takes a minute or more, and the table comes at the end.
-                print(f"... {group}: {name}", file=sys.stderr, flush=True)
                 milliseconds, rates = [float("inf")] * 2, [0.0] * 2
-                for _ in range(rounds + 1):
+                for number in range(rounds + 1):
+                    # All of it takes minutes, and the table comes at the end.
+                    print(f"... {group}: {name}, round {number} of {rounds}", file=sys.stderr)
                     for place, way in enumerate(ways):
                         work = way.square if is_square else way.upright
                         used, rate = await cost(files, count, work, infer)
@@ -176,7 +177,12 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("--count", type=int, default=32, help="pictures a round (32)")
     parser.add_argument("--rounds", type=int, default=3, help="the best of so many counts (3)")
+    parser.add_argument(
+        "--seconds", type=float, default=600, help="it ends after so many, wherever it is (600)"
+    )
     arguments = parser.parse_args(argv)
+    # By force: a thread that hangs would be waited for.
+    faulthandler.dump_traceback_later(arguments.seconds, exit=True)
     try:
         is_within = asyncio.run(
             compare(settings_of(os.environ), count=arguments.count, rounds=arguments.rounds)

@@ -1,43 +1,37 @@
 """`python -m bench --only engines`: one queue under several daemons, on SQLite and on PostgreSQL.
 
 Each daemon is a process that leases and completes by the queue's own verbs, so many jobs at a time,
-as the worker does; nothing else is in it. All wait for each other, then work off what was put in.
+as the worker does (bench/engine_race.py). Every figure of a round is taken once before the next.
 PostgreSQL is a cluster of its own on this machine, with fsync, asked through its socket.
 """
 
 import asyncio
 import contextlib
-import multiprocessing
+import itertools
 import os
 import subprocess
 import tempfile
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol, TypeAlias
 
 import pytest
 
-from bench.queue import now, submission
-from bench.raw_queue import RESULT, RawQueue, first_picture
+from bench.engine_race import Crew, enqueue
+from bench.raw_queue import RESULT, RawQueue
 from bench.rows import Options, Row, Side, not_measured
-from daemon.job_queue import JobQueue
-from daemon.jobs import TaskType, load_json
-from daemon.queue_engine import queue_database
-from daemon.settings import QueueSettings, Settings
 from tests.postgresql import Cluster
 
 SECTION = "engines"
 ROUNDS = 3
-IMAGE = TaskType.IMAGE_EMBEDDING
 DAEMONS = (1, 2, 4)
 BATCHES = (1, 16, 64)
-LEASE_SECONDS = 60.0
-PATIENCE = 120.0
 FINISHED_FROM = 10**9
 """Picture ids from here on belong to jobs that were finished before."""
 NOTE = "claim and complete, two transactions with their events"
+Found: TypeAlias = Mapping[tuple[str, int, int], Sequence[float]]
+"""Jobs a second of each round by engine, batch and daemons."""
 
 
 class Engine(Protocol):
@@ -87,60 +81,58 @@ class PostgreSQL:
         self.cluster.psql(_finished_jobs(count), schema=_schema(url))
 
 
-@dataclass(frozen=True, slots=True)
-class _Race:
-    """What the processes of one measurement share."""
-
-    start: Any
-    """A barrier: all begin at once."""
-    left: Any
-    """Jobs that are not complete."""
-    ended: Any
-    """When the last one was: what a process takes to end is not counted."""
-
-
 def measure(options: Options) -> Sequence[Row]:
     """Return daemons against one, batches, finished jobs, a forgotten transaction, both engines."""
-    jobs = options.pick(smallest=64, quick=256, normal=1024, full=8192)
+    jobs = options.pick(smallest=64, quick=256, normal=1024, full=4096)
     finished = options.pick(smallest=1000, quick=10_000, normal=100_000, full=1_000_000)
     rounds = options.pick(smallest=1, normal=ROUNDS)
-    with tempfile.TemporaryDirectory(prefix="inferd-bench-") as name:
+    with tempfile.TemporaryDirectory(prefix="inferd-bench-") as name, Crew(max(DAEMONS)) as crew:
         file = SQLite(Path(name))
-        rows = [*_daemons(file, jobs, rounds), _finished(file, jobs, finished, rounds)]
         try:
             cluster = Cluster(fsync=True)
         except (pytest.skip.Exception, pytest.fail.Exception) as missing:
+            found = _races(crew, [file], jobs, rounds)
+            rows = [*_daemons(found, file), _finished(crew, file, jobs, finished, rounds)]
             return [*rows, not_measured(SECTION, "PostgreSQL", str(missing))]
         with cluster:
             server = PostgreSQL(cluster)
-            rows += [*_daemons(server, jobs, rounds), _finished(server, jobs, finished, rounds)]
-            rows += _engines(server, file, jobs, rounds)
-            rows.append(_forgotten(server, jobs, rounds))
+            found = _races(crew, [file, server], jobs, rounds)
+            rows = []
+            for engine in (file, server):
+                rows += _daemons(found, engine)
+                rows.append(_finished(crew, engine, jobs, finished, rounds))
+            rows += _engines(found, server, file)
+            rows.append(_forgotten(crew, server, jobs, rounds))
     return rows
 
 
-def _daemons(engine: Engine, jobs: int, rounds: int) -> Iterator[Row]:
-    for batch in BATCHES:
-        turns = [
-            [_speed(engine.place(), jobs, batch, count) for count in DAEMONS] for _ in range(rounds)
-        ]
-        one, *several = zip(*turns, strict=True)
-        for count, figures in zip(DAEMONS[1:], several, strict=True):
-            yield _row(
-                f"{engine.name}, {batch} at a time, {count} daemons",
-                Side.of(f"{count} daemons", figures),
-                Side.of("1 daemon", one),
-            )
+def _races(crew: Crew, engines: Sequence[Engine], jobs: int, rounds: int) -> Found:
+    """Let all take turns: each round has every engine, batch and number of daemons once."""
+    found: dict[tuple[str, int, int], list[float]] = {}
+    for _ in range(rounds):
+        for batch, count, engine in itertools.product(BATCHES, DAEMONS, engines):
+            speed = crew.race(engine.place(), jobs=jobs, batch=batch, daemons=count)
+            found.setdefault((engine.name, batch, count), []).append(speed)
+    return found
 
 
-def _finished(engine: Engine, jobs: int, finished: int, rounds: int) -> Row:
+def _daemons(found: Found, engine: Engine) -> Iterator[Row]:
+    for batch, count in itertools.product(BATCHES, DAEMONS[1:]):
+        yield _row(
+            f"{engine.name}, {batch} at a time, {count} daemons",
+            Side.of(f"{count} daemons", found[engine.name, batch, count]),
+            Side.of("1 daemon", found[engine.name, batch, 1]),
+        )
+
+
+def _finished(crew: Crew, engine: Engine, jobs: int, finished: int, rounds: int) -> Row:
     ours, theirs = [], []
     full = engine.place()
     _make(full)
     engine.add_finished(full, finished)
     for _ in range(rounds):
-        ours.append(_speed(full, jobs, 16, 1))
-        theirs.append(_speed(engine.place(), jobs, 16, 1))
+        ours.append(crew.race(full, jobs=jobs, batch=16, daemons=1))
+        theirs.append(crew.race(engine.place(), jobs=jobs, batch=16, daemons=1))
     return _row(
         f"{engine.name}, 16 at a time, {finished:,} finished before",
         Side.of(f"{finished:,} finished jobs before", ours),
@@ -148,21 +140,16 @@ def _finished(engine: Engine, jobs: int, finished: int, rounds: int) -> Row:
     )
 
 
-def _engines(ours: Engine, theirs: Engine, jobs: int, rounds: int) -> Iterator[Row]:
-    for batch in BATCHES:
-        for count in (DAEMONS[0], DAEMONS[-1]):
-            pairs = [
-                [_speed(each.place(), jobs, batch, count) for each in (ours, theirs)]
-                for _ in range(rounds)
-            ]
-            yield _row(
-                f"{batch} at a time, {count} daemon{'s' if count > 1 else ''}",
-                Side.of(ours.name, [pair[0] for pair in pairs]),
-                Side.of(theirs.name, [pair[1] for pair in pairs]),
-            )
+def _engines(found: Found, ours: Engine, theirs: Engine) -> Iterator[Row]:
+    for batch, count in itertools.product(BATCHES, DAEMONS):
+        yield _row(
+            f"{batch} at a time, {count} daemon{'s' if count > 1 else ''}",
+            Side.of(ours.name, found[ours.name, batch, count]),
+            Side.of(theirs.name, found[theirs.name, batch, count]),
+        )
 
 
-def _forgotten(engine: PostgreSQL, jobs: int, rounds: int) -> Row:
+def _forgotten(crew: Crew, engine: PostgreSQL, jobs: int, rounds: int) -> Row:
     """Return what a transaction that somebody left open costs: VACUUM may remove nothing."""
     ours, theirs = [], []
     for _ in range(rounds):
@@ -171,8 +158,8 @@ def _forgotten(engine: PostgreSQL, jobs: int, rounds: int) -> Row:
             _make(url)
         with _left_open(engine.cluster, place):
             # Dead versions of rows pile up while others work.
-            ours.append(_speed(place, 4 * jobs, 16, 2))
-        theirs.append(_speed(clean, 4 * jobs, 16, 2))
+            ours.append(crew.race(place, jobs=4 * jobs, batch=16, daemons=2))
+        theirs.append(crew.race(clean, jobs=4 * jobs, batch=16, daemons=2))
     return _row(
         "PostgreSQL, 16 at a time, 2 daemons, an old transaction",
         Side.of("a transaction left open all the while", ours),
@@ -203,69 +190,8 @@ def _left_open(cluster: Cluster, url: str) -> Iterator[None]:
         forgotten.stdout.close()
 
 
-def _speed(url: str, jobs: int, batch: int, daemons: int) -> float:
-    """Return how many jobs a second so many daemons lease and complete together."""
-    asyncio.run(_enqueue(url, jobs))
-    context = multiprocessing.get_context("spawn")
-    race = _Race(context.Barrier(daemons + 1), context.Value("q", jobs), context.Value("d", 0.0))
-    workers = [
-        context.Process(target=_work, args=(url, batch, number, race)) for number in range(daemons)
-    ]
-    for worker in workers:
-        worker.start()
-    try:
-        race.start.wait(PATIENCE)
-        began = time.monotonic()
-        for worker in workers:
-            worker.join(PATIENCE)
-        if any(worker.exitcode for worker in workers) or race.left.value:
-            raise RuntimeError(
-                f"{race.left.value} jobs were left, exits {[w.exitcode for w in workers]}"
-            )
-    finally:
-        for worker in workers:
-            worker.kill()
-    return jobs / (float(race.ended.value) - began)
-
-
-def _work(url: str, batch: int, number: int, race: "_Race") -> None:
-    """Be a daemon: lease and complete until nothing is left."""
-    asyncio.run(_lease_and_complete(url, batch, number, race))
-
-
-async def _lease_and_complete(url: str, batch: int, number: int, race: "_Race") -> None:
-    result = load_json(RESULT)
-    async with _queue(url, f"host/boot/ns/{number}/1") as queue:
-        race.start.wait(PATIENCE)
-        while race.left.value > 0:
-            leases = await queue.lease(IMAGE, batch, seconds=LEASE_SECONDS)
-            await asyncio.gather(*(queue.complete(lease, result, RESULT) for lease in leases))
-            with race.left.get_lock():
-                race.left.value -= len(leases)
-                # One clock for all processes.
-                race.ended.value = max(race.ended.value, time.monotonic())
-
-
-async def _enqueue(url: str, jobs: int) -> None:
-    async with _queue(url, "host/boot/ns/9999/1") as queue:
-        first = first_picture()
-        for start in range(0, jobs, 1000):
-            numbers = range(first + start, first + min(start + 1000, jobs))
-            await queue.enqueue_all([submission(number) for number in numbers])
-
-
 def _make(url: str) -> None:
-    asyncio.run(_enqueue(url, 0))
-
-
-@contextlib.asynccontextmanager
-async def _queue(url: str, worker: str) -> Any:
-    settings = Settings(queue=QueueSettings(url=url))
-    async with (
-        queue_database(settings) as database,
-        JobQueue(database, QueueSettings(), clock=now, worker=worker, worker_id="bench") as queue,
-    ):
-        yield queue
+    asyncio.run(enqueue(url, 0))
 
 
 def _finished_jobs(count: int) -> str:

@@ -4,6 +4,7 @@
 """
 
 import argparse
+import faulthandler
 import json
 import logging
 import signal
@@ -21,7 +22,11 @@ def main(argv: list[str]) -> int:
     parser.add_argument("section", choices=list(SECTIONS))
     parser.add_argument("--size", choices=get_args(Size), default="normal")
     parser.add_argument("--json", type=Path, required=True)
+    parser.add_argument("--seconds", type=float, default=0, help="then it tells where it is")
     arguments = parser.parse_args(argv)
+    if arguments.seconds:
+        # Whoever ends it shortly after has something to show of where it hung.
+        faulthandler.dump_traceback_later(arguments.seconds)
     logging.basicConfig(level=logging.ERROR, format="%(message)s")
     # So that what it has started is stopped when its time is over.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))

@@ -12,6 +12,8 @@ from bench.one import read, write
 from bench.rows import Better, Options, Row, Side, not_measured
 from bench.turns import TurnError, Turns
 
+ROOT = Path(__file__).parent.parent.parent
+
 
 def row(
     ours: tuple[float, ...] = (3,), theirs: tuple[float, ...] = (2,), better: Better = "more"
@@ -127,6 +129,21 @@ def test_a_section_that_takes_too_long_is_ended() -> None:
 def test_a_section_that_fails_tells_its_exit_code() -> None:
     with subprocess.Popen([sys.executable, "-c", "raise SystemExit(3)"]) as process:
         assert _wait(process, 30) == "it ended with 3"
+
+
+def test_what_hangs_tells_where_and_ends() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.decoders", "--seconds", "0.1"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+    assert done.returncode == 1
+    assert "Timeout (0:00:00.1" in done.stderr
+    assert "bench/decoders.py" in done.stderr
 
 
 def test_what_cannot_take_its_turn_is_an_error() -> None:
