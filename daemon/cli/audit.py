@@ -25,7 +25,7 @@ from daemon.schema import read_schema
 from daemon.settings import Settings
 from demos.client import ClientError, UnreachableError
 from demos.client.exit_codes import COMPLETED, INTERRUPTED, REJECTED, UNREACHABLE
-from demos.client.management import Door, RefusedError, add_place, say
+from demos.client.management import PATIENCE, Door, RefusedError, add_place, say
 from demos.client.terminal import Meter
 from handlers.edge_schedule import IndexBoard
 from handlers.engine_choice import make_engine
@@ -73,7 +73,7 @@ exit codes:
   0  all fits, or is mended
   1  something is found, and left
   2  usage
-  3  no daemon answers, or it cannot now; what was mended until then is
+  3  no daemon answers, or it cannot for a minute; what was mended until then is
   5  refused: no permission
   78  wrong configuration
   130  interrupted; another audit begins anew
@@ -114,12 +114,12 @@ class OverRest:
     def step(self, after: str | None, *, deep: bool) -> JsonObject:
         """Return what one step found."""
         query = {"deep": "true" if deep else "false"} | ({"after": after} if after else {})
-        return self._door.ask("GET", f"/audit?{urlencode(query)}")
+        return self._door.ask("GET", f"/audit?{urlencode(query)}", patience=PATIENCE)
 
     def mend(self, findings: Sequence[JsonObject]) -> Sequence[JsonObject]:
         """Return what became of findings."""
         found: list[JsonObject] = self._door.ask(
-            "POST", "/audit/mend", {"findings": list(findings)}
+            "POST", "/audit/mend", {"findings": list(findings)}, patience=PATIENCE
         )["results"]
         return found
 
@@ -238,6 +238,7 @@ def _audit(steps: Steps, options: argparse.Namespace, kinds: frozenset[Kind]) ->
     looked, found, outcomes = Counter[str](), Counter[str](), Counter[str]()
     left = expected = 0
     is_interrupted = False
+    failure: ClientError | None = None
     with Meter("vectors") as meter:
         try:
             for step in _steps(steps, deep=options.deep):
@@ -257,14 +258,22 @@ def _audit(steps: Steps, options: argparse.Namespace, kinds: frozenset[Kind]) ->
                     meter.result(_line(each, by_id.get(id(each)), as_json=options.json))
         except KeyboardInterrupt:
             is_interrupted = True
+        except ClientError as error:
+            if not looked:
+                raise
+            failure = error
         meter.say(
             f"{looked['jobs']:,} completed jobs and {looked['vectors']:,} vectors compared:"
             f" {_told(found) or 'all fits'}"
         )
+        if failure is not None:
+            meter.say("this is not all: the rest was not looked at")
         if looked["pruned"]:
             meter.say(f"{looked['pruned']:,} vectors whose jobs were pruned are no findings")
         if outcomes:
             meter.say(f"of these: {_told(outcomes)}")
+    if failure is not None:
+        raise failure
     if is_interrupted:
         return INTERRUPTED
     return FINDINGS_LEFT if left else COMPLETED

@@ -12,7 +12,7 @@ from daemon.settings import Settings
 from demos.client import ClientError, filter_options
 from demos.client import arguments as checked
 from demos.client.exit_codes import COMPLETED, REJECTED, UNREACHABLE
-from demos.client.management import Door, RefusedError, add_place, say
+from demos.client.management import PATIENCE, Door, RefusedError, add_place, say
 from demos.client.sources import shown
 from demos.client.tables import box_text
 from demos.client.terminal import print_out
@@ -72,7 +72,8 @@ def _points(door: Door, options: argparse.Namespace) -> Iterator[tuple[JsonObjec
     left, after = options.limit, options.after
     while left:
         query = asked | {"limit": str(min(left, PAGE))} | ({"after": after} if after else {})
-        page = door.ask("GET", f"/stored/{collection}?{urlencode(query)}")
+        path = f"/stored/{collection}?{urlencode(query)}"
+        page = door.ask("GET", path, patience=PATIENCE)
         after = page["next"]
         for point in page["points"]:
             yield point, after

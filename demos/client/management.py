@@ -3,6 +3,7 @@
 import argparse
 import json
 import sys
+import time
 from http import HTTPStatus
 
 from daemon.jobs import JsonObject
@@ -14,6 +15,10 @@ from demos.client.http import Answer, call
 from demos.client.sources import shown
 
 SECONDS = 60.0
+PATIENCE = 60.0
+"""For a daemon that says when to come again, of who asks for much."""
+LEAST_PAUSE, MOST_PAUSE = 0.2, 10.0
+"""Between two tries, whatever a daemon says."""
 _MENDS: dict[int, str] = {
     HTTPStatus.UNAUTHORIZED: "; put a token into INFERD_CLIENT__TOKEN",
     HTTPStatus.FORBIDDEN: "; put another token into INFERD_CLIENT__TOKEN",
@@ -66,24 +71,38 @@ class Door:
         self._url, self._token = options.inference, options.token
 
     def ask(
-        self, method: str, path: str, body: JsonObject | None = None, *, seconds: float = SECONDS
+        self,
+        method: str,
+        path: str,
+        body: JsonObject | None = None,
+        *,
+        seconds: float = SECONDS,
+        patience: float = 0,
     ) -> JsonObject:
-        """Return the answer's body; wait so long for it.
+        """Return the answer's body.
+
+        Args:
+            method: HTTP's.
+            path: with its query.
+            body: what is sent, as JSON.
+            seconds: how long one answer is waited for.
+            patience: so many seconds it is asked again, as often as the daemon says that it cannot
+                now and when to come again. What is asked must be harmless twice.
 
         Raises:
             UnreachableError: no answer came, or one that makes no sense, or it cannot now.
             RefusedError: the daemon says no.
         """
         data = None if body is None else json.dumps(body).encode()
-        try:
-            answer = call(
-                method, f"{self._url}{path}", data=data, token=self._token, seconds=seconds
-            )
-        except UnreachableError as error:
-            raise UnreachableError(
-                f"{error}: start it with `python -m daemon`, or name another one with"
-                " --inference URL"
-            ) from None
+        ends_at = time.monotonic() + patience
+        while True:
+            answer = self._call(method, path, data, seconds)
+            if answer.status != HTTPStatus.SERVICE_UNAVAILABLE or answer.retry_after is None:
+                break
+            pause = min(max(answer.retry_after, LEAST_PAUSE), MOST_PAUSE)
+            if time.monotonic() + pause > ends_at:
+                break
+            time.sleep(pause)
         if answer.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
             raise UnreachableError(f"{answer.detail}; try again later")
         if answer.status >= HTTPStatus.BAD_REQUEST:
@@ -91,6 +110,15 @@ class Door:
         if not isinstance(answer.body, dict):
             raise UnreachableError(f"what answers at {self._url} is not inferd")
         return answer.body
+
+    def _call(self, method: str, path: str, data: bytes | None, seconds: float) -> Answer:
+        try:
+            return call(method, f"{self._url}{path}", data=data, token=self._token, seconds=seconds)
+        except UnreachableError as error:
+            raise UnreachableError(
+                f"{error}: start it with `python -m daemon`, or name another one with"
+                " --inference URL"
+            ) from None
 
 
 def say(text: str) -> None:

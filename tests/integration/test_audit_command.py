@@ -12,6 +12,7 @@ from daemon.database import Database
 from daemon.errors import ConfigError
 from daemon.migration import released_migrations
 from daemon.schema import read_schema
+from demos.client import management
 from tests.integration.test_search_command import Door, door
 
 __all__ = ["door"]
@@ -148,6 +149,44 @@ def test_refusals_have_their_exit_codes(
     said = capsys.readouterr()
     assert said.out == ""
     assert "not so" in said.err
+
+
+BUSY = 503, {"detail": "16 searches are under way", "code": "busy"}
+
+
+def test_a_daemon_that_is_busy_is_asked_again(
+    door: Door, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(management, "LEAST_PAUSE", 0.01)
+    door.headers = {"Retry-After": "0"}
+    found = [finding("missing_vector", 12)]
+    door.pages = [step(follows="a"), BUSY, BUSY, step(*found), BUSY, outcomes("requeued")]
+
+    assert run_audit("--mend") == 0
+
+    assert [path for _, path, _ in asked(door)] == 4 * ["/audit"] + 2 * ["/audit/mend"]
+    assert "1,000 completed jobs" in capsys.readouterr().err
+    door.asked.clear()
+    door.pages = [BUSY, {"collection": "image_embeddings", "points": [], "next": None}]
+    assert stored.main([], prog="stored") == 0
+    assert len(door.asked) == 2
+
+
+def test_a_daemon_that_stays_busy_ends_the_audit_which_says_how_far_it_came(
+    door: Door, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(audit, "PATIENCE", 0.0)
+    door.headers = {"Retry-After": "1"}
+    door.pages = [step(finding("missing_vector", 12), follows="a"), BUSY]
+
+    assert run_audit() == 3
+
+    said = capsys.readouterr()
+    assert "missing_vector" in said.out
+    assert "500 completed jobs and 1,000 vectors compared: 1 missing_vector" in said.err
+    assert "the rest was not looked at" in said.err
+    assert "16 searches are under way" in said.err
+    assert len(door.asked) == 2
 
 
 def test_usage_is_exit_code_2(door: Door, capsys: pytest.CaptureFixture[str]) -> None:

@@ -49,7 +49,7 @@ class Door:
     asked: list[tuple[str, str, dict[str, str], bytes, str | None]] = field(default_factory=list)
     url: str = ""
     pages: list[Any] = field(default_factory=list)
-    """Answers that come one after the other, before `body`; a text is one of no use."""
+    """Answers that come one after the other, before `body`: bodies, or a status and a body."""
 
     def handler(self) -> type[http.server.BaseHTTPRequestHandler]:
         door = self
@@ -61,8 +61,10 @@ class Door:
                 query = dict(parse_qsl(place.query))
                 token = self.headers["Authorization"]
                 door.asked.append((self.command, place.path, query, sent, token))
-                data = json.dumps(door.pages.pop(0) if door.pages else door.body).encode()
-                self.send_response(door.status)
+                page = door.pages.pop(0) if door.pages else door.body
+                status, body = page if isinstance(page, tuple) else (door.status, page)
+                data = json.dumps(body).encode()
+                self.send_response(status)
                 for name, value in door.headers.items():
                     self.send_header(name, value)
                 self.send_header("Content-Length", str(len(data)))
