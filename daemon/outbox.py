@@ -111,7 +111,11 @@ class Outbox:
         self._metrics.events_sent("published", outcomes.count(0))
         self._metrics.events_sent("refused", outcomes.count(1))
         self._metrics.events_sent("unconfirmed", outcomes.count(-1))
-        confirmed = [row["id"] for row, code in zip(rows, outcomes, strict=True) if code == 0]
+        confirmed = [
+            [row["id"], row["created_at"]]
+            for row, code in zip(rows, outcomes, strict=True)
+            if code == 0
+        ]
         refused = [
             [row["id"], self._clock() + _delay_ms(row["attempt"])]
             for row, code in zip(rows, outcomes, strict=True)
@@ -123,7 +127,7 @@ class Outbox:
             shorter = _without_result(suspect["payload"])
             if shorter != suspect["payload"]:
                 # A 3.1.1 broker does not say how much it takes: it hangs up on what is too large.
-                shortened = [(shorter, suspect["id"])]
+                shortened = [(shorter, suspect["id"], suspect["created_at"])]
             elif self._is_poison(suspect):
                 refused = [[suspect["id"], self._clock() + _delay_ms(suspect["attempt"])]]
 

@@ -203,7 +203,10 @@ TEXTS: dict[str, str] = {
     """,
     outbox.CONFIRM: """
         DELETE FROM outbox
-        WHERE id = ANY (ARRAY(SELECT jsonb_array_elements_text($1::jsonb)::bigint))
+        WHERE id = ANY (ARRAY(SELECT (told ->> 0)::bigint
+                              FROM jsonb_array_elements($1::jsonb) AS told))
+          AND (id, created_at) IN (SELECT (told ->> 0)::bigint, (told ->> 1)::bigint
+                                   FROM jsonb_array_elements($1::jsonb) AS told)
     """,
     outbox.DELAY: """
         UPDATE outbox SET run_at = (delayed.value ->> 1)::bigint, attempt = attempt + 1
