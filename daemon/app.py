@@ -38,8 +38,8 @@ from daemon.readings import Readings
 from daemon.removal import Removal
 from daemon.requests import MAX_BATCH, MqttRequest
 from daemon.scrub import Scrub
-from daemon.settings import Settings, WorkerSettings
 from daemon.server_watch import ServerWatch
+from daemon.settings import Settings, WorkerSettings
 from daemon.watchdog import EXIT_STALLED, LEAVE_SECONDS, Watchdog, leave
 from daemon.worker import Worker
 from daemon.worker_topics import WorkerTopics
@@ -157,7 +157,7 @@ async def run(settings: Settings, *, started: Callable[[int | None], None] = _te
             is_busy=lambda: worker.in_flight > 0,
             stats_seconds=settings.mqtt.stats_seconds,
             clock=clock,
-            model_change=handlers.tell_model_change,
+            model_changes=handlers.tell_model_changes,
         )
         watch = PauseWatch(
             queue.pauses,
@@ -245,7 +245,6 @@ def _last_life(stack: AsyncExitStack, settings: Settings) -> LastLife:
     return noted
 
 
-def _cancel(*tasks: asyncio.Task[None]) -> None:
 async def _scrub(scrub: Scrub, settings: Settings, handlers: HandlerSet, clock: Clock) -> None:
     """Look for what went with this machine; then, until cancelled, with that of their server."""
     await scrub.run()
@@ -261,6 +260,7 @@ async def _scrub(scrub: Scrub, settings: Settings, handlers: HandlerSet, clock: 
         await watch.run()
 
 
+def _cancel(*tasks: asyncio.Task[None]) -> None:
     for task in tasks:
         task.cancel()
 
@@ -335,7 +335,7 @@ async def _open_doors(
         stored=handlers.stored,
         console=console,
         snapshots=handlers.snapshots,
-        models=handlers.model_change,
+        models=handlers.model_changes,
         workers=workers,
     )
     _warn_if_open(settings)

@@ -64,7 +64,7 @@ class WorkerTopics:
         is_busy: Callable[[], bool],
         stats_seconds: float,
         clock: Clock,
-        model_change: Callable[[], JsonObject | None] = lambda: None,
+        model_changes: Callable[[], dict[str, JsonObject]] = dict,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         """Wire it up.
@@ -78,7 +78,7 @@ class WorkerTopics:
             is_busy: whether a job runs here.
             stats_seconds: the clock of the stats; 0 publishes none.
             clock: epoch milliseconds.
-            model_change: how far a change of a model is; None where there is none.
+            model_changes: how far changes of models are, by what stats call them.
             monotonic: seconds, for rates.
         """
         self._board = board
@@ -89,7 +89,7 @@ class WorkerTopics:
         self._is_busy = is_busy
         self._stats_seconds = stats_seconds
         self._clock = clock
-        self._model_change = model_change
+        self._model_changes = model_changes
         self._monotonic = monotonic
         self._told_info: tuple[int, JsonObject] | None = None
         self._told_state: tuple[int, bool] | None = None
@@ -161,7 +161,7 @@ class WorkerTopics:
             "failed": failed,
             "images_per_second": self._rate(now, sum(done.values())),
             "reconnects": max(0, connects - 1),
-            **({"model_change": change} if (change := self._model_change()) else {}),
+            **self._model_changes(),
         }
 
     def _rate(self, now: float, done: int) -> float:

@@ -4,8 +4,8 @@ A handler sees a job and its own siblings, never the queue, MQTT or SQL. Importi
 imports no model library; those load when the daemon opens a handler.
 
     assembly                 builds the configured handlers over the parts they share
-    image_embedding, image_embedding_handler, face_detection, face_embedding
-                             the documented inference classes and the three handlers
+    image_embedding, image_embedding_handler, face_detection, face_embedding,
+    face_embedding_handler   the documented inference classes and the three handlers
     inference                MLInference, the base of every model, and Provenance
     lane                     the one thread that owns a device, and what it is busy with;
                              lane_threads: it, and those beside it; gpus: which devices there are
@@ -34,7 +34,9 @@ imports no model library; those load when the daemon opens a handler.
                              whole or not at all, and one download at a time
     model_inventory, model_file, task_types
                              which models are used, and whose files they are
-    images, decoders         bytes -> upright RGB picture, and the threads that do it, each with a
+    images                   bytes -> upright RGB picture: image_formats finds which format,
+                             image_colours makes RGB of it; image_resizing: at the size wanted
+    decoders                 the threads that do it, each with a
                              process (decoder_pool, decoder_process) that may crash;
                              file_costs: what costs too much to be opened at all
     clip_input               bytes -> the square that CLIP takes, large JPEGs the fast way
@@ -53,9 +55,13 @@ imports no model library; those load when the daemon opens a handler.
                              what is near a text, a picture, a face, or something stored
     collection_parts, model_record
                              what is behind a collection's fixed name: which model's vectors answer
-    model_change, shadow     changes that model while it is searched (docs/model-change.md); with
-                             model_failures, model_lease, image_models (the CLIPs at hand) and
-                             image_shadow (a picture embedded again)
+    model_change, model_change_work, shadow
+                             changes that model while it is searched (docs/model-change.md); with
+                             model_failures, model_lease; inventory: what a part has, as
+                             point_inventory and face_inventory count it; image_shadow, face_shadow:
+                             a picture embedded again; faceless: pictures without a face
+    models_at_hand           models by fingerprint: image_models, face_models (face_specs: how
+                             these are configured)
     vector_engine, vector_points
                              what stores and engines say to each other
     blame, disk_room         who is at fault for a failure; whether a disk has room for vectors

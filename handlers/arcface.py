@@ -11,14 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from daemon.errors import ConfigError, PermanentError
+from daemon.settings import FacesSettings
 from handlers import weights
 from handlers.arcface_untrained import UNTRAINED_SEED, UntrainedModel
 from handlers.face_alignment import ALIGNMENT, FACE_SIZE
-from handlers.face_files import RECOGNISER_NAMES, UNTRAINED
+from handlers.face_files import PUBLISHED_SHA256, RECOGNISER_NAMES, UNTRAINED
 from handlers.faces import EMBEDDING_DIM
 from handlers.inference import Pixels, Provenance, Vector
 from handlers.onnx_model import OnnxModel, Opened
-from handlers.onnx_vendors import actual_device, open_model, precision
+from handlers.onnx_vendors import actual_device, open_model, output_width, precision
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +33,28 @@ class ArcFaceRecogniser(OnnxModel):
     """
 
     kind = "the recogniser"
+
+    def __init__(
+        self,
+        faces: FacesSettings,
+        *,
+        models_dir: Path,
+        device: str = "auto",
+        require_gpu: bool = False,
+        offline: bool = False,
+        dimension: int | None = EMBEDDING_DIM,
+    ) -> None:
+        """Take the settings; `dimension` is what its vectors must have, None what they have."""
+        super().__init__(
+            faces, models_dir=models_dir, device=device, require_gpu=require_gpu, offline=offline
+        )
+        self._may_differ = dimension is None
+        self._dimension = dimension or EMBEDDING_DIM
+
+    @property
+    def dimension(self) -> int:
+        """Numbers in a vector; where any number was allowed 512 before `resolve`."""
+        return self._dimension
 
     @property
     def is_untrained(self) -> bool:
@@ -58,10 +81,12 @@ class ArcFaceRecogniser(OnnxModel):
         named = self._faces.recogniser
         path = self._files.find(named, "INFERD_FACES__RECOGNISER", RECOGNISER_NAMES)
         self._digest = weights.sha256(path)
+        if self._may_differ and self._digest not in PUBLISHED_SHA256.values():
+            self._dimension = output_width(path) or EMBEDDING_DIM
         self._path = path
 
     def embed(self, face: NDArray[Any]) -> Vector:
-        """Return float32 [512] of length 1 for one aligned face, RGB [112, 112, 3].
+        """Return float32 [dimension] of length 1 for one aligned face, RGB [112, 112, 3].
 
         Args:
             face: uint8, or float32 already normalised as (x - 127.5) / 127.5.
@@ -105,7 +130,7 @@ class ArcFaceRecogniser(OnnxModel):
         else:
             self._check_unchanged(path)
             model = open_model(path, "recognition", device)
-            _check(path, model)
+            _check(path, model, self._dimension)
         provenance = Provenance(
             model=f"ArcFace {path.stem}" if path else "ArcFace-shaped",
             weights=path.name if path else "UNTRAINED",
@@ -121,7 +146,7 @@ class ArcFaceRecogniser(OnnxModel):
 
 
 def _run(model: Any, faces: Sequence[NDArray[Any]]) -> NDArray[Any]:
-    """Return what the model gives, [n, 512], for faces that are all uint8 or all float32."""
+    """Return what the model gives, [n, dimension], for faces that are all uint8 or all float32."""
     if faces[0].dtype == np.uint8:
         # insightface's own way, since a model of int8 turns a difference in the last bit of a
         # pixel into one of a per cent.
@@ -140,7 +165,7 @@ def _unit(features: NDArray[Any]) -> Vector:
     return (vector / length).astype(np.float32)
 
 
-def _check(path: Path, model: Any) -> None:
+def _check(path: Path, model: Any, dimension: int) -> None:
     """Run a grey face through the model and look at what it takes and gives."""
     takes = list(model.input_shape[1:])
     if takes != [3, FACE_SIZE, FACE_SIZE]:
@@ -151,9 +176,9 @@ def _check(path: Path, model: Any) -> None:
     except Exception as error:
         # As in `open_model`.
         raise ConfigError(f"{path} does not run on a 112x112 face: {error}") from error
-    if features.shape != (1, EMBEDDING_DIM):
+    if features.shape != (1, dimension):
         raise ConfigError(
-            f"{path} gives {list(features.shape)} for one face, should be [1, {EMBEDDING_DIM}]"
+            f"{path} gives {list(features.shape)} for one face, should be [1, {dimension}]"
         )
     if not np.isfinite(features).all():
         raise ConfigError(f"{path} gives NaN for a grey face")

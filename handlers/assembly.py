@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 from daemon.errors import InferdError, OutOfMemoryError, RetryableError
 from daemon.jobs import Job, JsonObject, TaskType
-from daemon.settings import ClipSettings, Settings
+from daemon.settings import ClipSettings, FacesSettings, Settings
 from handlers.claims import StoreClaim
 from handlers.decoders import Decoders
 from handlers.device import ModelRunner
@@ -19,25 +19,34 @@ from handlers.edge_schedule import IndexBoard
 from handlers.engine_choice import make_engine
 from handlers.face_batches import GPU_BATCH
 from handlers.face_detection import FaceDetectionHandler, FaceDetectionInference
-from handlers.face_embedding import FaceEmbeddingHandler, FaceEmbeddingInference
+from handlers.face_embedding import FaceEmbeddingInference
+from handlers.face_embedding_handler import FaceEmbeddingHandler
+from handlers.face_inventory import FaceInventory
+from handlers.face_models import FaceModel, FaceModels
+from handlers.face_shadow import FaceShadow
+from handlers.face_specs import asked_spec as asked_faces
+from handlers.face_specs import configured_spec, detector_settings, recogniser_settings
 from handlers.face_store import QdrantFaceStore
 from handlers.faces import Face
 from handlers.gpus import lane_devices
 from handlers.image_embedding import ImageEmbeddingInference
 from handlers.image_embedding_handler import ImageEmbeddingHandler
 from handlers.image_models import ImageModel, ImageModels, TextTower, plain_spec
+from handlers.image_models import asked_spec as asked_clip
 from handlers.image_shadow import ImageShadow
 from handlers.image_store import QdrantImageStore
-from handlers.inference import MLInference, Provenance
+from handlers.inference import MLInference, Provenance, Vector
 from handlers.lane import DeviceLane
 from handlers.media_store import MediaStoreClient
 from handlers.model_change import ModelChange
 from handlers.model_record import physical_name
 from handlers.pictures import Pictures
+from handlers.point_inventory import PointInventory
 from handlers.previews import Previews
 from handlers.qdrant_store import QdrantStore
 from handlers.query_vectors import FaceParts, ImageParts
 from handlers.search import Search
+from handlers.server_life import ServerLife, life_of
 from handlers.stored_vectors import StoredVectors
 from handlers.task_types import configured_task_types
 from handlers.text_embedding import TextEmbeddingInference
@@ -51,7 +60,12 @@ SPARE_PICTURES = 2
 Handler: TypeAlias = ImageEmbeddingHandler | FaceDetectionHandler | FaceEmbeddingHandler
 Check: TypeAlias = Callable[[], Awaitable[JsonObject]]
 
-from handlers.server_life import ServerLife, life_of
+CHANGES = {
+    QdrantImageStore.collection: "model_change",
+    QdrantFaceStore.collection: "face_model_change",
+}
+"""What a change of a collection's model is called in stats and health."""
+
 URGENT_PICTURES = 2
 """Decoded at a time to find faces for somebody who waits, beside those of jobs."""
 
@@ -72,12 +86,14 @@ class HandlerSet:
     previews: Previews | None = None
     """What people look at; always there once the set is open."""
     stores: dict[TaskType, QdrantStore] = field(default_factory=dict)
-    model_change: ModelChange | None = None
-    """Changes the model of the pictures; None where nobody embeds them here."""
+    model_changes: dict[str, ModelChange] = field(default_factory=dict)
+    """What changes a collection's model, by its fixed name."""
     snapshots: VectorSnapshots | None = None
     """Copies the vectors for a backup; always there once the set is open."""
     indexes: IndexBoard = field(default_factory=IndexBoard)
     """How the embedded engine's indexes stand."""
+    server_life: Callable[[], Awaitable[ServerLife]] | None = None
+    """Asks which process of the vectors' server answers; None where they lie on this machine."""
     checks: dict[str, tuple[Check, bool]] = field(default_factory=dict)
     """Health checks by name, and whether the daemon is unready where they fail."""
 
@@ -95,10 +111,13 @@ class HandlerSet:
                 log.warning("%s is not loaded yet: %s", runner.name, error.message)
 
     @property
+    def model_change(self) -> ModelChange | None:
+        """What changes the model of the pictures; None where nobody embeds them here."""
+        return self.model_changes.get(QdrantImageStore.collection)
+
+    @property
     def stored(self) -> StoredVectors:
         """What lists the stored vectors."""
-    server_life: Callable[[], Awaitable[ServerLife]] | None = None
-    """Asks which process of the vectors' server answers; None where they lie on this machine."""
         return StoredVectors(self.stores)
 
     async def forget_vectors(self, job: Job) -> None:
@@ -126,17 +145,21 @@ class HandlerSet:
         return found
 
     async def change_models(self, is_busy: Callable[[], bool]) -> None:
-        """Work on changes of a model until cancelled, whenever there is one.
+        """Work on changes of models until cancelled, whenever there are some.
 
         Args:
             is_busy: whether jobs run, which go first.
         """
-        if self.model_change is not None:
-            await self.model_change.run(is_busy)
+        async with asyncio.TaskGroup() as tasks:
+            for change in self.model_changes.values():
+                tasks.create_task(change.run(is_busy))
 
-    def tell_model_change(self) -> JsonObject | None:
-        """Return how far a change of a model is; None where there is none."""
-        return None if self.model_change is None else self.model_change.stats()
+    def tell_model_changes(self) -> dict[str, JsonObject]:
+        """Return how far each change of a model is, by what it is called in stats and health."""
+        told = {
+            CHANGES[collection]: change.stats() for collection, change in self.model_changes.items()
+        }
+        return {name: each for name, each in told.items() if each is not None}
 
     def running(self) -> list[dict[str, str]]:
         """Return name, model, weights, device and precision of each copy that is loaded.
@@ -210,7 +233,8 @@ class _Builder:
         self._stack = stack
         indexes = IndexBoard()
         self._engine = make_engine(settings.qdrant, settings.data_dir, indexes)
-        self._detector: ModelRunner[list[Face]] | None = None
+        self._detectors: list[ModelRunner[list[Face]]] = []
+        self._recognisers: list[tuple[ModelRunner[Vector], int]] = []
         self._images: ImageParts | None = None
         self._faces: FaceParts | None = None
         # Of searches and of the doors: somebody waits, and must not stand behind jobs' pictures.
@@ -247,10 +271,13 @@ class _Builder:
         self.set.checks["models"] = self.set.check_models, True
         if self.set.stores:
             self.set.checks["vectors"] = self._check_vectors, True
+        if self._settings.qdrant.url:
+            self.set.server_life = partial(life_of, self._engine)
         self.set.snapshots = VectorSnapshots(self._engine)
         await self.set.snapshots.sweep()
-        if self.set.model_change is not None:
-            self.set.checks["model_change"] = self._check_model_change, False
+        for collection in self.set.model_changes:
+            check = partial(self._check_model_change, CHANGES[collection])
+            self.set.checks[CHANGES[collection]] = check, False
         self.set.search = Search(images=self._images, faces=self._faces)
         self.set.direct = DirectVectors(
             self._settings.faces, images=self._images, faces=self._faces
@@ -259,7 +286,9 @@ class _Builder:
 
     async def _open_image_embedding(self) -> None:
         configured = await self._open_clip(self._settings.clip, "clip", "clip_text")
-        models = ImageModels(configured, self._open_clip_of, tell_needed=self._need_clip)
+        models = ImageModels(
+            configured, self._open_clip_of, plain=asked_clip, tell_needed=self._need_clip
+        )
         store = QdrantImageStore(engine=self._engine, dimension=configured.dimension)
         self._store(TaskType.IMAGE_EMBEDDING, store)
         handler = ImageEmbeddingHandler(
@@ -276,8 +305,6 @@ class _Builder:
             raise RuntimeError("the configured model was opened without its text tower")
         self._images = ImageParts(
             handler=handler,
-        if self._settings.qdrant.url:
-            self.set.server_life = partial(life_of, self._engine)
             runner=configured.runner,
             store=store,
             text=text.runner,
@@ -285,8 +312,12 @@ class _Builder:
             models=models,
             side=configured.side,
         )
-        self.set.model_change = ModelChange(
-            store, ImageShadow(models, handler), models, folder=self._engine.folder
+        self.set.model_changes[store.collection] = ModelChange(
+            store,
+            ImageShadow(models, handler),
+            models,
+            partial(PointInventory, store),
+            folder=self._engine.folder,
         )
 
     async def _open_clip_of(self, spec: Mapping[str, str]) -> ImageModel:
@@ -333,43 +364,101 @@ class _Builder:
             FaceDetectionHandler(
                 media_store=self._media_store,
                 pictures=self._pictures,
-                runner=await self._shared_detector(),
+                runner=await self._detector_of(self._settings.faces),
             )
         )
 
     async def _open_face_embedding(self) -> None:
-        recogniser = await self._runner(
-            "face_recogniser",
-            *(FaceEmbeddingInference(settings=settings) for settings in self._by_lane()),
-            max_batch=self._face_batch,
+        faces = self._settings.faces
+        recogniser, dimension = await self._recogniser(faces, "face_recogniser")
+        configured = FaceModel(
+            recogniser=recogniser,
+            detector=await self._detector_of(faces),
+            dimension=dimension,
+            spec=configured_spec(faces),
         )
-        store = QdrantFaceStore(engine=self._engine)
+        models = FaceModels(
+            configured,
+            self._open_faces_of,
+            plain=asked_faces,
+            tell_needed=self._need_faces,
+            shared=(configured.detector,),
+        )
+        store = QdrantFaceStore(engine=self._engine, dimension=configured.dimension)
         self._store(TaskType.FACE_EMBEDDING, store)
         handler = FaceEmbeddingHandler(
-            pictures=self._pictures,
-            decoders=self._decoders,
-            detector=await self._shared_detector(),
-            recogniser=recogniser,
-            store=store,
+            pictures=self._pictures, decoders=self._decoders, models=models, store=store
         )
         await self._bind(handler.claim)
         self.set.handlers.append(handler)
         self._faces = FaceParts(
-            handler=handler, runner=recogniser, store=store, pictures=self._asked
+            handler=handler,
+            detector=configured.detector,
+            runner=configured.recogniser,
+            store=store,
+            models=models,
+            pictures=self._asked,
+        )
+        self.set.model_changes[store.collection] = ModelChange(
+            store,
+            FaceShadow(models, handler),
+            models,
+            partial(FaceInventory, store),
+            folder=self._engine.folder,
         )
 
-    async def _shared_detector(self) -> ModelRunner[list[Face]]:
-        if self._detector is None:
-            self._detector = await self._runner(
-                "face_detector",
-                *(FaceDetectionInference(settings=settings) for settings in self._by_lane()),
-                max_batch=self._face_batch,
-            )
-        return self._detector
+    async def _open_faces_of(self, spec: Mapping[str, str]) -> FaceModel:
+        """Open another detector or recogniser than those of the settings, or both."""
+        faces = self._settings.faces
+        recogniser, dimension = await self._recogniser(recogniser_settings(faces, spec))
+        detector = await self._detector_of(detector_settings(faces, spec))
+        return FaceModel(recogniser=recogniser, detector=detector, dimension=dimension, spec=spec)
 
-    def _by_lane(self) -> list[Settings]:
+    def _need_faces(self, needed: FaceModel) -> None:
+        """Let what face models of before had be what nobody needs, but face_detection's."""
+        self.set.on_demand.update(runner.name for runner, _ in self._recognisers)
+        self.set.on_demand.update(runner.name for runner in self._detectors[1:])
+        self.set.on_demand.difference_update(runner.name for runner in needed.needed)
+
+    async def _recogniser(
+        self, faces: FacesSettings, name: str | None = None
+    ) -> tuple[ModelRunner[Vector], int]:
+        """Return what makes vectors by these settings, and how long they are."""
+        inference, *others = [
+            FaceEmbeddingInference(None, settings=settings) for settings in self._by_lane(faces)
+        ]
+        await asyncio.to_thread(inference.resolve)
+        for runner, dimension in self._recognisers:
+            if runner.fingerprint == inference.fingerprint:
+                return runner, dimension
+        name = name or physical_name("face_recogniser", inference.fingerprint)
+        made = await self._runner(name, inference, *others, max_batch=self._face_batch)
+        self._recognisers.append((made, inference.embedding_dim))
+        return self._recognisers[-1]
+
+    async def _detector_of(self, faces: FacesSettings) -> ModelRunner[list[Face]]:
+        """Return what finds faces by these settings; the first one is that of all settings."""
+        inference, *others = [
+            FaceDetectionInference(settings=settings) for settings in self._by_lane(faces)
+        ]
+        await asyncio.to_thread(inference.resolve)
+        for runner in self._detectors:
+            if runner.fingerprint == inference.fingerprint:
+                return runner
+        name = "face_detector"
+        if self._detectors:
+            name = physical_name(name, inference.fingerprint)
+        made = await self._runner(name, inference, *others, max_batch=self._face_batch)
+        self._detectors.append(made)
+        return self._detectors[-1]
+
+    def _by_lane(self, faces: FacesSettings | None = None) -> list[Settings]:
         """Return the settings of each lane's models."""
-        return [self._settings.model_copy(update={"device": lane.name}) for lane in self.set.lanes]
+        given = {} if faces is None else {"faces": faces}
+        return [
+            self._settings.model_copy(update={"device": lane.name, **given})
+            for lane in self.set.lanes
+        ]
 
     async def _runner(
         self, name: str, *copies: MLInference[Any], max_batch: int = 1
@@ -416,8 +505,8 @@ class _Builder:
         await self._media_store.check()
         return {"url": self._media_store.address}
 
-    async def _check_model_change(self) -> JsonObject:
-        return self.set.tell_model_change() or {}
+    async def _check_model_change(self, name: str) -> JsonObject:
+        return self.set.tell_model_changes().get(name, {})
 
     async def _check_vectors(self) -> JsonObject:
         counts: JsonObject = {}

@@ -2,11 +2,10 @@
 
 import asyncio
 import logging
+from typing import Any
 
 from daemon.errors import ConfigError, DependencyDownError, RetryableError
-from handlers.device import ModelRunner
-from handlers.image_models import ImageModels
-from handlers.inference import Vector
+from handlers.models_at_hand import ModelsAtHand
 from handlers.qdrant_store import QdrantStore
 
 log = logging.getLogger(__name__)
@@ -19,21 +18,9 @@ class StoreClaim:
     the settings say, and the collection stays what it is.
     """
 
-    def __init__(
-        self,
-        store: QdrantStore,
-        runner: ModelRunner[Vector],
-        models: ImageModels | None = None,
-    ) -> None:
-        """Take the store and the configured model.
-
-        Args:
-            store: whose collection.
-            runner: the model of the settings.
-            models: where other models are to be had; None where the collection has but this one.
-        """
+    def __init__(self, store: QdrantStore, models: ModelsAtHand[Any]) -> None:
+        """Take the store, and the models: that of the settings, and where others are to be had."""
         self._store = store
-        self._runner = runner
         self._models = models
         self._turn = asyncio.Lock()
         self._is_bound = False
@@ -49,7 +36,7 @@ class StoreClaim:
             if not self._is_bound:
                 await self._store.open()
                 if not await self._follow_record():
-                    fingerprint = self._runner.fingerprint
+                    fingerprint = self._models.configured.fingerprint
                     await self._store.claim(fingerprint, fingerprint)
                 self._is_bound = True
 
@@ -70,20 +57,20 @@ class StoreClaim:
         """Open the model that the collection is of by its record; return whether it names one."""
         record = await self._store.record()
         active = None if record is None else record.active
-        if self._models is None or active is None or active.spec is None:
+        if active is None or active.spec is None:
             return False
         try:
             model = await self._models.of(active)
         except DependencyDownError as error:
             raise ConfigError(error.message, code=error.code) from error
         self._models.need(model)
-        if active.fingerprint != self._runner.fingerprint:
-            said = ", ".join(f"{name} {value}" for name, value in active.spec.items())
+        configured = self._models.configured
+        if list(model.needed) != list(configured.needed):
             log.warning(
                 "the settings name another model (%s) than %s is of (%s): that one is used; make"
                 " the settings say so, or change the model by `python -m daemon models use`",
-                self._runner.fingerprint,
+                configured.fingerprint,
                 self._store.collection,
-                said,
+                ", ".join(f"{name} {value}" for name, value in active.spec.items()),
             )
         return True

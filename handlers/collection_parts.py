@@ -6,7 +6,7 @@ began before a change and wrote after its end would lose its picture.
 """
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Literal, TypeAlias
+from typing import Literal, TypeVar
 
 from handlers.model_record import MODELS, Part, Record, Records
 from handlers.vector_engine import CollectionSpec, Point, VectorEngine
@@ -15,8 +15,7 @@ from handlers.vector_points import stored_point, unit_vector
 BATCH = 128
 """Points sent in one call."""
 
-PointByModel: TypeAlias = Mapping[str, Point]
-"""One point as several models see it, by their fingerprints; all under the same id."""
+T = TypeVar("T")
 
 
 class CollectionParts:
@@ -95,39 +94,51 @@ class CollectionParts:
         self._ensured.discard(physical)
         await self.engine.drop_collection(physical)
 
-    async def everywhere(self, delete: Callable[[str], Awaitable[None]]) -> None:
+    async def has(self, physical: str) -> bool:
+        """Whether there is such a collection now, whoever made or dropped it."""
+        if physical in await self.engine.collections():
+            return True
+        self._ensured.discard(physical)
+        return False
+
+    async def everywhere(self, delete: Callable[[Part], Awaitable[None]]) -> None:
         """Delete something from every part, that which is kept to go back to included."""
         done: set[str] = set()
         while left := [part for part in await self._all() if part.physical not in done]:
             for part in left:
                 await self.ensure(part)
-                await delete(part.physical)
+                await delete(part)
                 done.add(part.physical)
 
     async def write(
-        self, points: Sequence[PointByModel], *, claim_again: Callable[[], Awaitable[object]]
+        self,
+        items: Sequence[Mapping[str, T]],
+        put: Callable[[Part, Sequence[T]], Awaitable[None]],
+        *,
+        claim_again: Callable[[], Awaitable[object]],
     ) -> list[tuple[Part, ...]]:
-        """Store each point in every part that the record names, as that part's model sees it.
+        """Store each item in every part that the record names, as that part's model sees it.
 
         Args:
-            points: what is to be stored.
+            items: what is to be stored, as several models see it, by their fingerprints.
+            put: stores items in one part, whose collection is there.
             claim_again: called where the record is gone: somebody deleted it.
 
         Returns:
-            For each point the parts that it must still be embedded for. Where there are some it
+            For each item the parts that it must still be embedded for. Where there are some it
             may have been stored in others meanwhile; give it again with what was missing.
 
         Raises:
-            PermanentError: a point can't be stored.
+            PermanentError: an item can't be stored.
         """
         record = await self.record()
         if record is None:
             await claim_again()
             record = await self.record()
-        stored: list[set[str]] = [set() for _ in points]
+        stored: list[set[str]] = [set() for _ in items]
         while True:
             wanted = (self._bare,) if record is None else record.written
-            missing = [tuple(p for p in wanted if p.fingerprint not in each) for each in points]
+            missing = [tuple(p for p in wanted if p.fingerprint not in each) for each in items]
             is_done = True
             for part in wanted:
                 # Whole or not at all: what lacks a vector is given again, with all of them.
@@ -138,7 +149,7 @@ class CollectionParts:
                 ]
                 if left:
                     is_done = False
-                    await self._put(part, [points[number][part.fingerprint] for number in left])
+                    await put(part, [items[number][part.fingerprint] for number in left])
                 for number in left:
                     stored[number].add(part.physical)
             if is_done:
@@ -151,10 +162,15 @@ class CollectionParts:
         Raises:
             PermanentError: a point can't be stored; nothing was.
         """
-        await self._put(part, points)
+        dimension = self.dimension_of(part)
+        by_id = {}
+        for point in points:
+            stored = stored_point(point, dimension)
+            by_id[stored.point_id] = stored
+        await self._put(part, list(by_id.values()))
 
     async def put_stored(self, part: Part, points: Sequence[Point]) -> None:
-        """Store points in one part, with ids and payloads as they lie in another part.
+        """Store points in one part in this order, with ids and payloads as they lie in another.
 
         Raises:
             PermanentError: a vector is not sound; nothing was stored.
@@ -164,17 +180,9 @@ class CollectionParts:
             Point(each.point_id, unit_vector(each.vector, dimension, "a point"), each.payload)
             for each in points
         ]
-        if ready:
-            await self.ensure(part)
-            await self.engine.upsert(part.physical, ready)
+        await self._put(part, ready)
 
-    async def _put(self, part: Part, points: Sequence[Point]) -> None:
-        dimension = self.dimension_of(part)
-        by_id = {}
-        for point in points:
-            stored = stored_point(point, dimension)
-            by_id[stored.point_id] = stored
-        ready = list(by_id.values())
+    async def _put(self, part: Part, ready: Sequence[Point]) -> None:
         if ready:
             await self.ensure(part)
         for start in range(0, len(ready), BATCH):

@@ -17,7 +17,7 @@ from daemon.errors import HandlerError, InvalidRequestError, NotFoundError
 from daemon.settings import FacesSettings
 from handlers import query_vectors
 from handlers.face_batches import chunks
-from handlers.face_embedding import FACES_AT_ONCE
+from handlers.face_embedding_handler import FACES_AT_ONCE
 from handlers.faces import Face
 from handlers.inference import Pixels, Provenance, Vector
 from handlers.query_vectors import FaceParts, ImageParts
@@ -165,7 +165,7 @@ class DirectVectors:
         parts = self._faces
         async with parts.pictures:
             pixels = await query_vectors.read(parts.handler.read(data, None))
-            faces, crops, _ = await parts.handler.find_faces(pixels)
+            faces, crops, _ = await parts.handler.find_faces(pixels, parts.detector)
             height, width = pixels.shape[:2]
             del pixels
         sure = [index for index, face in enumerate(faces) if face.confidence >= min_score]

@@ -4,14 +4,29 @@ Run `python -m handlers.face_store` to see it at work.
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
+from daemon.jobs import JsonObject
+from handlers.faceless import Faceless, faceless_part
+from handlers.model_record import Part
 from handlers.qdrant_store import QdrantStore
 from handlers.store_demo import run_demo, say
 from handlers.vector_engine import AtLeast, Equals, Filter, Point
 from handlers.vector_points import face_point_id
+
+
+@dataclass(frozen=True, slots=True)
+class PictureFaces:
+    """What a job found in a picture by one model."""
+
+    media_store_id: int
+    payload: JsonObject
+    """What is kept of the picture where it has no face; see faceless."""
+    points: Sequence[Point]
+    """In order; each payload has media_store_id and face_index (0, 1, ...)."""
 
 
 class QdrantFaceStore(QdrantStore):
@@ -33,15 +48,50 @@ class QdrantFaceStore(QdrantStore):
             ValueError: a payload says something else.
             PermanentError: a point can't be stored.
         """
-        for index, point in enumerate(points):
-            said = point.payload.get("media_store_id"), point.payload.get("face_index")
-            if said != (media_store_id, index):
-                raise ValueError(f"face {index} of picture {media_store_id} says it is {said}")
+        _check(media_store_id, points)
         await self.upsert(points)
-        surplus = Filter.where(
-            Equals("media_store_id", media_store_id), AtLeast("face_index", len(points))
-        )
-        await self._remove_where(surplus)
+        await super()._remove_where(_surplus(media_store_id, points))
+
+    async def write(self, faces: Mapping[str, PictureFaces]) -> tuple[Part, ...]:
+        """Make a picture's faces the only ones of it in every part of the collection.
+
+        Args:
+            faces: those that each model finds, by its fingerprint; all of one picture and job.
+
+        Returns:
+            The parts that it must still be embedded for; see CollectionParts.write.
+
+        Raises:
+            ValueError: a payload says something else.
+            PermanentError: a point can't be stored.
+        """
+        for each in faces.values():
+            _check(each.media_store_id, each.points)
+        (missing,) = await self.parts.write([faces], self._put, claim_again=self._confirmed)
+        return missing
+
+    def beside(self, part: Part) -> Sequence[Part]:
+        """Return where the pictures without a face are kept."""
+        return (faceless_part(self.collection, part),)
+
+    async def _put(self, part: Part, pictures: Sequence[PictureFaces]) -> None:
+        for each in pictures:
+            await self.parts.ensure(part)
+            if each.points:
+                # Face 0 last: what is cut short is seen to be (face_inventory).
+                await self.parts.upsert(part, each.points[::-1])
+            else:
+                faceless = Faceless(self.parts, self.collection, part)
+                await faceless.add(each.media_store_id, each.payload)
+            surplus = _surplus(each.media_store_id, each.points)
+            await self.parts.engine.delete_where(part.physical, surplus)
+
+    async def _remove_where(self, where: Filter) -> None:
+        async def delete(part: Part) -> None:
+            await self.parts.engine.delete_where(part.physical, where)
+            await Faceless(self.parts, self.collection, part).remove_where(where)
+
+        await self._everywhere(delete)
 
     def search_by_media_store_id(self, media_store_id: int | str) -> list[Point]:
         """Return the faces of one picture by their face_index, none for an unknown one; blocks.
@@ -57,6 +107,20 @@ class QdrantFaceStore(QdrantStore):
     def delete_by_job_id(self, job_id: str) -> None:
         """Delete all faces that one job stored; if there are none, nothing happens; blocks."""
         self._blocking(lambda: self.remove_by_job_id(job_id))
+
+
+def _check(media_store_id: int, points: Sequence[Point]) -> None:
+    for index, point in enumerate(points):
+        said = point.payload.get("media_store_id"), point.payload.get("face_index")
+        if said != (media_store_id, index):
+            raise ValueError(f"face {index} of picture {media_store_id} says it is {said}")
+
+
+def _surplus(media_store_id: int, points: Sequence[Point]) -> Filter:
+    """Return the faces of a run that found more."""
+    return Filter.where(
+        Equals("media_store_id", media_store_id), AtLeast("face_index", len(points))
+    )
 
 
 def demo(arguments: Sequence[str]) -> int:

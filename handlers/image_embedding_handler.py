@@ -11,10 +11,9 @@ from daemon.settings import Decoding
 from daemon.stage import Stage
 from handlers.claims import StoreClaim
 from handlers.clip_input import ClipInput
-from handlers.collection_parts import PointByModel
 from handlers.decoders import Decoders
 from handlers.image_models import ImageModel, ImageModels
-from handlers.image_store import QdrantImageStore
+from handlers.image_store import PointByModel, QdrantImageStore
 from handlers.inference import Provenance
 from handlers.media_store import Media
 from handlers.model_record import Part
@@ -61,7 +60,7 @@ class ImageEmbeddingHandler:
         self._models = models
         self._store = store
         self._decoding = decoding
-        self.claim = StoreClaim(store, models.configured.runner, models)
+        self.claim = StoreClaim(store, models)
         self._upserts: Stage[PointByModel, tuple[Part, ...]] = Stage(
             "upsert-images", self._upsert, max_batch=MAX_UPSERT
         )

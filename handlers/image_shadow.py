@@ -1,8 +1,11 @@
 """ImageShadow: a stored picture, fetched and embedded again by another CLIP."""
 
+from dataclasses import replace
+
 from daemon.errors import PermanentError
 from handlers.image_embedding_handler import ImageEmbeddingHandler
 from handlers.image_models import ImageModels
+from handlers.inventory import Unit
 from handlers.model_record import Part
 from handlers.vector_engine import Point
 
@@ -14,8 +17,9 @@ class ImageShadow:
         self._models = models
         self._handler = handler
 
-    async def embed(self, part: Part, stored: Point) -> Point:
+    async def embed(self, part: Part, unit: Unit) -> Unit:
         """Return a stored picture as a part's model sees it; see Embedder."""
+        (stored,) = unit.points
         media_store_id = stored.payload.get("media_store_id")
         if not isinstance(media_store_id, int):
             raise PermanentError(
@@ -23,4 +27,5 @@ class ImageShadow:
             )
         model = await self._models.of(part)
         point, ran = await self._handler.embed(media_store_id, model)
-        return Point(stored.point_id, point.vector, {**stored.payload, "model": ran.model})
+        payload = {**stored.payload, "model": ran.model}
+        return replace(unit, points=[Point(stored.point_id, point.vector, payload)])

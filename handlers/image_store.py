@@ -4,18 +4,29 @@ Run `python -m handlers.image_store` to see it at work.
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import TypeAlias
 
 import numpy as np
 
+from handlers.model_record import Part
 from handlers.qdrant_store import QdrantStore
 from handlers.store_demo import run_demo, say
+from handlers.vector_engine import Point
+
+PointByModel: TypeAlias = Mapping[str, Point]
+"""One point as several models see it, by their fingerprints; all under the same id."""
 
 
 class QdrantImageStore(QdrantStore):
     """Pictures; the daemon's point ids are media_store_ids."""
 
     collection = "image_embeddings"
+
+    async def write(self, points: Sequence[PointByModel]) -> list[tuple[Part, ...]]:
+        """Store points in every part of the collection; see CollectionParts.write."""
+        parts = self.parts
+        return await parts.write(points, parts.upsert, claim_again=self._confirmed)
 
 
 def demo(arguments: Sequence[str]) -> int:

@@ -10,7 +10,7 @@ from pathlib import Path
 from daemon.errors import ConfigError
 from daemon.jobs import TaskType
 from daemon.settings import Settings
-from handlers import face_files
+from handlers import face_files, face_specs
 from handlers.clip_catalog import PUBLISHED, openai_places
 from handlers.face_files import CASCADE, DETECTOR_NAMES, RECOGNISER_NAMES, UNTRAINED, YUNET
 from handlers.image_store import QdrantImageStore
@@ -62,41 +62,52 @@ def models_of(settings: Settings, collection: str, spec: Mapping[str, str]) -> l
         collection: the fixed name.
         spec: as `Part.spec`.
     """
-    if collection != QdrantImageStore.collection:
-        return []
-    clip = settings.clip.model_copy(update=dict(spec))
-    return [_clip(settings.model_copy(update={"clip": clip}), is_used=True)]
+    if collection == QdrantImageStore.collection:
+        clip = settings.clip.model_copy(update=dict(spec))
+        return [_clip(settings.model_copy(update={"clip": clip}), is_used=True)]
+    recognises = face_specs.recogniser_settings(settings.faces, spec)
+    found = [_recogniser(settings.model_copy(update={"faces": recognises}), is_used=True)]
+    if "detector" in spec:
+        finds = face_specs.detector_settings(settings.faces, spec)
+        found.append(_detector(settings.model_copy(update={"faces": finds}), is_used=True))
+    return found
 
 
 def _configured(settings: Settings) -> Iterator[ModelFile]:
     tasks = set(configured_task_types(settings))
     finds_faces = not tasks.isdisjoint({TaskType.FACE_DETECTION, TaskType.FACE_EMBEDDING})
-    faces = settings.faces
     yield _clip(settings, is_used=TaskType.IMAGE_EMBEDDING in tasks)
+    yield _detector(settings, is_used=finds_faces)
+    yield _recogniser(settings, is_used=TaskType.FACE_EMBEDDING in tasks)
+
+
+def _detector(settings: Settings, *, is_used: bool) -> ModelFile:
+    faces = settings.faces
     if faces.detector is not None:
-        yield _onnx(settings, str(faces.detector), Role.DETECTOR, is_used=finds_faces)
-    elif faces.pack == CASCADE:
-        yield _cascade(is_used=finds_faces)
-    elif faces.pack == YUNET:
-        yield _yunet(settings, is_used=finds_faces)
-    else:
-        yield _pack(settings, faces.pack, Role.DETECTOR, is_used=finds_faces)
-    knows_faces = TaskType.FACE_EMBEDDING in tasks
+        return _onnx(settings, str(faces.detector), Role.DETECTOR, is_used=is_used)
+    if faces.pack == CASCADE:
+        return _cascade(is_used=is_used)
+    if faces.pack == YUNET:
+        return _yunet(settings, is_used=is_used)
+    return _pack(settings, faces.pack, Role.DETECTOR, is_used=is_used)
+
+
+def _recogniser(settings: Settings, *, is_used: bool) -> ModelFile:
+    faces = settings.faces
     if faces.recogniser == UNTRAINED:
-        yield _untrained(Role.RECOGNISER, is_used=knows_faces)
-    elif faces.recogniser:
-        yield _onnx(settings, faces.recogniser, Role.RECOGNISER, is_used=knows_faces)
-    elif faces.pack in {CASCADE, YUNET}:
-        yield ModelFile(
+        return _untrained(Role.RECOGNISER, is_used=is_used)
+    if faces.recogniser:
+        return _onnx(settings, faces.recogniser, Role.RECOGNISER, is_used=is_used)
+    if faces.pack in {CASCADE, YUNET}:
+        return ModelFile(
             name=faces.pack,
             role=Role.RECOGNISER,
-            is_used=knows_faces,
+            is_used=is_used,
             state=State.ABSENT,
             licence="",
             problem=face_files.NO_RECOGNISER.format(pack=faces.pack),
         )
-    else:
-        yield _pack(settings, faces.pack, Role.RECOGNISER, is_used=knows_faces)
+    return _pack(settings, faces.pack, Role.RECOGNISER, is_used=is_used)
 
 
 def _clip(settings: Settings, *, is_used: bool) -> ModelFile:

@@ -66,6 +66,14 @@ class Part:
             was_active=bool(payload.get("was_active")),
         )
 
+    @property
+    def named(self) -> str:
+        """What the model is called, for people."""
+        if self.spec is None:
+            return self.model
+        beside = [self.spec[key] for key in ("weights", "detector") if key in self.spec]
+        return f"{self.spec['model']} ({', '.join(beside)})" if beside else self.spec["model"]
+
     def to_payload(self) -> JsonObject:
         """Return it as it is stored."""
         payload: JsonObject = {

@@ -157,9 +157,22 @@ def open_batched(path: Path, device: str) -> Any:
 
 def output_names(path: Path) -> list[str]:
     """Return what a model's file calls its outputs; none where it is no model."""
+    return [value.name for value in _outputs(path)]
+
+
+def output_width(path: Path) -> int | None:
+    """Return how many numbers a model's first output has for one input; None: it does not say."""
+    for value in _outputs(path)[:1]:
+        shape = value.type.tensor_type.shape.dim
+        if shape and shape[-1].dim_value > 0:
+            return int(shape[-1].dim_value)
+    return None
+
+
+def _outputs(path: Path) -> list[Any]:
     onnx = vendor("onnx")
     try:
-        return [value.name for value in onnx.load(str(path), load_external_data=False).graph.output]
+        return list(onnx.load(str(path), load_external_data=False).graph.output)
     except Exception:
         # Whatever protobuf raises; who loads the file says what is wrong with it.
         log.debug("%s is no ONNX file", path, exc_info=True)

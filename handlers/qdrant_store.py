@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import ClassVar, Literal, Self
 
 from daemon.errors import ConfigError, DependencyDownError
-from handlers.collection_parts import CollectionParts, PointByModel
+from handlers.collection_parts import CollectionParts
 from handlers.disk_room import require_room
 from handlers.engine_choice import embedded_engine, server_engine
 from handlers.inference import Vector
@@ -130,10 +130,6 @@ class QdrantStore(VectorStore):
                 code="model_mismatch",
             )
 
-    async def write(self, points: Sequence[PointByModel]) -> list[tuple[Part, ...]]:
-        """Store points in every part of the collection; see CollectionParts.write."""
-        return await self._parts.write(points, claim_again=self._confirmed)
-
     # ---- parts
 
     async def record(self) -> Record | None:
@@ -160,6 +156,10 @@ class QdrantStore(VectorStore):
             part = await self._confirmed()
         await self._parts.ensure(part)
         return self.at(part), part
+
+    def beside(self, part: Part) -> Sequence[Part]:  # noqa: ARG002 - some have what this has not
+        """Return what else is kept of a part, in collections that may be there: it goes with it."""
+        return ()
 
     def at(self, part: Part) -> Self:
         """Return the store of one part alone; as long open as this one."""
@@ -232,7 +232,7 @@ class QdrantStore(VectorStore):
         engine = self._parts.engine
         ids = [legal_id(point_id) for point_id in point_ids]
         if ids:
-            await self._everywhere(lambda physical: engine.delete(physical, ids))
+            await self._everywhere(lambda part: engine.delete(part.physical, ids))
 
     async def remove_by_media_store_id(self, media_store_id: int | str) -> None:
         """Delete all that is stored of one picture."""
@@ -301,15 +301,15 @@ class QdrantStore(VectorStore):
         """Return where to read: of a view what it is of, else what is active now."""
         return (self._part or await self._active()).physical
 
-    async def _everywhere(self, delete: Callable[[str], Awaitable[None]]) -> None:
+    async def _everywhere(self, delete: Callable[[Part], Awaitable[None]]) -> None:
         if self._part is not None:
-            await delete(self._part.physical)
+            await delete(self._part)
         else:
             await self._parts.everywhere(delete)
 
     async def _remove_where(self, where: Filter) -> None:
         engine = self._parts.engine
-        await self._everywhere(lambda physical: engine.delete_where(physical, where))
+        await self._everywhere(lambda part: engine.delete_where(part.physical, where))
 
     async def _confirmed(self) -> Part:
         """Return what is read and written, having made sure that it is still ours."""

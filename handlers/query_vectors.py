@@ -12,7 +12,8 @@ from daemon.errors import ConfigError, DependencyDownError, PermanentError, Retr
 from daemon.jobs import JsonObject
 from handlers.clip_text import Tokens
 from handlers.device import ModelRunner
-from handlers.face_embedding import FaceEmbeddingHandler
+from handlers.face_embedding_handler import FaceEmbeddingHandler
+from handlers.face_models import FaceModels
 from handlers.face_store import QdrantFaceStore
 from handlers.faces import Face
 from handlers.image_embedding_handler import ImageEmbeddingHandler
@@ -78,19 +79,34 @@ class FaceParts:
     """What a search for faces is done with; opened and closed by whoever made it."""
 
     handler: FaceEmbeddingHandler
+    detector: ModelRunner[list[Face]]
     runner: ModelRunner[Vector]
+    """The recogniser."""
     store: QdrantFaceStore
+    models: FaceModels
     pictures: asyncio.Semaphore
     """Bounds how many decoded pictures are in memory."""
 
     async def now(self) -> "FaceParts":
-        """Return the parts of one search.
+        """Return the parts of one search, by one reading of what the collection is of.
 
         Raises:
-            DependencyDownError: the collection is not to be had.
+            DependencyDownError: the collection or its model is not to be had.
         """
         await self.handler.claim.require()
-        return self
+        _, part = await self.store.now()
+        return await self.at(part)
+
+    async def at(self, part: Part) -> "FaceParts":
+        """Return the parts of one part of the collection alone.
+
+        Raises:
+            DependencyDownError: its model is not to be had.
+        """
+        model = await self.models.of(part)
+        return replace(
+            self, detector=model.detector, runner=model.recogniser, store=self.store.at(part)
+        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -176,7 +192,7 @@ async def _find_faces(
 ) -> tuple[list[Face], list[Pixels]]:
     async with parts.pictures:
         pixels = await read(parts.handler.read(data, content_type))
-        faces, crops, _ = await parts.handler.find_faces(pixels)
+        faces, crops, _ = await parts.handler.find_faces(pixels, parts.detector)
     return faces, crops
 
 

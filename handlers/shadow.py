@@ -1,10 +1,10 @@
 """One pass over a shadow: what differs from the active part is embedded again, surplus goes.
 
-A point is up to date in the shadow where it has the `job_id` that the active one has: every job
-writes both (collection_parts), so that this is nearly always so for what was stored lately. The
-shadow may become active after a pass that found no difference. One such pass and not just a filled
-shadow, since what is embedded here may be stale when it is written: a job may have done the picture
-anew meanwhile, and only the next pass sees that its vector was written over.
+A unit (inventory) is up to date in the shadow where it has the `job_id` that the active one has:
+every job writes both (collection_parts), so that this is nearly always so for what was stored
+lately. The shadow may become active after a pass that found no difference. One such pass and not
+just a filled shadow, since what is embedded here may be stale when it is written: a job may have
+done the picture anew meanwhile, and only the next pass sees that its vector was written over.
 """
 
 import asyncio
@@ -14,14 +14,13 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from daemon.errors import DependencyDownError, HandlerError, PermanentError, RetryableError
+from handlers.inventory import BEGIN, Cursor, Inventory, Unit
 from handlers.model_failures import Failure, Failures
 from handlers.model_record import Part
-from handlers.qdrant_store import QdrantStore
-from handlers.vector_engine import Point, PointId
+from handlers.vector_engine import PointId
 
 GROUP = 16
 """Embedded together; between two groups jobs go first."""
-PAGE = 256
 TRIES = 3
 """Of a picture whose failure may pass; then it counts as one that cannot be embedded."""
 _SAMPLES = 50
@@ -31,12 +30,12 @@ _SAMPLES = 50
 class Embedder(Protocol):
     """Makes the vectors of another model."""
 
-    async def embed(self, part: Part, stored: Point) -> Point:
-        """Return a point as a part's model sees it, under the same id and with its payload.
+    async def embed(self, part: Part, unit: Unit) -> Unit:
+        """Return a unit as a part's model sees it, of the same job and with its payload.
 
         Args:
             part: whose model.
-            stored: the active point, without its vector.
+            unit: as it is in the active part, without vectors.
 
         Raises:
             PermanentError: it can never be.
@@ -50,7 +49,7 @@ class Progress:
 
     passes: int = 0
     total: int = 0
-    """Points of the active part when the pass began."""
+    """Units of the active part when the pass began."""
     done: int = 0
     """Of those, how many are up to date in the shadow, as far as the pass came."""
     left: int = 0
@@ -59,12 +58,12 @@ class Progress:
     _took: list[tuple[int, float]] = field(default_factory=list)
 
     def begin(self, total: int, shadowed: int) -> None:
-        """Begin a pass over so many points, of which the shadow has some."""
+        """Begin a pass over so many units, of which the shadow has some."""
         self.passes += 1
         self.total, self.done, self.left = total, 0, max(0, total - shadowed)
 
     def note(self, count: int, seconds: float) -> None:
-        """Take note of points that were embedded, and how long that took, waits included."""
+        """Take note of units that were embedded, and how long that took, waits included."""
         self.embedded += count
         self.done += count
         self.left = max(0, self.left - count)
@@ -84,19 +83,19 @@ class Shadowing:
     """What a pass works with.
 
     Attributes:
-        active: the store as of the active part.
-        shadow: the store as of the shadow.
+        active: what the active part has.
+        shadow: what the shadow has.
         part: the shadow.
         embedder: makes the vectors.
         failures: of the shadow; read before.
         progress: where the pass tells how far it is.
-        tries: failures that may pass, by point; kept between passes.
+        tries: failures that may pass, by unit; kept between passes.
         before_write: raises where the pass must not go on; asked at every page, too.
         pace: waits until jobs leave room, given how many seconds a group took.
     """
 
-    active: QdrantStore
-    shadow: QdrantStore
+    active: Inventory
+    shadow: Inventory
     part: Part
     embedder: Embedder
     failures: Failures
@@ -106,7 +105,7 @@ class Shadowing:
     pace: Callable[[float], Awaitable[None]]
 
     async def run_pass(self) -> int:
-        """Go once over all points; return how many differences were found.
+        """Go once over all units; return how many differences were found.
 
         Raises:
             DependencyDownError: something that every picture needs is away.
@@ -114,106 +113,100 @@ class Shadowing:
         before = dict(self.tries)
         self.progress.begin(await self.active.count(), await self.shadow.count())
         found = await self._fill() + await self._thin()
-        for point_id, tries in before.items():
+        for key, tries in before.items():
             # Not tried again, so that nothing is to do: a job did it meanwhile, or it is gone.
-            if self.tries.get(point_id) == tries:
-                del self.tries[point_id]
+            if self.tries.get(key) == tries:
+                del self.tries[key]
         return found
 
     async def _fill(self) -> int:
-        from_id: PointId | None = None
+        cursor: Cursor | None = BEGIN
         found = 0
-        while True:
+        while cursor is not None:
             # Where nothing differs too: the lease must not run out amid a long pass.
             await self.before_write()
-            page = await self.active.page(from_id, limit=PAGE)
-            found += await self._compare(page.points)
-            if (from_id := page.next_id) is None:
-                return found
+            units, cursor = await self.active.page(cursor)
+            found += await self._compare(units)
+        return found
 
-    async def _compare(self, points: Sequence[Point]) -> int:
-        theirs = {
-            point.point_id: _job_of(point)
-            for point in await self.shadow.payloads([point.point_id for point in points])
-        }
+    async def _compare(self, units: Sequence[Unit]) -> int:
+        theirs = await self.shadow.of([unit.key for unit in units])
         wanted, stale = [], []
-        for point in points:
-            failed = self.failures.by_id.get(point.point_id)
-            if failed is not None and failed.job_id == _job_of(point):
-                if point.point_id in theirs:
-                    stale.append(point.point_id)
-            elif point.point_id not in theirs or theirs[point.point_id] != _job_of(point):
-                wanted.append(point)
+        for unit in units:
+            failed, their = self.failures.by_id.get(unit.key), theirs.get(unit.key)
+            if failed is not None and failed.job_id == unit.job_id:
+                if their is not None:
+                    stale.append(their)
+            elif their is None or not their.is_whole or their.job_id != unit.job_id:
+                wanted.append(unit)
             elif failed is not None:
                 # A job has done it anew, in both parts.
-                await self.failures.remove(point.point_id)
+                await self.failures.remove(unit.key)
         if stale:
             await self.before_write()
             await self.shadow.remove(stale)
-        self.progress.done += len(points) - len(wanted)
+        self.progress.done += len(units) - len(wanted)
         for start in range(0, len(wanted), GROUP):
-            await self._redo(wanted[start : start + GROUP])
+            group = wanted[start : start + GROUP]
+            await self._redo([(unit, theirs.get(unit.key)) for unit in group])
         return len(wanted) + len(stale)
 
-    async def _redo(self, group: Sequence[Point]) -> None:
+    async def _redo(self, group: Sequence[tuple[Unit, Unit | None]]) -> None:
         began = time.monotonic()
         outcomes = await asyncio.gather(
-            *(self.embedder.embed(self.part, point) for point in group), return_exceptions=True
+            *(self.embedder.embed(self.part, unit) for unit, _ in group), return_exceptions=True
         )
         for outcome in outcomes:
             if isinstance(outcome, DependencyDownError) or not isinstance(
-                outcome, Point | HandlerError
+                outcome, Unit | HandlerError
             ):
                 raise outcome
         await self.before_write()
-        await self.shadow.parts.put_stored(
-            self.part, [each for each in outcomes if isinstance(each, Point)]
+        await self.shadow.put(
+            [
+                (outcome, their)
+                for (_, their), outcome in zip(group, outcomes, strict=True)
+                if isinstance(outcome, Unit)
+            ]
         )
-        for point, outcome in zip(group, outcomes, strict=True):
+        for (unit, their), outcome in zip(group, outcomes, strict=True):
             if isinstance(outcome, HandlerError):
-                await self._note_failure(point, outcome)
+                await self._note_failure(unit, their, outcome)
             else:
-                self.tries.pop(point.point_id, None)
-                await self.failures.remove(point.point_id)
+                self.tries.pop(unit.key, None)
+                await self.failures.remove(unit.key)
         took = time.monotonic() - began
         await self.pace(took)
         self.progress.note(len(group), time.monotonic() - began)
 
-    async def _note_failure(self, point: Point, error: HandlerError) -> None:
-        tries = self.tries[point.point_id] = self.tries.get(point.point_id, 0) + 1
+    async def _note_failure(self, unit: Unit, their: Unit | None, error: HandlerError) -> None:
+        tries = self.tries[unit.key] = self.tries.get(unit.key, 0) + 1
         if isinstance(error, RetryableError) and tries < TRIES:
             return
         if not isinstance(error, RetryableError | PermanentError):
             raise error
-        # Else the vector of what was there before would answer for it.
-        await self.shadow.remove([point.point_id])
-        await self.failures.add(Failure(point.point_id, _job_of(point), error.code, error.message))
-        self.tries.pop(point.point_id, None)
+        if their is not None:
+            # Else the vectors of what was there before would answer for it.
+            await self.shadow.remove([their])
+        await self.failures.add(Failure(unit.key, unit.job_id, error.code, error.message))
+        self.tries.pop(unit.key, None)
 
     async def _thin(self) -> int:
         """Remove from the shadow what the active part has not, and failures of what is gone."""
-        from_id: PointId | None = None
+        cursor: Cursor | None = BEGIN
         found = 0
-        while True:
+        while cursor is not None:
             await self.before_write()
-            page = await self.shadow.page(from_id, limit=PAGE)
-            surplus = await self._missing([point.point_id for point in page.points])
-            if surplus:
+            units, cursor = await self.shadow.page(cursor)
+            missing = await self._missing([unit.key for unit in units])
+            if surplus := [unit for unit in units if unit.key in missing]:
                 await self.before_write()
                 await self.shadow.remove(surplus)
                 found += len(surplus)
-            if (from_id := page.next_id) is None:
-                break
-        for point_id in await self._missing(list(self.failures.by_id)):
-            await self.failures.remove(point_id)
+        for key in await self._missing(list(self.failures.by_id)):
+            await self.failures.remove(key)
         return found
 
-    async def _missing(self, point_ids: Sequence[PointId]) -> list[PointId]:
+    async def _missing(self, keys: Sequence[PointId]) -> set[PointId]:
         """Return those that the active part has not."""
-        there = {point.point_id for point in await self.active.payloads(point_ids)}
-        return [point_id for point_id in point_ids if point_id not in there]
-
-
-def _job_of(point: Point) -> str | None:
-    job_id = point.payload.get("job_id")
-    return None if job_id is None else str(job_id)
+        return set(keys) - (await self.active.of(keys)).keys()

@@ -84,7 +84,7 @@ def create_app(
     workers: Workers | None = None,
     audit: Audit | None = None,
     stored: Listing | None = None,
-    models: ModelChanger | None = None,
+    models: Mapping[str, ModelChanger] | None = None,
 ) -> web.Application:
     """Return the application; it owns nothing of what it is given.
 
@@ -107,7 +107,7 @@ def create_app(
         stored: lists what is stored; None where nothing is.
         snapshots: copies the embedded vectors; None where there are none.
         workers: knows all daemons at the broker; None where nobody listens.
-        models: changes the pictures' model; None where nobody embeds them.
+        models: what changes collections' models, by the collections' names.
     """
     app = web.Application(
         middlewares=[count_refusals, answer_errors], client_max_size=max_body_bytes
@@ -125,7 +125,7 @@ def create_app(
     app[keys.AUDIT] = audit
     app[keys.STORED] = stored
     app[keys.SNAPSHOTS] = snapshots
-    app[keys.MODELS] = models
+    app[keys.MODELS] = models or {}
     app[keys.WORKERS] = workers or Workers("", queue_id="", clock=lambda: 0)
     app.on_response_prepare.append(_add_headers)
     app.cleanup_ctx.append(feeding)

@@ -1,6 +1,6 @@
 """What the routes reach through the application: one typed key for each part it was given."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 
 from aiohttp import web
 
@@ -29,6 +29,6 @@ AUDIT: web.AppKey[Audit | None] = web.AppKey("audit")
 STORED: web.AppKey[Listing | None] = web.AppKey("stored")
 SEARCH = web.AppKey("search", SearchDoor)
 SNAPSHOTS: web.AppKey[Snapshots | None] = web.AppKey("snapshots")
-MODELS: web.AppKey[ModelChanger | None] = web.AppKey("models")
+MODELS: web.AppKey[Mapping[str, ModelChanger]] = web.AppKey("models")
 WORKERS = web.AppKey("workers", Workers)
 FORGET_VECTORS: web.AppKey[Callable[[Job], Awaitable[None]]] = web.AppKey("forget_vectors")

@@ -9,15 +9,11 @@ from daemon.jobs import JsonObject
 class ModelChanger(Protocol):
     """What changes a collection's model: the daemon's handlers. Errors are ours."""
 
-    @property
-    def collection(self) -> str:
-        """Whose model it changes."""
-
     async def told(self) -> JsonObject:
         """Return what is behind the collection's name, and how far a change is."""
 
     async def use(self, spec: Mapping[str, str], *, allow_failed: int = 0) -> JsonObject:
-        """Begin to change to a model."""
+        """Begin to change to a model: `model`, and what else its kind has."""
 
     async def rollback(self) -> JsonObject:
         """Begin to change back."""

@@ -22,9 +22,13 @@ class UseRequest(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     model: Annotated[str, Field(min_length=1, max_length=MAX_TEXT)]
-    """An architecture, as INFERD_CLIP__MODEL."""
-    weights: Annotated[str, Field(min_length=1, max_length=MAX_TEXT)] = "openai"
-    """As INFERD_CLIP__WEIGHTS; a path is one on the daemon's machine."""
+    """Of pictures an architecture, as INFERD_CLIP__MODEL; of faces a recogniser: the path of an
+    ONNX file on the daemon's machine, a pack, or untrained."""
+    weights: Annotated[str, Field(min_length=1, max_length=MAX_TEXT)] | None = None
+    """Of pictures, as INFERD_CLIP__WEIGHTS; openai where nothing is said."""
+    detector: Annotated[str, Field(min_length=1, max_length=MAX_TEXT)] | None = None
+    """Of faces: the path of an ONNX file, a pack, cascade or yunet; that of the settings where
+    nothing is said."""
     allow_failed: Annotated[int, Field(ge=0, le=2**53)] = 0
     """The change is done without so many pictures that cannot be embedded."""
 
@@ -48,7 +52,8 @@ async def use_model(request: web.Request) -> web.Response:
     """Begin to change the model; answer what GET does."""
     changer = _admins(request)
     asked = _parse(await read_body(request))
-    spec = {"model": asked.model, "weights": asked.weights}
+    given = {"model": asked.model, "weights": asked.weights, "detector": asked.detector}
+    spec = {name: value for name, value in given.items() if value is not None}
     try:
         return _answer(await changer.use(spec, allow_failed=asked.allow_failed))
     except ConfigError as error:
@@ -78,8 +83,9 @@ def _admins(request: web.Request) -> ModelChanger:
 
 
 def _changer(request: web.Request) -> ModelChanger:
-    changer, collection = request.app[MODELS], request.match_info["collection"]
-    if changer is None or changer.collection != collection:
+    collection = request.match_info["collection"]
+    changer = request.app[MODELS].get(collection)
+    if changer is None:
         raise NotFoundError(f"the model of {collection!r} cannot be changed here")
     return changer
 
@@ -92,7 +98,7 @@ def _parse(body: bytes) -> UseRequest:
         field = str(first["loc"][0]) if first["loc"] else None
         if field not in UseRequest.model_fields:
             raise InvalidRequestError(
-                "the body must hold model, and may hold weights and allow_failed"
+                "the body must hold model, and may hold weights or detector, and allow_failed"
             ) from None
         raise InvalidRequestError(f"{field}: {first['msg']}", field=field) from None
 

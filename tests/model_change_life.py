@@ -1,6 +1,6 @@
 """One life of a process that changes a model and works meanwhile; killed at a call of the engine.
 
-    python -m tests.model_change_life FOLDER ENGINE KILL_AT
+    python -m tests.model_change_life FOLDER KIND ENGINE KILL_AT
 
 Every call that changes something counts twice, before and after; at number KILL_AT the process
 kills itself, at 0 never. What is done is noted in FOLDER/journal, so that the next life goes on
@@ -17,13 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from daemon.errors import ModelChangeError
-from handlers import model_change
+from handlers import model_change_work
 from handlers.qdrant_edge import EdgeEngine
 from handlers.qdrant_local import LocalEngine
 from handlers.vector_engine import SharedEngine, VectorEngine
+from tests.face_changes import CROWD, face_rig
 from tests.model_changes import B, Rig, rig, vector_of
 
-FIRST, DURING, AFTER = range(24), range(100, 108), range(200, 204)
+FIRST, DURING, AFTER = (*range(24), CROWD), range(100, 108), range(200, 204)
 DELETED = (3, 101)
 VERBS = ("ensure_collection", "upsert", "delete", "delete_where", "drop_collection", "flush")
 
@@ -72,17 +73,18 @@ class Journal:
                 file.write(f"{step}\n")
 
 
-async def live(folder: Path, engine: str, kill_at: int) -> int:
+async def live(folder: Path, kind: str, engine: str, kill_at: int) -> int:
     """Go on to the end; return how many calls were counted."""
-    model_change.RETRY_SECONDS = 0.01
+    model_change_work.RETRY_SECONDS = 0.01
     counter = Counter(kill_at)
-    kind = EdgeEngine if engine == "edge" else LocalEngine
-    shared = SharedEngine(lambda: counter.watch(kind(folder / "v")))
+    make = EdgeEngine if engine == "edge" else LocalEngine
+    shared = SharedEngine(lambda: counter.watch(make(folder / "v")))
     journal = Journal(folder / "journal")
     pictures = {number: f"first-{number}" for number in FIRST}
     pictures |= {number: f"during-{number}" for number in DURING}
     pictures |= {number: f"after-{number}" for number in AFTER}
-    async with rig(shared, folder, pictures) as one, one.working():
+    opened = face_rig if kind == "faces" else rig
+    async with opened(shared, folder, pictures) as one, one.working():
         await check(one)
         searching = asyncio.create_task(search(one))
         for number in FIRST:
@@ -110,8 +112,10 @@ async def live(folder: Path, engine: str, kill_at: int) -> int:
         assert await one.active() == ("A", expected)
         told = await one.change.told()
         assert (told["previous"], told["change"], told["leftover"]) == (None, None, [])
-        names = ["image_embeddings", "inferd_models"]
-        assert await one.store.parts.engine.collections() == names
+        active = (await one.store.parts.active()).physical
+        assert active == one.store.collection
+        beside = [each.physical for each in one.store.beside(await one.store.parts.active())]
+        assert await one.store.parts.engine.collections() == [active, *beside, "inferd_models"]
     return counter.count
 
 
@@ -145,4 +149,5 @@ async def search(one: Rig) -> None:
 
 
 if __name__ == "__main__":
-    print(asyncio.run(live(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]))))  # noqa: T201
+    where, kind, engine, kill_at = sys.argv[1:]
+    print(asyncio.run(live(Path(where), kind, engine, int(kill_at))))  # noqa: T201

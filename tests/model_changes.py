@@ -7,7 +7,8 @@ import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,8 +18,11 @@ from daemon.errors import ConfigError, HandlerError
 from handlers.image_models import ImageModels
 from handlers.image_store import QdrantImageStore
 from handlers.inference import Vector
+from handlers.inventory import Unit
 from handlers.model_change import ModelChange
 from handlers.model_record import Part
+from handlers.point_inventory import PointInventory
+from handlers.qdrant_store import QdrantStore
 from handlers.vector_engine import Point, SharedEngine
 
 A = {"model": "A", "weights": "a"}
@@ -60,8 +64,8 @@ class FakeModel:
         return DIMENSIONS[self.fingerprint]
 
     @property
-    def runner(self) -> FakeRunner:
-        return FakeRunner(self.fingerprint)
+    def needed(self) -> list[FakeRunner]:
+        return [FakeRunner(self.fingerprint)]
 
 
 class FakeModels:
@@ -94,25 +98,36 @@ class FakeEmbedder:
     embedded: list[int] = field(default_factory=list)
     on_embed: Callable[[int], Any] = lambda _id: None
 
-    async def embed(self, part: Part, stored: Point) -> Point:
+    async def embed(self, part: Part, unit: Unit) -> Unit:
+        (stored,) = unit.points
         media_id = int(stored.payload["media_store_id"])
-        seen = str(stored.payload["job_id"])
+        await self.seen(media_id)
+        vector = vector_of(part.fingerprint, media_id, str(stored.payload["job_id"]))
+        payload = {**stored.payload, "model": part.fingerprint}
+        return replace(unit, points=[Point(stored.point_id, vector, payload)])
+
+    async def seen(self, media_id: int) -> None:
+        """Take note of a picture; wait, or fail."""
         gate = self.on_embed(media_id)
         if gate is not None:
             await gate
         if media_id in self.errors:
             raise self.errors[media_id]
         self.embedded.append(media_id)
-        vector = vector_of(part.fingerprint, media_id, seen)
-        payload = {**stored.payload, "model": part.fingerprint}
-        return Point(stored.point_id, vector, payload)
+
+
+def same(stored: Point, expected: Point) -> None:
+    """A stored point is the expected one, of the model that is expected."""
+    assert stored.point_id == expected.point_id
+    assert stored.payload["model"] == expected.payload["model"]
+    np.testing.assert_allclose(stored.vector, expected.vector, atol=1e-5)
 
 
 @dataclass
 class Rig:
     """A store whose model can change."""
 
-    store: QdrantImageStore
+    store: QdrantStore
     change: ModelChange
     embedder: FakeEmbedder
     models: FakeModels
@@ -121,14 +136,18 @@ class Rig:
     async def job(self, media_store_id: int, job_id: str) -> None:
         """Do as a job does: embed for what is known, then for what the store asks."""
         self.embedder.pictures[media_store_id] = job_id
-        record = self.store.seen
-        known = {"A"} if record is None else {part.fingerprint for part in record.written}
-        points = {name: self.point(name, media_store_id, job_id) for name in known}
-        while missing := (await self.store.write([points]))[0]:
+        store = cast("QdrantImageStore", self.store)
+        points = {name: self.point(name, media_store_id, job_id) for name in self.known()}
+        while missing := (await store.write([points]))[0]:
             points |= {
                 part.fingerprint: self.point(part.fingerprint, media_store_id, job_id)
                 for part in missing
             }
+
+    def known(self) -> set[str]:
+        """Return the models that a job embeds by at first."""
+        record = self.store.seen
+        return {"A"} if record is None else {part.fingerprint for part in record.written}
 
     def point(self, fingerprint: str, media_store_id: int, job_id: str) -> Point:
         """Return what a job would store by a model."""
@@ -144,9 +163,7 @@ class Rig:
             whole = await view.fetch(point.point_id)
             assert whole is not None
             media_id, job_id = whole.payload["media_store_id"], whole.payload["job_id"]
-            assert whole.payload["model"] == part.fingerprint
-            expected = vector_of(part.fingerprint, media_id, job_id)
-            np.testing.assert_allclose(whole.vector, expected, atol=1e-5)
+            same(whole, self.point(part.fingerprint, media_id, job_id))
             found[media_id] = job_id
         assert page.next_id is None
         return found
@@ -192,5 +209,11 @@ async def rig(
         if record is None or record.active.spec is None:
             await store.claim("A", "A")
         await store.record()
-        change = ModelChange(store, embedder, cast("ImageModels", models), folder=folder)
+        change = ModelChange(
+            store,
+            embedder,
+            cast("ImageModels", models),
+            partial(PointInventory, store),
+            folder=folder,
+        )
         yield Rig(store, change, embedder, models)

@@ -13,7 +13,7 @@ from demos.client import ClientError, UnreachableError
 from demos.client.exit_codes import COMPLETED, INTERRUPTED, JOB_FAILED, REJECTED, UNREACHABLE
 from demos.client.management import Door, RefusedError, add_place, say
 
-PATH = "/models/image_embeddings"
+PICTURES, FACES = "/models/image_embeddings", "/models/face_embeddings"
 VERBS = ("use", "change", "rollback", "abort", "drop")
 LOAD_SECONDS = 600.0
 """A model is found, checked and loaded before a change to it begins."""
@@ -25,13 +25,16 @@ def add_verbs(commands: "argparse._SubParsersAction[Parser]", settings: Settings
     """Add the sub-commands to those of `models`."""
     settings = settings or Settings.from_env({})
     use = commands.add_parser(
-        "use", help="change the pictures' model while they are searched; asks the running daemon"
+        "use",
+        help="change the model of pictures or faces while they are searched; asks the running"
+        " daemon",
     )
     use.add_argument(
         "name",
         metavar="NAME|PATH",
         help="an architecture of open_clip, with OpenAI's weights; or a checkpoint's file on the"
-        " daemon's machine, of the architecture that --model names",
+        " daemon's machine, of the architecture that --model names; with --faces a recogniser: an"
+        " ONNX file, a pack that has it, or untrained",
     )
     use.add_argument(
         "--model",
@@ -43,6 +46,12 @@ def add_verbs(commands: "argparse._SubParsersAction[Parser]", settings: Settings
         "--weights",
         metavar="WEIGHTS",
         help="of NAME, as INFERD_CLIP__WEIGHTS: openai (if not given), a path, or untrained",
+    )
+    use.add_argument(
+        "--detector",
+        metavar="NAME|PATH",
+        help="with --faces: an ONNX file, a pack that has it, cascade or yunet; that of the"
+        " settings if not given",
     )
     use.add_argument(
         "--allow-failed",
@@ -59,6 +68,9 @@ def add_verbs(commands: "argparse._SubParsersAction[Parser]", settings: Settings
         each.add_argument("--wait", action="store_true", help="until it is done, telling how far")
     for each in (use, change, rollback, abort, drop):
         each.add_argument(
+            "--faces", action="store_true", help="of the faces' model instead of the pictures'"
+        )
+        each.add_argument(
             "--json", action="store_true", default=argparse.SUPPRESS, help="JSON on stdout"
         )
         add_place(each, settings)
@@ -70,7 +82,7 @@ def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     try:
         told = _asked(door, options, parser)
         if getattr(options, "wait", False):
-            told = _waited(door, told)
+            told = _waited(door, told, _path(options))
     except RefusedError as error:
         say(str(error))
         return REJECTED
@@ -92,12 +104,37 @@ def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
 
 
 def _asked(door: Door, options: argparse.Namespace, parser: argparse.ArgumentParser) -> JsonObject:
+    path = _path(options)
     if options.command == "change":
-        return door.ask("GET", PATH)
+        return door.ask("GET", path)
     if options.command != "use":
-        return door.ask("POST", f"{PATH}/{options.command}")
+        return door.ask("POST", f"{path}/{options.command}")
     if options.allow_failed < 0:
         parser.error("--allow-failed must be 0 or more")
+    body = (_faces if options.faces else _clip)(options, parser)
+    body["allow_failed"] = options.allow_failed
+    return door.ask("POST", f"{path}/use", body, seconds=LOAD_SECONDS)
+
+
+def _path(options: argparse.Namespace) -> str:
+    return FACES if options.faces else PICTURES
+
+
+def _faces(options: argparse.Namespace, parser: argparse.ArgumentParser) -> JsonObject:
+    if options.weights is not None:
+        parser.error("a recogniser's file is its weights: --weights is for pictures")
+    body = {"model": _whole(options.name)}
+    return body if options.detector is None else {**body, "detector": _whole(options.detector)}
+
+
+def _whole(name: str) -> str:
+    """Return a file's whole path where it is one here; the daemon may run in another folder."""
+    return str(Path(name).absolute()) if Path(name).is_file() else name
+
+
+def _clip(options: argparse.Namespace, parser: argparse.ArgumentParser) -> JsonObject:
+    if options.detector is not None:
+        parser.error("only faces have a detector: --detector goes with --faces")
     name, weights = options.name, options.weights
     if Path(name).suffix and ("/" in name or Path(name).is_file()):
         if weights is not None:
@@ -105,11 +142,10 @@ def _asked(door: Door, options: argparse.Namespace, parser: argparse.ArgumentPar
         model, weights = options.model, str(Path(name).absolute())
     else:
         model = name
-    body = {"model": model, "weights": weights or "openai", "allow_failed": options.allow_failed}
-    return door.ask("POST", f"{PATH}/use", body, seconds=LOAD_SECONDS)
+    return {"model": model, "weights": weights or "openai"}
 
 
-def _waited(door: Door, told: JsonObject) -> JsonObject:
+def _waited(door: Door, told: JsonObject, path: str) -> JsonObject:
     said, said_at = "", 0.0
     while (change := told.get("change")) is not None:
         line = _progress(change)
@@ -119,7 +155,7 @@ def _waited(door: Door, told: JsonObject) -> JsonObject:
             say(line)
             said, said_at = line, time.monotonic()
         time.sleep(POLL_SECONDS)
-        told = door.ask("GET", PATH)
+        told = door.ask("GET", path)
     return told
 
 
@@ -149,20 +185,36 @@ def _lines(told: JsonObject) -> list[str]:
         ]
     if told["previous"] is not None:
         lines.append(
-            f"  kept: {_part(told['previous'])} (`models rollback` goes back to it, `models drop`"
-            " removes it)"
+            f"  kept: {_part(told['previous'])} (`models rollback{_faces_of(told)}` goes back to"
+            f" it, `models drop{_faces_of(told)}` removes it)"
         )
-        active = told["active"]
-        lines.append(
-            f"  before the next start: INFERD_CLIP__MODEL={active['model']}"
-            f" INFERD_CLIP__WEIGHTS={active['weights']}"
-        )
+        lines.append(f"  before the next start: {_settings(told)}")
     lines += [
-        f"  left by a change that was cut: {name} (`models drop`)" for name in told["leftover"]
+        f"  left by a change that was cut: {name} (`models drop{_faces_of(told)}`)"
+        for name in told["leftover"]
     ]
     return lines
 
 
+def _faces_of(told: JsonObject) -> str:
+    return " --faces" if FACES.endswith(told["collection"]) else ""
+
+
+def _settings(told: JsonObject) -> str:
+    """Return what makes the settings say what is searched."""
+    active = told["active"]
+    if not _faces_of(told):
+        return f"INFERD_CLIP__MODEL={active['model']} INFERD_CLIP__WEIGHTS={active['weights']}"
+    pairs = [("RECOGNISER", active["model"]), ("DETECTOR", active["detector"])]
+    said = []
+    for name, value in pairs:
+        if value is not None:
+            is_pack = not value.endswith(".onnx") and value != "untrained"
+            said.append(f"INFERD_FACES__{'PACK' if is_pack else name}={value}")
+    return " ".join(dict.fromkeys(said))
+
+
 def _part(part: JsonObject) -> str:
-    weights = f" ({part['weights']})" if part["weights"] else ""
-    return f"{part['model']}{weights}, {part['vectors']:,} vectors of {part['dimension']} numbers"
+    beside = part["weights"] or part["detector"]
+    named = f" ({beside})" if beside else ""
+    return f"{part['model']}{named}, {part['vectors']:,} vectors of {part['dimension']} numbers"

@@ -192,11 +192,11 @@ class ModelChangeProgress(WireModel):
     collection: str = Field(description="Its fixed name.")
     from_model: str = Field(description="What is searched.")
     to_model: str = Field(description="What is embedded by.")
-    done: Count = Field(description="Vectors that are there, as far as this pass came.")
-    total: Count = Field(description="Vectors of the collection when the pass began.")
+    done: Count = Field(description="Pictures that are there, as far as this pass came.")
+    total: Count = Field(description="Pictures of the collection when the pass began.")
     failed: Count = Field(description="Pictures that cannot be embedded.")
     allow_failed: Count = Field(description="How many of these the change may do without.")
-    passes: Count = Field(description="Looks at all vectors so far; the last finds nothing to do.")
+    passes: Count = Field(description="Looks at all pictures so far; the last finds nothing to do.")
     seconds_left: Count | None = Field(description="At the rate of late; null: nobody knows.")
     began_at: Milliseconds | None
     waits: str | None = Field(description="The code of what it waits for; null: it goes on.")
@@ -234,5 +234,8 @@ class Stats(Header):
     images_per_second: float = Field(ge=0, description="Completed jobs, over the last minute.")
     reconnects: Count = Field(description="Connections to the broker after the first.")
     model_change: ModelChangeProgress | SkipJsonSchema[None] = Field(
-        None, description="Absent where no change of a model is under way."
+        None, description="Absent where no change of the pictures' model is under way."
+    )
+    face_model_change: ModelChangeProgress | SkipJsonSchema[None] = Field(
+        None, description="The same of the faces' model."
     )

@@ -9,8 +9,15 @@ from daemon.wire.worker import ModelChangeProgress
 class CollectionPart(WireModel):
     """One model's vectors behind a collection's fixed name."""
 
-    model: str = Field(description="Its architecture; of an older installation its fingerprint.")
-    weights: str | None = Field(description="As configured; null where the settings say it.")
+    model: str = Field(
+        description="Its architecture, or the recogniser; of an older installation its fingerprint."
+    )
+    weights: str | None = Field(
+        description="Of pictures, as configured; null where the settings say it."
+    )
+    detector: str | None = Field(
+        description="Of faces, as configured; null where it is the settings'."
+    )
     fingerprint: str = Field(description="Vectors of equal ones may be compared, of others never.")
     collection: str = Field(description="What it is called in Qdrant.")
     dimension: int = Field(ge=1, description="Numbers in a vector.")
@@ -21,7 +28,7 @@ class CollectionPart(WireModel):
 class FailedPicture(WireModel):
     """A picture that the next model's collection goes without."""
 
-    point_id: int | str
+    point_id: int | str = Field(description="Of a picture's faces its media_store_id.")
     code: Code
     message: str
 

@@ -15,11 +15,12 @@ from http_shim.model_routes import UseRequest
 
 _COLLECTION: JsonObject = {
     "description": "The collection's fixed name.",
-    "schema": {"type": "string", "examples": ["image_embeddings"]},
+    "schema": {"type": "string", "examples": ["image_embeddings", "face_embeddings"]},
 }
 _PART: JsonObject = {
     "model": "ViT-B-32-quickgelu",
     "weights": "openai",
+    "detector": None,
     "fingerprint": "ViT-B-32-quickgelu:40d365715913c9da:openai-224-bicubic-center",
     "collection": "image_embeddings",
     "dimension": 512,
@@ -29,6 +30,7 @@ _PART: JsonObject = {
 _NEXT: JsonObject = {
     "model": "ViT-L-14-quickgelu",
     "weights": "openai",
+    "detector": None,
     "fingerprint": "ViT-L-14-quickgelu:b8cca3fd41ae0c99:openai-224-bicubic-center",
     "collection": "image_embeddings.5e0c9f1a2b3d",
     "dimension": 768,
@@ -108,7 +110,8 @@ MODEL_OPERATIONS = (
         path_parameters={"collection": _COLLECTION},
         body={
             "required": True,
-            "description": "The model, as INFERD_CLIP__MODEL and INFERD_CLIP__WEIGHTS have it.",
+            "description": "Of pictures the model, as INFERD_CLIP__MODEL and INFERD_CLIP__WEIGHTS "
+            'have it; of faces a recogniser, and perhaps a detector: `{"model": "antelopev2"}`.',
             "content": {
                 "application/json": {
                     "schema": ref(UseRequest),

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -174,7 +174,7 @@ async def rest(
     embedder: Embedder | None = None,
     console: Console | None = None,
     snapshots: Snapshots | None = None,
-    models: ModelChanger | None = None,
+    models: Mapping[str, ModelChanger] | None = None,
     workers: Workers | None = None,
     audited: AuditedVectors | None = None,
     stored: Listing | None = None,

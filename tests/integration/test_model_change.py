@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from qdrant_client import AsyncQdrantClient
@@ -15,7 +15,7 @@ from daemon.errors import (
     PermanentError,
     RetryableError,
 )
-from handlers import model_change, model_lease, shadow
+from handlers import model_change_work, model_lease, point_inventory
 from handlers.image_store import QdrantImageStore
 from handlers.model_record import physical_name
 from handlers.qdrant_edge import EdgeEngine
@@ -39,9 +39,9 @@ class MemoryClient(AsyncQdrantClient):
 
 @pytest.fixture(autouse=True)
 def _no_long_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(model_change, "RETRY_SECONDS", 0.01)
-    monkeypatch.setattr(model_change, "MOST_RETRY_SECONDS", 0.1)
-    monkeypatch.setattr(model_change, "POLL_SECONDS", 0.05)
+    monkeypatch.setattr(model_change_work, "RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(model_change_work, "MOST_RETRY_SECONDS", 0.1)
+    monkeypatch.setattr(model_change_work, "POLL_SECONDS", 0.05)
     monkeypatch.setattr(model_lease, "SETTLE_SECONDS", 0.0)
 
 
@@ -168,7 +168,8 @@ async def test_a_change_that_is_given_up_amid_a_write_leaves_none_out(
 
     monkeypatch.setattr(engine, "upsert", abort_first)
     whole = {name: one.point(name, 2, "whole") for name in "AB"}
-    missing = await one.store.write([whole, {"A": one.point("A", 3, "late")}])
+    store = cast("QdrantImageStore", one.store)
+    missing = await store.write([whole, {"A": one.point("A", 3, "late")}])
 
     assert missing == [(), ()]
     assert await one.active() == ("A", {1: "a", 2: "whole", 3: "late"})
@@ -418,7 +419,7 @@ async def test_a_picture_that_fails_once_and_is_deleted_does_not_hold_up_the_cha
 async def test_a_pass_that_finds_nothing_keeps_its_lease_at_every_page(
     one: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shadow, "PAGE", 10)
+    monkeypatch.setattr(point_inventory, "PAGE", 10)
     for number in range(40):
         await one.job(number, "j")
     async with one.working():

@@ -16,10 +16,10 @@ KILLS = int(os.environ.get("INFERD_TEST_KILLS", "3"))
 SECONDS = 60
 
 
-async def live(folder: Path, engine: str, kill_at: int) -> tuple[int | None, str]:
+async def live(folder: Path, kind: str, engine: str, kill_at: int) -> tuple[int | None, str]:
     """Run one life; return its exit code and what it said."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "tests.model_change_life", str(folder), engine, str(kill_at)),
+        *(sys.executable, "-m", "tests.model_change_life", str(folder), kind, engine, str(kill_at)),
         cwd=ROOT,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
@@ -35,9 +35,12 @@ async def live(folder: Path, engine: str, kill_at: int) -> tuple[int | None, str
 
 
 @pytest.mark.parametrize("engine", ["edge", "local"])
-async def test_a_change_survives_being_killed_anywhere(tmp_path: Path, engine: str) -> None:
+@pytest.mark.parametrize("kind", ["pictures", "faces"])
+async def test_a_change_survives_being_killed_anywhere(
+    tmp_path: Path, kind: str, engine: str
+) -> None:
     (tmp_path / "whole").mkdir()
-    code, said = await live(tmp_path / "whole", engine, 0)
+    code, said = await live(tmp_path / "whole", kind, engine, 0)
     assert code == 0, said
     count = int(said.split()[-1])
     assert count > 100
@@ -46,10 +49,10 @@ async def test_a_change_survives_being_killed_anywhere(tmp_path: Path, engine: s
         kill_at = 1 + (2 * number + 1) * count // (2 * KILLS)
         folder = tmp_path / str(kill_at)
         folder.mkdir()
-        code, said = await live(folder, engine, kill_at)
+        code, said = await live(folder, kind, engine, kill_at)
         assert code == -signal.SIGKILL, f"at {kill_at} of {count}: {said}"
         # Once more, early in the next life, before the last one goes to the end.
-        code, said = await live(folder, engine, 7)
+        code, said = await live(folder, kind, engine, 7)
         assert code in (-signal.SIGKILL, 0), f"again at {kill_at}: {said}"
-        code, said = await live(folder, engine, 0)
+        code, said = await live(folder, kind, engine, 0)
         assert code == 0, f"at {kill_at} of {count}: {said}"

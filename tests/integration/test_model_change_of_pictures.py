@@ -28,7 +28,7 @@ async def changed(handlers: HandlerSet) -> None:
     """Work on the change that is under way until it is done."""
     working = asyncio.create_task(handlers.change_models(lambda: False))
     try:
-        await until(lambda: working.done() or handlers.tell_model_change() is None)
+        await until(lambda: working.done() or not handlers.tell_model_changes())
         assert not working.done()
     finally:
         working.cancel()
@@ -57,8 +57,7 @@ async def test_pictures_change_their_model_while_they_are_searched(tmp_path: Pat
             media_store.put(number, picture(number))
         settings = configured(tmp_path, media_store, INFERD_CLIP__MODEL=FIRST["model"])
         async with open_handlers(settings) as handlers:
-            change = handlers.model_change
-            assert change is not None
+            change = handlers.model_changes["image_embeddings"]
             assert {await handled(handlers, number) for number in (1, 2, 3)} == {FIRST["model"]}
             with pytest.raises(ConfigError):
                 await change.use({"model": "no-such-model", "weights": "openai"})
@@ -84,8 +83,7 @@ async def test_pictures_change_their_model_while_they_are_searched(tmp_path: Pat
         async with open_handlers(settings) as handlers:
             assert await searched(handlers, 5, 4) == OTHER
             assert await handled(handlers, 6) == OTHER
-            change = handlers.model_change
-            assert change is not None
+            change = handlers.model_changes["image_embeddings"]
             await change.rollback()
             await changed(handlers)
             assert await searched(handlers, 6, 5) == FIRST["model"]

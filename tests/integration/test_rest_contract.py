@@ -195,7 +195,6 @@ async def snapshots(rig: Rig, copied: CopiedVectors) -> None:
 class ScriptedModels:
     """Says how far a change is, or fails."""
 
-    collection = "image_embeddings"
     error: InferdError | None = None
 
     async def told(self) -> dict[str, Any]:
@@ -353,7 +352,7 @@ async def test_every_described_status_is_answered_as_described(
         search=searcher,
         embedder=behind,
         snapshots=copied,
-        models=changer,
+        models={"image_embeddings": changer},
         audited=vectors,
         stored=vectors,
     ) as rig:

@@ -19,7 +19,9 @@ from handlers.assembly import HandlerSet
 from handlers.decoders import Decoders
 from handlers.device import ModelRunner
 from handlers.face_detection import FaceDetectionInference
-from handlers.face_embedding import FaceEmbeddingHandler, FaceEmbeddingInference, demo
+from handlers.face_embedding import FaceEmbeddingInference, demo
+from handlers.face_embedding_handler import FaceEmbeddingHandler
+from handlers.face_models import FaceModel, FaceModels
 from handlers.face_store import QdrantFaceStore
 from handlers.inference import Vector
 from handlers.lane import DeviceLane
@@ -156,10 +158,14 @@ async def open_rig(
     handler = FaceEmbeddingHandler(
         pictures=Pictures(media.client, decoders, files=8, decoded=2),
         decoders=decoders,
-        detector=await stack.enter_async_context(
-            ModelRunner("detector", FaceDetectionInference(settings=settings), lane)
+        models=FaceModels(
+            FaceModel(
+                detector=await stack.enter_async_context(
+                    ModelRunner("detector", FaceDetectionInference(settings=settings), lane)
+                ),
+                recogniser=await stack.enter_async_context(runner),
+            )
         ),
-        recogniser=await stack.enter_async_context(runner),
         store=vectors,
     )
     return Rig(handler, media, vectors, runner, other_lane)
@@ -380,6 +386,7 @@ async def test_vectors_of_two_recognisers_do_not_mix(rig: Rig, tmp_path: Path) -
 
     async with AsyncExitStack() as stack:
         second = await open_rig(stack, tmp_path, settings)
+        await second.recogniser.resolve()
         for pixels in (side_by_side(1), np.zeros((90, 90, 3), np.uint8)):
             second.media.put(7, pixels)
             with pytest.raises(DependencyDownError) as error:

@@ -19,13 +19,12 @@ from daemon.jobs import Job, JobState, TaskType, dump_json
 from daemon.settings import ImageSettings, MediaStoreSettings
 from demos.media_store import create_app
 from handlers import image_embedding
-from handlers.collection_parts import PointByModel
 from handlers.decoders import Decoders
 from handlers.device import ModelRunner
 from handlers.image_embedding import ImageEmbeddingInference
 from handlers.image_embedding_handler import ImageEmbeddingHandler
 from handlers.image_models import ImageModel, ImageModels
-from handlers.image_store import QdrantImageStore
+from handlers.image_store import PointByModel, QdrantImageStore
 from handlers.images import Limits
 from handlers.inference import Vector
 from handlers.lane import DeviceLane

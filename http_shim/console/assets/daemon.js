@@ -1,7 +1,8 @@
 // How the daemon is: its models with what really runs, and the parts it depends on.
 import { byId, count, h, keyed, setText } from "./dom.js";
 
-const MODELS = { clip: "CLIP, pictures", clip_text: "CLIP, texts", face_detector: "Face detector", face_recogniser: "Face recogniser", model_change: "Changing the model" };
+const MODELS = { clip: "CLIP, pictures", clip_text: "CLIP, texts", face_detector: "Face detector", face_recogniser: "Face recogniser", model_change: "Changing the pictures' model", face_model_change: "Changing the faces' model" };
+const CHANGES = ["face_model_change", "model_change"];
 const PARTS = { broker: "MQTT broker", media_store: "Media store", vectors: "Vector database", database: "Queue", auth: "Token issuer" };
 const STATES = {
   ok: ["ok", "All well"],
@@ -14,8 +15,10 @@ export function showDaemon(report) {
   setText(byId("worker"), `${report.worker_id} · ${report.version}`);
   const models = report.checks.models ?? { ok: true };
   const rows = Object.entries(models).filter(([, each]) => each && typeof each === "object" && "loaded" in each);
-  const changing = report.checks.model_change;
-  if (changing?.to_model) rows.unshift(["model_change", changing]);
+  for (const name of CHANGES) {
+    const changing = report.checks[name];
+    if (changing?.to_model) rows.unshift([name, changing]);
+  }
   const empty = byId("models-empty");
   empty.hidden = rows.length > 0;
   empty.classList.toggle("error", !models.ok);
@@ -42,7 +45,7 @@ function change(element, told) {
 }
 
 function model(element, [name, told]) {
-  if (name === "model_change") {
+  if (CHANGES.includes(name)) {
     change(element, told);
     return;
   }

@@ -1,0 +1,239 @@
+"""ChangeWork: what is done of a change of the model behind all jobs, and the swap at its end."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Any
+
+from daemon.errors import InferdError, ModelChangeError, RetryableError
+from daemon.jobs import JsonObject
+from daemon.urgency import LATEST, URGENCY
+from handlers.inventory import Inventory
+from handlers.model_failures import Failures
+from handlers.model_lease import Lease
+from handlers.model_record import Part, Record
+from handlers.models_at_hand import ModelsAtHand
+from handlers.qdrant_store import QdrantStore
+from handlers.shadow import Embedder, Progress, Shadowing
+from handlers.vector_engine import PointId
+
+log = logging.getLogger(__name__)
+
+POLL_SECONDS = 15.0
+"""Where the record may be written by another daemon; else only by a call here."""
+RETRY_SECONDS = 2.5
+"""Doubles with every failure: each try looks at all points again."""
+MOST_RETRY_SECONDS = 300.0
+PACE_TIMES = 9
+"""While jobs run, so many times as long as a group took is waited: it has a tenth of the time."""
+PACE_SECONDS = 20.0
+_LOOK_SECONDS = 0.2
+
+
+class _EndedError(Exception):
+    """The record names this shadow no longer, or another daemon fills it."""
+
+
+class ChangeWork:
+    """Fills the shadow of one collection whenever its record names one.
+
+    Attributes:
+        turn: held by whoever writes the record.
+        waits: why nothing goes on; None where it does.
+    """
+
+    def __init__(
+        self,
+        store: QdrantStore,
+        embedder: Embedder,
+        models: ModelsAtHand[Any],
+        inventory: Callable[[Part], Inventory],
+        *,
+        is_alone: bool,
+        clock: Callable[[], int],
+    ) -> None:
+        """Take the parts; `is_alone` where nobody else can open these vectors."""
+        self._store = store
+        self._embedder = embedder
+        self._models = models
+        self._inventory = inventory
+        self._is_alone = is_alone
+        self._clock = clock
+        self.turn = asyncio.Lock()
+        self.waits: InferdError | None = None
+        self._bell = asyncio.Event()
+        self._progress = Progress()
+        self._tries: dict[PointId, int] = {}
+        self._lease: Lease | None = None
+        self._failed = 0
+        self._has_worked = False
+        """There is a model in memory, or there may be, that no search needs."""
+
+    def forget(self) -> None:
+        """Begin to tell of another change."""
+        self._progress, self._tries, self._failed = Progress(), {}, 0
+
+    def ring(self) -> None:
+        """Look at the record at once."""
+        self._bell.set()
+
+    def told(self, record: Record, shadow: Part) -> JsonObject:
+        """Return how far a change is, as who works on it says."""
+        if self._lease is not None and self._lease.told is not None:
+            return self._lease.told
+        return self._progress_of(record, shadow)
+
+    async def run(self, is_busy: Callable[[], bool]) -> None:
+        """Work on changes for ever; what fails is told and tried again.
+
+        Args:
+            is_busy: whether jobs run, which go first.
+        """
+        URGENCY.set(LATEST)
+        again = RETRY_SECONDS
+        while True:
+            wait: float | None = again
+            self._bell.clear()
+            try:
+                if await self._step(is_busy):
+                    again = RETRY_SECONDS
+                    continue
+                self.waits, again = None, RETRY_SECONDS
+                # Of vectors that nobody else can open we know all, once somebody claimed them.
+                is_known = self._is_alone and self._store.seen is not None
+                wait = None if is_known else POLL_SECONDS
+            except _EndedError:
+                pass
+            except InferdError as error:
+                if self.waits is None or self.waits.code != error.code:
+                    log.warning("the change of the model waits: %s", error.message)
+                self.waits, again = error, min(2 * again, MOST_RETRY_SECONDS)
+            except Exception:
+                # It must not end for ever over something that may be another thing next time.
+                log.exception("the change of the model failed, and is tried again")
+                again = min(2 * again, MOST_RETRY_SECONDS)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(wait):
+                    await self._bell.wait()
+
+    async def _step(self, is_busy: Callable[[], bool]) -> bool:
+        """Do one pass, and swap where it may be; return whether there is more to do at once."""
+        # Opened and claimed by whoever needs it first, which may be later.
+        record = None if self._store.seen is None else await self._store.record()
+        if record is None or record.shadow is None:
+            if record is not None and self._has_worked:
+                # Given up, or done by another daemon.
+                await self._need_only(record.active)
+            return False
+        self._has_worked = True
+        shadow = record.shadow
+        lease = self._lease = self._lease or Lease(
+            self._store.parts.engine,
+            self._store.collection,
+            clock=self._clock,
+            is_alone=self._is_alone,
+        )
+
+        async def before_write() -> None:
+            if not await lease.take(self._progress_of(record, shadow)) or not lease.is_safe:
+                raise _EndedError
+            now = await self._store.record()
+            if now is None or not _fills(now, shadow):
+                raise _EndedError
+
+        async def pace(seconds: float) -> None:
+            ends_at = time.monotonic() + min(PACE_TIMES * seconds, PACE_SECONDS)
+            while is_busy() and time.monotonic() < ends_at:  # noqa: ASYNC110 - jobs ring no bell
+                await asyncio.sleep(_LOOK_SECONDS)
+
+        await before_write()
+        for part in record.written:
+            await self._store.parts.ensure(part)
+        failures = await failures_of(self._store, shadow)
+        found = await Shadowing(
+            active=self._inventory(record.active),
+            shadow=self._inventory(shadow),
+            part=shadow,
+            embedder=self._embedder,
+            failures=failures,
+            progress=self._progress,
+            tries=self._tries,
+            before_write=before_write,
+            pace=pace,
+        ).run_pass()
+        self._failed = len(failures.by_id)
+        if self._tries:
+            raise RetryableError(
+                f"{len(self._tries)} pictures could not be read for now", code="media_store_error"
+            )
+        if found:
+            self.waits = None
+            return True
+        return await self._swap(shadow, before_write, lease)
+
+    async def _swap(
+        self, shadow: Part, before_write: Callable[[], Awaitable[None]], lease: Lease
+    ) -> bool:
+        """Let the shadow answer; return whether that was done."""
+        async with self.turn:
+            await before_write()
+            record = await self._store.record()
+            if record is None or record.shadow is None or not _fills(record, shadow):
+                raise _EndedError
+            shadow = record.shadow
+            if self._failed > shadow.allow_failed:
+                raise ModelChangeError(
+                    f"{self._failed} pictures cannot be embedded by {shadow.named}, more than"
+                    f" the {shadow.allow_failed} that are allowed: bring them back, delete"
+                    " them, or allow so many",
+                    code="model_change_failures",
+                )
+            changed = record.swapped(self._clock())
+            await self._store.parts.records.write(changed)
+            await self._store.record()
+            self.ring()
+            log.info(
+                "the model of %s changed",
+                self._store.collection,
+                extra={"model": changed.active.named},
+            )
+            await (await failures_of(self._store, shadow)).clear()
+        await lease.give_back()
+        self._tries, self.waits = {}, None
+        await self._need_only(changed.active)
+        return True
+
+    async def _need_only(self, part: Part) -> None:
+        active = await self._models.of(part)
+        self._models.need(active)
+        await self._models.unload_others(active)
+        self._has_worked = False
+
+    def _progress_of(self, record: Record, shadow: Part) -> JsonObject:
+        progress, waits = self._progress, self.waits
+        return {
+            "collection": self._store.collection,
+            "from_model": record.active.named,
+            "to_model": shadow.named,
+            "done": progress.done,
+            "total": progress.total,
+            "failed": self._failed,
+            "allow_failed": shadow.allow_failed,
+            "passes": progress.passes,
+            "seconds_left": progress.seconds_left,
+            "began_at": shadow.since,
+            "waits": None if waits is None else waits.code,
+        }
+
+
+def _fills(record: Record, shadow: Part) -> bool:
+    return record.shadow is not None and record.shadow.physical == shadow.physical
+
+
+async def failures_of(store: QdrantStore, part: Part) -> Failures:
+    """Return what a part goes without, as it is kept."""
+    failures = Failures(store.parts.engine, part.physical)
+    await failures.read()
+    return failures
