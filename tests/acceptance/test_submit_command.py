@@ -24,7 +24,7 @@ from tests.front_store import FrontStore
 from tests.integration.test_mosquitto_setup import password, setup
 from tests.integration.test_mosquitto_setup import started as broker_of
 
-SECONDS = 60.0
+SECONDS = 120.0
 MISSING = 999_999
 """Ids from here on are unknown to the media store: such a job ends almost at once."""
 HEAVY = (
