@@ -16,7 +16,8 @@
     worker_topics  what this daemon is, how busy it is  pause_watch  notices pauses, tells them
     watchdog     ends a process in which a model or the loop hangs
 
-    job_queue    the verbs, each one transaction        job_reader  looks, changes nothing
+    job_queue    the face of the queue                  job_reader  looks, changes nothing
+    verbs/       the verbs, each one transaction; a file for each thought
     admission    accepted, known already, or refused    settlement  how leases end
     job_batches  many jobs at a time, by hand
     pauses       task types that are not leased         installation  which queue this is

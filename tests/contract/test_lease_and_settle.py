@@ -12,9 +12,10 @@ import pytest
 
 from daemon.errors import ConflictError, JobNotFoundError, LeaseLostError, StorageError
 from daemon.identity import is_alive, is_dead, own_identity
-from daemon.job_queue import ORPHANED_MS, JobQueue
+from daemon.job_queue import JobQueue
 from daemon.jobs import Job, JobState, Lease, TaskType
 from daemon.settlement import Settlement
+from daemon.verbs.reclaiming import ORPHANED_MS
 from tests.queue_bench import (
     FACES,
     IMAGE,

@@ -68,6 +68,8 @@ LAYERS = (
         "daemon.workers",
     },
     {"daemon.job_queue"},
+    {"daemon.verbs"},
+    {"daemon.verbs.shared"},
     {
         "daemon.admission",
         "daemon.job_batches",
@@ -200,6 +202,8 @@ VENDORS = {
         "handlers.qdrant_models",
     },
     "PIL": {
+        "handlers.image_colours",
+        "handlers.image_resizing",
         "handlers.images",
         "demos.annotate",
         "bench.immich_server",

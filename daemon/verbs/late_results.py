@@ -1,0 +1,50 @@
+"""Results that the media store did not take at first: taken at last, or refused again."""
+
+import contextlib
+
+from daemon import statements as sql
+from daemon.job_rows import jobs_from_rows
+from daemon.jobs import Job
+from daemon.queue_backend import Connection, TakenError
+from daemon.settlement import told
+from daemon.verbs.shared import Verbs
+
+
+class LateResults(Verbs):
+    """The verbs over jobs in sync_failed."""
+
+    async def heal(self, job: Job) -> None:
+        """Complete a job in sync_failed whose result was delivered at last, with its event.
+
+        Does nothing where a newer job of the pair has taken over meanwhile.
+
+        Raises:
+            StorageError: nothing changed.
+        """
+
+        async def work(connection: Connection) -> list[Job]:
+            now = self._clock()
+            rows = await connection.execute_fetchall(sql.HEAL, (now, job.job_id))
+            jobs = jobs_from_rows(rows)
+            for healed in jobs:
+                await self._announcer.write(connection, self._announcer.ended(healed, now))
+            return jobs
+
+        with contextlib.suppress(TakenError):
+            for healed in await self._database.write(work):
+                self._metrics.job_ended(healed)
+            self.message_ready.ring()
+
+    async def delay_sync(self, job: Job, *, run_at: int | None, code: str, message: str) -> None:
+        """Note that the result was refused again; without `run_at` it is offered no more.
+
+        Raises:
+            StorageError: nothing changed.
+        """
+
+        async def work(connection: Connection) -> None:
+            await connection.execute(
+                sql.DELAY_SYNC, (run_at, code, told(code, message), job.job_id)
+            )
+
+        await self._database.write(work)
