@@ -670,7 +670,8 @@ async def test_stopping_answers_the_request_that_is_under_way(tmp_path: Path) ->
     async with rest(tmp_path / "queue.db") as rig:
         blocker.execute("BEGIN IMMEDIATE")
         asking = asyncio.create_task(rig.post())
-        await until(lambda: bool(rig.database._running))
+        door = rig.database._door
+        await until(lambda: door is not None and door.is_busy)
         app_stopping = asyncio.create_task(_release(rig, blocker))
     await app_stopping
 
