@@ -33,7 +33,8 @@ from handlers.face_embedding import FaceEmbeddingInference
 from handlers.face_pixels import align
 from handlers.faces import Face
 from handlers.image_embedding import ImageEmbeddingInference
-from handlers.images import Limits, decode, fit, to_jpeg
+from handlers.image_resizing import fit, to_jpeg
+from handlers.images import Limits, decode
 from handlers.inference import Pixels, Vector
 from handlers.origin import Origin, frame_of
 

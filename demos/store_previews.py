@@ -63,7 +63,8 @@ class StorePreviews:
 
     def _make(self, original: Path, picture: Path, facts: Path) -> bool:
         # Slow, and most stores are never asked for a preview.
-        from handlers.images import Limits, decode, fit, to_jpeg  # noqa: PLC0415
+        from handlers.image_resizing import fit, to_jpeg  # noqa: PLC0415
+        from handlers.images import Limits, decode  # noqa: PLC0415
 
         limits = Limits(MAX_PIXELS, WHITE)
         try:

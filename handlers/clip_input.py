@@ -6,7 +6,8 @@ Jobs and searches both come this way, so that a picture always becomes the same 
 from dataclasses import dataclass
 
 from daemon.settings import Decoding
-from handlers.images import Limits, decode, square_crop
+from handlers.image_resizing import square_crop
+from handlers.images import Limits, decode
 from handlers.inference import Pixels
 
 OVERSAMPLING = 2

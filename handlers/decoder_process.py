@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 
 from daemon.errors import HandlerError, RetryableError
 from handlers.clip_input import read
-from handlers.images import Limits, Picture, decode, fit
+from handlers.image_resizing import fit
+from handlers.images import Limits, Picture, decode
 from handlers.memory import trim
 
 SPARE_SECONDS = 5.0

@@ -13,7 +13,8 @@ from daemon.settings import Decoding, ImageSettings
 from daemon.stage import Stage
 from handlers.clip_input import ClipInput
 from handlers.decoder_pool import CHILD, Decoded, DecoderProcess, memory_limit
-from handlers.images import Limits, to_jpeg
+from handlers.image_resizing import to_jpeg
+from handlers.images import Limits
 from handlers.inference import Pixels
 
 P = ParamSpec("P")

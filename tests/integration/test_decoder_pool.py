@@ -19,7 +19,8 @@ from daemon.errors import HandlerError, PermanentError, RetryableError
 from handlers import decoder_pool
 from handlers.decoder_pool import DecoderProcess, memory_limit
 from handlers.decoder_process import KEEP_BYTES
-from handlers.images import Limits, decode, square_crop
+from handlers.image_resizing import square_crop
+from handlers.images import Limits, decode
 from tests.hostile import watch
 
 LIMITS = Limits(4_000_000, (255, 255, 255))

@@ -10,7 +10,8 @@ from daemon.jobs import JsonObject, TaskType
 from daemon.settings import Settings
 from handlers.assembly import open_handlers
 from handlers.cascade import CascadeDetector
-from handlers.images import Limits, decode, square_crop
+from handlers.image_resizing import square_crop
+from handlers.images import Limits, decode
 from handlers.inference import Vector
 from tests import clip_models
 from tests.unit.face_rig import astronaut, ignore_steps, job, media_store

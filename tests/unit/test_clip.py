@@ -19,7 +19,8 @@ from handlers.clip_catalog import PUBLISHED, architecture
 from handlers.clip_checkpoint import read_model
 from handlers.clip_tower import UNTRAINED_SEED
 from handlers.clip_vendors import choose_device, load_vendors
-from handlers.images import Limits, decode, square_crop
+from handlers.image_resizing import square_crop
+from handlers.images import Limits, decode
 from tests import clip_models
 from tests.clip_models import (
     MODEL,

@@ -14,7 +14,8 @@ from PIL import Image
 from daemon.errors import PermanentError
 from daemon.settings import Decoding, ImageSettings
 from handlers.clip_input import ClipInput, read
-from handlers.images import Limits, decode, square_crop
+from handlers.image_resizing import square_crop
+from handlers.images import Limits, decode
 from tests import clip_models
 
 LIMITS = Limits(max_pixels=100_000_000, background=(255, 255, 255))
