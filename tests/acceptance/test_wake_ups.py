@@ -12,7 +12,7 @@ from tests.broker import Broker, Client, Message
 from tests.waiting import wait_until
 
 NO_POLL = {"INFERD_WORKER__POLL_SECONDS": "100000"}
-WAITING = 10_000
+WAITING = 2_000
 BATCH = 8
 CLIP = {
     **NO_POLL,
