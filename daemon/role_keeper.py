@@ -129,7 +129,8 @@ class RoleKeeper:
                     return
                 await self._asked.wait(heard, timeout_seconds=seconds)
         finally:
-            await self._stop_all()
+            async with self._door:
+                await self._stop_all()
 
     async def look(self) -> None:
         """Take, renew and give up what is due.
@@ -286,8 +287,10 @@ class RoleKeeper:
 
     async def _stop_expired(self) -> None:
         """Let go what may be somebody else's by now, while nobody can be asked."""
-        if self._monotonic() >= self._valid_until:
-            await self._stop_all()
+        # Not beside `close`: each would go on to what the other one has stopped by then.
+        async with self._door:
+            if self._monotonic() >= self._valid_until:
+                await self._stop_all()
 
     async def _stop_all(self) -> None:
         for name in list(self._held):
