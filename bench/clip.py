@@ -72,7 +72,7 @@ def load(kind: type[ClipModel], settings: Settings, precision: str) -> ClipModel
 
 def measure(options: Options) -> Sequence[Row]:
     """Return the rows of section clip: ours in the fast precision, against fp32 and open_clip."""
-    rounds = options.pick(smallest=1, quick=5, normal=7, full=21)
+    rounds = options.pick(smallest=1, quick=5, normal=5, full=21)
     settings = settings_of({**os.environ, "INFERD_DEVICE": "cpu"})
     kinds = ((StockClip, "fp32"), (ClipModel, "fp32"), (ClipModel, "bf16"))
     models = [load(kind, settings, precision) for kind, precision in kinds]

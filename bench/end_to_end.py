@@ -37,6 +37,8 @@ class Rounds:
     """What each round gave."""
 
     inferd: list[Took] = field(default_factory=list)
+    short: list[Took] = field(default_factory=list)
+    """The same of a few pictures, of whose time more goes into filling and emptying."""
     alone: list[Told] = field(default_factory=list)
     plain: list[Told] = field(default_factory=list)
     peer: list[Asked] = field(default_factory=list)
@@ -65,20 +67,22 @@ def measure(options: Options, *, megapixels: int = 2) -> Sequence[Row]:
     """Return the rows of section end_to_end."""
     rounds = options.pick(smallest=1, quick=2, normal=3, full=9)
     jobs = options.pick(smallest=4, quick=160, normal=300)
-    few = options.pick(smallest=3, quick=24, normal=24, full=40)
+    few = options.pick(smallest=3, quick=16, normal=16, full=40)
+    short = options.pick(smallest=3, quick=40, normal=40)
     group = f"{megapixels} MP 4:2:0"
     files = [sample.data for sample in generated(group)]
-    found = _measure(files, rounds=rounds, jobs=jobs, few=few)
+    found = _measure(files, rounds=rounds, jobs=jobs, few=few, short=short)
     cosine = found.least_cosine()
     if cosine < LEAST_COSINE:
         raise RuntimeError(f"the same weights and pictures, and a cosine of {cosine:.4f}")
     size = sum(map(len, files)) / len(files) / 1e6
-    told = f"{jobs} JPEGs of {group}, {size:.2f} MB each, a round"
+    took = found.inferd[0].seconds
+    told = f"{jobs} JPEGs of {group}, {size:.2f} MB each, a round, at once: some {took:.1f} s"
     # Rounded down: "above" is to be true.
     return _rows(found, f"{told}; cosines of the vectors above {int(cosine * 1e5) / 1e5:.5f}")
 
 
-def _measure(files: Sequence[bytes], *, rounds: int, jobs: int, few: int) -> Rounds:
+def _measure(files: Sequence[bytes], *, rounds: int, jobs: int, few: int, short: int) -> Rounds:
     found = Rounds()
     environ = {
         # Weights as in the environment, or none; all of this is about the processor.
@@ -104,13 +108,17 @@ def _measure(files: Sequence[bytes], *, rounds: int, jobs: int, few: int) -> Rou
         name = str(alone.take({"pictures": 1})["name"])
         door = Peer(port, rig.stack.pid("daemon"), *store, name)
         # All of them before anything is timed. A turn of peers begins with the first picture.
-        counts = {"inferd": rounds * jobs + few, "peer": few, "door": few}
+        counts = {"inferd": rounds * (jobs + short) + few + short, "peer": few, "door": few}
         ids = {each: rig.put(files, count) for each, count in counts.items()}
         ours = iter(ids["inferd"])
 
-        def turn(count: int) -> tuple[Took, Told, Told, Asked, Asked]:
+        def backlog(count: int) -> Took:
+            return rig.run([(TASK, next(ours)) for _ in range(count)])
+
+        def turn(count: int) -> tuple[Took, Took, Told, Told, Asked, Asked]:
             return (
-                rig.run([(TASK, next(ours)) for _ in range(count)]),
+                backlog(count),
+                backlog(short),
                 alone.take({"pictures": few}),
                 plain.take({"pictures": few}),
                 server.ask(ids["peer"]),
@@ -120,8 +128,9 @@ def _measure(files: Sequence[bytes], *, rounds: int, jobs: int, few: int) -> Rou
         # Once for nobody: what a first time makes is made.
         turn(few)
         for _ in range(rounds):
-            took, told, loop, asked, answered = turn(jobs)
+            took, some, told, loop, asked, answered = turn(jobs)
             found.inferd.append(took)
+            found.short.append(some)
             found.alone.append(told)
             found.plain.append(loop)
             found.peer.append(asked)
@@ -188,6 +197,18 @@ def _rows(found: Rounds, note: str) -> list[Row]:
                 found.of_all_cores(),
             ),
             ours=swing,
+        ),
+        Row(
+            section=SECTION,
+            name=f"a backlog of {found.short[0].jobs} / of {found.inferd[0].jobs}",
+            unit="pictures/s",
+            better="more",
+            ours=Side.of(
+                f"{found.short[0].jobs} pictures, asked for at once",
+                [took.rate for took in found.short],
+            ),
+            theirs=inferd,
+            note=f"what filling and emptying the pipeline takes of a short run; {note}",
         ),
         against(
             "inferd / bare model",

@@ -22,7 +22,7 @@ TASK = "face_embedding"
 
 def measure(options: Options) -> Sequence[Row]:
     """Return the rows of section faces."""
-    rounds = options.pick(smallest=1, quick=2, normal=4, full=9)
+    rounds = options.pick(smallest=1, quick=2, normal=3, full=9)
     jobs = options.pick(smallest=2, quick=18, normal=24, full=36)
     with tempfile.TemporaryDirectory(prefix="inferd-bench-") as folder:
         weights = face_weights(Path(folder) / "pack")

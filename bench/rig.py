@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from bench.used import core_seconds, own_core_seconds
 from demos.client import upload
 from demos.client.link import Link
@@ -24,6 +26,7 @@ REQUESTS_A_MESSAGE = 1000
 AROUND = ("broker", "media store")
 PARTS = ("daemon", *AROUND)
 ANSWER_SECONDS = 20.0
+LEAST_OF_A_LINE = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +49,17 @@ class Took:
 
     @property
     def rate_in_full_swing(self) -> float:
-        """Jobs a second of the middle: without the first tenth of the ends, and the last."""
+        """Jobs a second of the middle, by the line that fits its ends best.
+
+        Without the first tenth of the ends, and the last. They come in batches, so that the time
+        between any two of them would say more of where a batch ended than of the speed.
+        """
         times = sorted(self.ended)
-        first, last = len(times) // 10, len(times) - 1 - len(times) // 10
-        seconds = times[last] - times[first]
-        return (last - first) / seconds if seconds > 0 else self.rate
+        tenth = len(times) // 10
+        middle = np.array(times[tenth : len(times) - tenth])
+        if len(middle) < LEAST_OF_A_LINE or middle[-1] <= middle[0]:
+            return self.rate
+        return float(np.polyfit(middle, np.arange(len(middle)), 1)[0])
 
     def core_ms(self, *parts: str) -> float:
         """Return core-milliseconds a job of some parts."""
