@@ -115,6 +115,19 @@ class FaceEmbeddingInference(ModelInference[Vector]):
         check_pixels(buffer, shape, normalised="(x - 127.5) / 127.5", label=label)
 
 
+def configured_dimension(settings: Settings) -> int:
+    """Return how long vectors of the configured recogniser are; 512 where its file is absent."""
+    if not settings.faces.recogniser:
+        # A pack's; published ones have 512, and looking for one may unpack it.
+        return EMBEDDING_DIM
+    inference = FaceEmbeddingInference(None, settings=settings)
+    try:
+        inference.resolve()
+    except ConfigError:
+        return EMBEDDING_DIM
+    return inference.embedding_dim
+
+
 def aligned(pixels: Pixels, faces: Sequence[Face]) -> list[Pixels]:
     """Return the faces of a picture as a recogniser takes them; blocks."""
     return [align(pixels, face.landmarks) for face in faces]

@@ -29,6 +29,7 @@ from demos.client.management import PATIENCE, Door, RefusedError, add_place, say
 from demos.client.terminal import Meter
 from handlers.edge_schedule import IndexBoard
 from handlers.engine_choice import make_engine
+from handlers.face_embedding import configured_dimension
 from handlers.face_store import QdrantFaceStore
 from handlers.image_embedding import ImageEmbeddingInference
 from handlers.image_store import QdrantImageStore
@@ -201,7 +202,9 @@ class OverFiles:
                         engine=engine, dimension=model.embedding_dim
                     )
                 case TaskType.FACE_EMBEDDING:
-                    stores[task_type] = QdrantFaceStore(engine=engine)
+                    stores[task_type] = QdrantFaceStore(
+                        engine=engine, dimension=configured_dimension(settings)
+                    )
         for store in stores.values():
             await stack.enter_async_context(store)
         self._audit = Audit(

@@ -11,6 +11,7 @@ from daemon.doctor.findings import Finding, fail, ok, warn
 from daemon.doctor.web import Answer, AwayError, ask
 from daemon.jobs import JsonObject
 from daemon.settings import QdrantSettings
+from handlers.face_store import QdrantFaceStore
 from handlers.model_record import MODELS, Part, record_ids, record_of
 
 PART = "vectors"
@@ -42,9 +43,9 @@ class Wanted:
 
 def claim_of(part: Part) -> Claim:
     """Return whose a collection is by its record."""
-    spec = part.spec or {}
-    named = f"{spec['model']} ({spec['weights']})" if {"model", "weights"} <= set(spec) else ""
-    return Claim(part.fingerprint, named or part.model, is_told=part.spec is not None)
+    # What found the faces is told behind a plus; vectors may be compared whoever did.
+    recogniser = part.fingerprint.partition("+")[0]
+    return Claim(recogniser, part.named, is_told=part.spec is not None)
 
 
 def claimed(collection: str, count: int, claim: Claim | None, wanted: Wanted) -> Finding:
@@ -67,9 +68,11 @@ def claimed(collection: str, count: int, claim: Claim | None, wanted: Wanted) ->
         return fail(PART, "model_unknown", f"{said}, and nobody said of which model", mend)
     ours = wanted.fingerprint
     if ours is not None and claim.fingerprint != ours and claim.is_told:
+        is_of_faces = collection.partition(".")[0] == QdrantFaceStore.collection
+        names = "FACES__RECOGNISER" if is_of_faces else "CLIP__MODEL and INFERD_CLIP__WEIGHTS"
         mend = (
-            "set INFERD_CLIP__MODEL and INFERD_CLIP__WEIGHTS to that, or change the model by"
-            " `python -m daemon models use` while the daemon runs"
+            f"set INFERD_{names} to that, or change the model by `python -m daemon models use"
+            f"{' --faces' if is_of_faces else ''}` while the daemon runs"
         )
         found = f"{said} of {claim.model}, which is used, while {ours} is configured"
         return warn(PART, "model_mismatch", found, mend)

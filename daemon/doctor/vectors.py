@@ -35,7 +35,7 @@ MANY_CHANGED = 100_000
 """Some 10 to 20 ms a search, in which the daemon does nothing else."""
 _STORES: dict[TaskType, tuple[type[QdrantStore], Callable[..., _Embedding]]] = {
     TaskType.IMAGE_EMBEDDING: (QdrantImageStore, partial(ImageEmbeddingInference, None, None)),
-    TaskType.FACE_EMBEDDING: (QdrantFaceStore, FaceEmbeddingInference),
+    TaskType.FACE_EMBEDDING: (QdrantFaceStore, partial(FaceEmbeddingInference, None)),
 }
 
 
@@ -85,7 +85,8 @@ def _wanted(task: TaskType, facts: Facts) -> qdrant.Wanted:
         inference.resolve()
     except InferdError:
         return qdrant.Wanted(None, dimension)  # the models' check says so
-    return qdrant.Wanted(inference.fingerprint, dimension)
+    # A recogniser's file says how long its vectors are.
+    return qdrant.Wanted(inference.fingerprint, inference.embedding_dim)
 
 
 def _embedded(folder: Path, wanted: dict[str, qdrant.Wanted], facts: Facts) -> Iterator[Finding]:

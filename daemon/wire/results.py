@@ -140,7 +140,9 @@ class FaceEmbeddingResult(WireModel):
 
     faces: list[StoredFace]
     face_count: Count = Field(description="How many faces.")
-    embedding_dimension: Literal[512] = Field(description="Length of each vector.")
+    embedding_dimension: Annotated[int, Field(ge=1)] = Field(
+        description="Length of each vector: 512 but of a recogniser that gives another."
+    )
     stored_in_vector_db: Literal[True]
     collection: Literal["face_embeddings"]
     image: ImageSize
