@@ -4,6 +4,8 @@
     cli/         the sub-commands, one file each                 those of cli/ and doctor/ alone
     doctor/      looks at everything, changes nothing            see handlers/
     backup/      what a backup is made of
+    http_doors, health_checks   app's: REST and the other doors; what health looks at
+    inbox        a message over MQTT -> who it is for   stop_signals   SIGTERM and SIGINT
     intake       what came -> a job in the queue        worker   leases jobs, runs their attempts:
     attempt      handle -> deliver -> settle            delivery results the media store refused
     lease_keeper renews ours, takes back others'        pruning  jobs that ended long ago go

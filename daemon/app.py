@@ -1,14 +1,13 @@
 """The composition root: opens everything, runs it, and stops it in order.
 
-The only module that sees the queue and the handlers. Reading `run` tells how inferd is wired.
+With http_doors, health_checks and readings the only module that sees the queue and the handlers.
+Reading `run` tells how inferd is wired.
 """
 
 import asyncio
-import contextlib
 import logging
-import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 
 from daemon import topics
@@ -16,11 +15,13 @@ from daemon.audit import Audit
 from daemon.cancellation import Cancellation
 from daemon.clock_steps import ClockSteps
 from daemon.company import Company
-from daemon.errors import InferdError
 from daemon.health import Health
+from daemon.health_checks import add_checks
 from daemon.home_assistant import HomeAssistant, subscriptions
 from daemon.home_discovery import discovery
+from daemon.http_doors import open_doors
 from daemon.identity import is_dead, own_identity, own_version
+from daemon.inbox import receiver
 from daemon.intake import Intake
 from daemon.job_ledger import JobLedger
 from daemon.job_queue import JobQueue
@@ -29,29 +30,25 @@ from daemon.last_life import LastLife
 from daemon.live import Live
 from daemon.metered_handler import MeteredHandler
 from daemon.metrics import Metrics
-from daemon.mqtt import MqttLink, OnRequest
+from daemon.mqtt import MqttLink
 from daemon.outbox import Outbox
 from daemon.pause_watch import PauseWatch
 from daemon.progress import Progress
 from daemon.queue_engine import queue_database
 from daemon.readings import Readings
 from daemon.removal import Removal
-from daemon.requests import MAX_BATCH, MqttRequest
+from daemon.requests import MAX_BATCH
 from daemon.scrub import Scrub
 from daemon.server_watch import ServerWatch
 from daemon.settings import Settings, WorkerSettings
+from daemon.stop_signals import first_of, stop_signals
 from daemon.watchdog import EXIT_STALLED, LEAVE_SECONDS, Watchdog, leave
 from daemon.worker import Worker
 from daemon.worker_topics import WorkerTopics
-from daemon.workers import Workers
 from handlers.assembly import HandlerSet, open_handlers
-from http_shim.app import create_app, create_immich_app, serve
-from http_shim.auth import Authenticator
-from http_shim.console.parts import Console
 
 log = logging.getLogger(__name__)
 
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
 LAST_EVENTS_SECONDS = 5.0
 STALLED_GRACE_SECONDS = 2.0
 """For jobs that run while a model hangs, and do not need it."""
@@ -79,9 +76,8 @@ async def run(settings: Settings, *, started: Callable[[int | None], None] = _te
     metrics = Metrics()
     live = Live()
     async with AsyncExitStack() as stack:
-        stop = stack.enter_context(_stop_signals())
+        stop = stack.enter_context(stop_signals())
         watchdog = stack.enter_context(Watchdog(stall_seconds=settings.worker.stall_seconds))
-        health.hangs = lambda: watchdog.stall.message if watchdog.stall else None
         database = await stack.enter_async_context(queue_database(settings))
         clock = database.clock or epoch_ms
         identity = own_identity()
@@ -130,7 +126,7 @@ async def run(settings: Settings, *, started: Callable[[int | None], None] = _te
                 topics.DELETE_FILTER,
                 *subscriptions(settings.home_assistant, worker_id),
             ],
-            on_request=_receiver(intake, cancellation, removal, lambda: home),
+            on_request=receiver(intake, cancellation, removal, lambda: home),
             watched=company.watched,
             on_news=company.hear,
         )
@@ -167,15 +163,17 @@ async def run(settings: Settings, *, started: Callable[[int | None], None] = _te
             poll_seconds=settings.worker.poll_seconds,
         )
         home = _home(settings, link, queue, handlers)
-        _tell_of(
-            health,
-            metrics,
+        add_checks(
+            health, queue=queue, link=link, worker=worker, handlers=handlers, watchdog=watchdog
+        )
+        Readings(
             queue=queue,
+            database=database,
             link=link,
             worker=worker,
             handlers=handlers,
             watchdog=watchdog,
-        )
+        ).add_to(metrics)
         audit = Audit(
             queue,
             JobLedger(database),
@@ -183,7 +181,7 @@ async def run(settings: Settings, *, started: Callable[[int | None], None] = _te
             clock=clock,
             prune_after_days=settings.queue.prune_after_days,
         )
-        port = await _open_doors(
+        port = await open_doors(
             stack,
             settings,
             intake=intake,
@@ -194,7 +192,7 @@ async def run(settings: Settings, *, started: Callable[[int | None], None] = _te
             removal=removal,
             cancellation=cancellation,
             audit=audit,
-            console=_console(settings, handlers, live),
+            live=live,
             workers=company.workers,
         )
         # Before the first connect, which tells it.
@@ -216,7 +214,7 @@ async def run(settings: Settings, *, started: Callable[[int | None], None] = _te
                         queue,
                         health,
                         identity=identity,
-                        on_request=_receiver(intake, cancellation, removal, lambda: home),
+                        on_request=receiver(intake, cancellation, removal, lambda: home),
                         has_room=worker.has_room,
                     )
                 ),
@@ -225,7 +223,7 @@ async def run(settings: Settings, *, started: Callable[[int | None], None] = _te
             loading = group.create_task(handlers.preload(), name="preload")
             log.info("inferd is running", extra={"worker_id": worker_id, "port": port})
             started(port)
-            await _either(stop, watchdog.is_over)
+            await first_of(stop, watchdog.is_over)
             log.info("stopping")
             health.is_draining = True
             # The broker is told first; one that does not answer must not keep us leasing.
@@ -292,105 +290,12 @@ def _grace(settings: WorkerSettings, watchdog: Watchdog, handlers: HandlerSet) -
     return grace
 
 
-async def _open_doors(
-    stack: AsyncExitStack,
-    settings: Settings,
-    *,
-    intake: Intake,
-    queue: JobQueue,
-    health: Health,
-    metrics: Metrics,
-    handlers: HandlerSet,
-    removal: Removal,
-    cancellation: Cancellation,
-    audit: Audit,
-    console: Console | None,
-    workers: Workers,
-) -> int | None:
-    """Serve what is wanted over HTTP until the stack closes; return REST's port, if it has one."""
-    if settings.doors.immich:
-        await _open_immich(stack, settings, health=health, handlers=handlers, metrics=metrics)
-    if not settings.http.enabled:
-        return None
-    authenticate = Authenticator(settings.auth)
-    stack.push_async_callback(authenticate.close)
-    if settings.auth.jwks_url and not authenticate.is_disabled:
-        # Jobs asked for over MQTT do not need it.
-        health.add("auth", authenticate.check, is_required=False)
-    app = create_app(
-        intake=intake,
-        queue=queue,
-        health=health,
-        forget_vectors=handlers.forget_vectors,
-        authenticate=authenticate,
-        max_body_bytes=settings.http.max_body_bytes,
-        metrics=metrics,
-        search=handlers.search,
-        embedder=handlers.direct,
-        aliases=settings.doors.running_by_asked,
-        max_picture_bytes=settings.media_store.max_bytes,
-        removal=removal,
-        cancellation=cancellation,
-        audit=audit,
-        stored=handlers.stored,
-        console=console,
-        snapshots=handlers.snapshots,
-        models=handlers.model_changes,
-        workers=workers,
-    )
-    _warn_if_open(settings)
-    return await stack.enter_async_context(serve(app, settings.http.host, settings.http.port))
-
-
-async def _open_immich(
-    stack: AsyncExitStack,
-    settings: Settings,
-    *,
-    health: Health,
-    handlers: HandlerSet,
-    metrics: Metrics,
-) -> None:
-    doors, most = settings.doors, settings.media_store.max_bytes
-    app = create_immich_app(handlers.direct, doors, health, max_picture_bytes=most, metrics=metrics)
-    serving = serve(
-        app,
-        doors.immich_host,
-        doors.immich_port,
-        name="the door for Immich",
-        mend="set INFERD_DOORS__IMMICH_HOST and INFERD_DOORS__IMMICH_PORT",
-    )
-    await stack.enter_async_context(serving)
-    if doors.immich_host not in LOOPBACK:
-        # Immich shows none.
-        log.warning("THE DOOR FOR IMMICH ASKS NOBODY FOR A TOKEN: it listens beyond this machine")
-
-
-async def _either(*events: asyncio.Event) -> None:
-    waiting = [asyncio.create_task(event.wait(), name="until-stop") for event in events]
-    try:
-        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in waiting:
-            task.cancel()
-
-
 def _both(progress: Progress, live: Live) -> Callable[[Job, str], None]:
     def report(job: Job, stage: str) -> None:
         progress.report(job, stage)
         live.progress(job, stage)
 
     return report
-
-
-def _console(settings: Settings, handlers: HandlerSet, live: Live) -> Console | None:
-    if not settings.http.console or handlers.previews is None:
-        return None
-    return Console(
-        live=live,
-        pictures=handlers.previews,
-        task_types=[each.task_type for each in handlers.handlers],
-        max_picture_bytes=settings.media_store.max_bytes,
-    )
 
 
 def _home(
@@ -427,94 +332,3 @@ def _facts(settings: Settings, handlers: HandlerSet) -> JsonObject:
             "max_bytes": settings.media_store.max_bytes,
         },
     }
-
-
-def _receiver(
-    intake: Intake,
-    cancellation: Cancellation,
-    removal: Removal,
-    home: Callable[[], HomeAssistant],
-) -> OnRequest:
-    async def receive(message: MqttRequest) -> None:
-        if topics.is_probe(message.topic):
-            return
-        if topics.is_cancel(message.topic):
-            await cancellation.on_cancel(message)
-        elif topics.is_delete(message.topic):
-            await removal.on_delete(message)
-        elif home().takes(message.topic):
-            await home().on_message(message)
-        else:
-            await intake.on_request(message)
-
-    return receive
-
-
-def _tell_of(
-    health: Health,
-    metrics: Metrics,
-    *,
-    queue: JobQueue,
-    link: MqttLink,
-    worker: Worker,
-    handlers: HandlerSet,
-    watchdog: Watchdog,
-) -> None:
-    _add_checks(health, queue, link, worker, handlers)
-    readings = Readings(queue=queue, link=link, worker=worker, handlers=handlers, watchdog=watchdog)
-    readings.add_to(metrics)
-
-
-def _add_checks(
-    health: Health, queue: JobQueue, link: MqttLink, worker: Worker, handlers: HandlerSet
-) -> None:
-    async def broker() -> JsonObject:
-        if not link.is_up:
-            raise InferdError(link.last_error or "not connected yet", code="broker_unreachable")
-        return {"connects": link.connects}
-
-    async def working() -> JsonObject:
-        if (hangs := health.hangs()) is not None:
-            raise InferdError(hangs, code="model_stalled")
-        return {"in_flight": worker.in_flight}
-
-    async def pauses() -> JsonObject:
-        found = await queue.pauses.active()
-        return {
-            "paused": list(found),
-            "paused_until": {name: each.until for name, each in found.items()},
-        }
-
-    health.add("broker", broker)
-    health.add("database", queue.check)
-    health.add("worker", working)
-    health.add("pauses", pauses, is_required=False)
-    for name, (check, is_required) in handlers.checks.items():
-        health.add(name, check, is_required=is_required)
-
-
-def _warn_if_open(settings: Settings) -> None:
-    host = settings.http.host
-    if settings.auth.disabled and host not in LOOPBACK:
-        log.warning("REST IS OPEN TO EVERYBODY WHO REACHES %s: authentication is off", host)
-
-
-@contextlib.contextmanager
-def _stop_signals() -> Iterator[asyncio.Event]:
-    """Set an event at the first SIGTERM or SIGINT; a second one kills as usual."""
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    signals = (signal.SIGTERM, signal.SIGINT)
-
-    def request_stop() -> None:
-        stop.set()
-        for number in signals:
-            loop.remove_signal_handler(number)
-
-    for number in signals:
-        loop.add_signal_handler(number, request_stop)
-    try:
-        yield stop
-    finally:
-        for number in signals:
-            loop.remove_signal_handler(number)

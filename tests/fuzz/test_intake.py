@@ -9,9 +9,10 @@ from typing import Any, cast
 import pytest
 from hypothesis import event, given
 
-from daemon.app import _receiver, epoch_ms
+from daemon.app import epoch_ms
 from daemon.cancellation import Cancellation
 from daemon.database import Database
+from daemon.inbox import receiver
 from daemon.intake import Intake
 from daemon.job_queue import JobQueue
 from daemon.jobs import TaskType
@@ -55,7 +56,7 @@ class Door:
             clock=epoch_ms,
             worker_id="fuzz",
         )
-        self._receive = _receiver(intake, cancellation, removal, lambda: cast("Any", NoHome()))
+        self._receive = receiver(intake, cancellation, removal, lambda: cast("Any", NoHome()))
 
     def close(self) -> None:
         self._runner.run(self._queue.__aexit__(None, None, None))

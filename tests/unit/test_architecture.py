@@ -41,9 +41,9 @@ LAYERS = (
     {"daemon.doctor.findings", "daemon.doctor.mends", "daemon.doctor"},
     {"daemon.app"},
     {"daemon.queue_engine"},
-    {"daemon.readings"},
+    {"daemon.readings", "daemon.http_doors", "daemon.health_checks"},
     {"http_shim"},
-    {"daemon.company"},
+    {"daemon.company", "daemon.inbox"},
     {"daemon.server_watch"},
     {"daemon.scrub"},
     {"daemon.removal", "daemon.audit"},
@@ -100,6 +100,7 @@ LAYERS = (
         "daemon.postgresql.clock",
         "daemon.postgresql.schema",
         "daemon.postgresql.statements",
+        "daemon.postgresql.vitals",
         "daemon.sqlite_writer",
     },
     {"daemon.mqtt_client", "daemon.mqtt_sender"},
@@ -145,6 +146,7 @@ LAYERS = (
         "daemon.holes",
         "daemon.redaction",
         "daemon.spelling",
+        "daemon.stop_signals",
         "daemon.urgency",
     },
 )
@@ -306,6 +308,8 @@ def test_only_the_composition_root_sees_both_sides() -> None:
     looking = ("daemon.cli.", "daemon.doctor.")
     assert {name for name in seeing if not name.startswith(looking)} == {
         "daemon.app",
+        "daemon.health_checks",
+        "daemon.http_doors",
         "daemon.readings",
     }
 
