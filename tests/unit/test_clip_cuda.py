@@ -25,6 +25,8 @@ from tests.fake_cuda import Torch
 
 SIDE = (8, 8)
 DIM = 6
+SMALL = "ViT-S-32-alt"
+"""A CLIP that is made and run in a fraction of the default's time."""
 Pass = Callable[[torch.Tensor], torch.Tensor]
 
 
@@ -273,7 +275,7 @@ def test_our_own_image_tower_can_be_captured() -> None:
 def on_gpu(monkeypatch: pytest.MonkeyPatch) -> ImageEmbeddingInference:
     """A model with passes on such a GPU, as it has after a load there."""
     inference = ImageEmbeddingInference(
-        None, None, settings=clip_models.settings(clip__weights="untrained", clip__passes=1)
+        None, None, settings=clip_models.settings(clip__weights="untrained", clip__model=SMALL)
     )
     inference.load()
     model = inference._model
