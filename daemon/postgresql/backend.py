@@ -17,7 +17,8 @@ from daemon.migration import Migration
 from daemon.postgresql import schema
 from daemon.postgresql.clock import DatabaseClock, steady_ms
 from daemon.postgresql.statements import text_of
-from daemon.queue_backend import Row, TakenError, Turn
+from daemon.postgresql.vitals import Effort, read_vitals
+from daemon.queue_backend import Row, TakenError, Turn, Vital
 from daemon.redaction import without_password
 
 log = logging.getLogger(__name__)
@@ -100,12 +101,15 @@ class _Session(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has no type
 class PostgresConnection:
     """What a transaction sees of the database."""
 
-    def __init__(self, raw: Any) -> None:
+    def __init__(self, raw: Any, begin: str) -> None:
         self._raw = raw
+        self._begin = begin
+        """What is still to be said before the first statement."""
         self.afterwards: list[Callable[[], None]] = []
 
     async def execute(self, sql: str, parameters: Iterable[Any] = ()) -> _Done:
         """Run a statement; `rowcount` of what is returned says how many rows changed."""
+        await self.begin()
         status: str = await self._raw.execute(text_of(sql), *parameters)
         number = status.rpartition(" ")[2]
         return _Done(int(number) if number.isdigit() else 0)
@@ -114,18 +118,26 @@ class PostgresConnection:
         """Run a statement once for each row of parameters, in one go."""
         rows = [tuple(row) for row in parameters]
         if rows:
+            await self.begin()
             await self._raw.executemany(text_of(sql), rows)
 
     async def execute_fetchall(self, sql: str, parameters: Iterable[Any] = ()) -> list[Row]:
         """Return all rows of a query."""
+        await self.begin()
         rows: list[Row] = await self._raw.fetch(text_of(sql), *parameters)
         return rows
 
     async def take_turn(self, turn: Turn, *, shared: bool = False) -> None:
         """Wait until no other transaction has this turn; those that share it do not wait."""
         lock = "pg_advisory_xact_lock_shared" if shared else "pg_advisory_xact_lock"
-        # By schema too: one database may hold several queues.
-        await self._raw.execute(f"SELECT {lock}(hashtext(current_schema()), $1)", turn.value)
+        # By schema too: one database may hold several queues. In one message with the BEGIN.
+        await self.begin(f"SELECT {lock}(hashtext(current_schema()), {turn.value:d})")
+
+    async def begin(self, beside: str = "") -> None:
+        """Begin the transaction unless it has begun; and run a statement without parameters."""
+        told, self._begin = "; ".join(filter(None, (self._begin, beside))), ""
+        if told:
+            await self._raw.execute(told)
 
     async def foreign_changes(self) -> int | None:
         """Return None: PostgreSQL does not count the commits of others."""
@@ -154,6 +166,7 @@ class PostgresDatabase:
         self._pool: Any = None
         self._failure: StorageError | None = None
         self._running: set[asyncio.Task[Any]] = set()
+        self._effort = Effort()
         self._comparing: asyncio.Task[None] | None = None
         self.clock = DatabaseClock()
 
@@ -243,6 +256,18 @@ class PostgresDatabase:
         if self._failure is not None:
             await self.write(_touch)
 
+    async def vitals(self) -> list[Vital]:
+        """Return how the connections stand, what waits, and what is dead.
+
+        Raises:
+            StorageError: the server cannot be asked.
+        """
+        try:
+            async with self._acquired() as raw:
+                return await read_vitals(raw, self._pool, self._effort)
+        except (*_GONE, asyncpg.PostgresError) as error:
+            raise _storage_error("read", error) from error
+
     def _ended(self, task: asyncio.Task[Any]) -> None:
         self._running.discard(task)
         if not task.cancelled():
@@ -258,6 +283,7 @@ class PostgresDatabase:
                     done, afterwards = await _transact(raw, work, is_repeatable=is_repeatable)
                 break
             except _IN_THE_WAY as error:
+                self._effort.repeated += 1
                 if attempt == TRIES:
                     is_taken = isinstance(error, asyncpg.UniqueViolationError)
                     kind = TakenError if is_taken else StorageError
@@ -277,7 +303,9 @@ class PostgresDatabase:
         if self._pool is None:
             raise StorageError("the queue is closed")
         pool = self._pool
+        asked_at = time.monotonic()
         raw = await pool.acquire(timeout=ACQUIRE_SECONDS)
+        self._effort.acquired_after(time.monotonic() - asked_at)
         try:
             yield raw
         except _GONE:
@@ -339,12 +367,12 @@ class PostgresDatabase:
 async def _transact(
     raw: Any, work: Callable[[PostgresConnection], Awaitable[T]], *, is_repeatable: bool
 ) -> tuple[T, list[Callable[[], None]]]:
-    connection = PostgresConnection(raw)
-    # One message to the server for both.
+    # One message to the server for all that has no parameters.
     lossy = "; SET LOCAL synchronous_commit = off" if is_repeatable else ""
+    connection = PostgresConnection(raw, f"BEGIN{lossy}")
     try:
-        await raw.execute(f"BEGIN{lossy}")
         done = await work(connection)
+        await connection.begin()
         status: str = await raw.execute("COMMIT")
     except BaseException:
         if not raw.is_closed():

@@ -153,8 +153,9 @@ class Settling(Verbs):
                     job, settlement.error_code, costs_attempt=not settlement.given_back
                 )
         self._have_moved(settled.values())
-        lost = [LeaseLostError(f"job {each.lease.job.job_id} is no longer ours") for each in batch]
         return [
-            settled.get(each.key, error) if first[each.key] is each else error
-            for each, error in zip(batch, lost, strict=True)
+            settled[each.key]
+            if each.key in settled and first[each.key] is each
+            else LeaseLostError(f"job {each.lease.job.job_id} is no longer ours")
+            for each in batch
         ]

@@ -60,16 +60,19 @@ class Verbs(JobReader):
 
     def _have_moved(self, jobs: Iterable[Job]) -> None:
         """Count the ends among jobs that left `processing`, and wake who waits for them."""
-        jobs = list(jobs)
+        waiting: list[Job] = []
+        have_ended = False
         for job in jobs:
-            if job.status.is_terminal:
+            if job.status is JobState.PENDING:
+                waiting.append(job)
+            elif job.status.is_terminal:
                 self._metrics.job_ended(job)
-        waiting = [job for job in jobs if job.status is JobState.PENDING]
+                have_ended = True
         for task_type in {job.task_type for job in waiting}:
             self.ready[task_type].ring()
         if any(job.lost for job in waiting):
             self.suspect_ready.ring()
-        if any(job.status.is_terminal for job in jobs):
+        if have_ended:
             self.message_ready.ring()
 
 
