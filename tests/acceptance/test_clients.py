@@ -32,6 +32,7 @@ from tests.acceptance.demo_store import DemoStore
 from tests.acceptance.rig import ROOT, Daemon, MediaStore
 from tests.broker import Broker, Client
 from tests.front_store import FrontStore
+from tests.pages import blocks
 
 SCRIPT = ROOT / "demos" / "inferences" / "face_detection_client.py"
 MISSING = 999_999
@@ -609,3 +610,29 @@ def _say(daemon: Client, job_id: str, name: str, status: str, **extra: Any) -> N
     job = {"job_id": job_id, "status": status, "result": None, "error_message": None}
     event = {"job_id": job_id, "status": status, "data": job, **extra}
     daemon.publish(f"inference/job/{job_id}/{name}", event)
+
+
+def test_the_documented_client_runs_as_it_is_written(
+    world: World, portrait: bytes, tmp_path: Path
+) -> None:
+    (snippet,) = (text for text in blocks("python", "docs/python.md") if "InferdClient" in text)
+    for shown, here in (
+        ("localhost:8000", world.store.url),
+        ("mqtt://localhost:1883", world.broker.url),
+        ("localhost:8001", world.rest),
+    ):
+        assert shown in snippet
+        snippet = snippet.replace(shown, here)
+    (tmp_path / "photo.jpg").write_bytes(portrait)
+
+    done = subprocess.run(
+        [sys.executable, "-c", snippet],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(ROOT), "PATH": ""},
+        capture_output=True,
+        text=True,
+        timeout=90,
+        check=False,
+    )
+
+    assert done.stdout == "completed 1\n", done.stderr

@@ -51,7 +51,8 @@ def test_the_configuration_table_is_the_settings() -> None:
     assert table == list(setting_rows())
 
 
-@pytest.mark.parametrize("block", blocks("python"))
+# The client's needs a daemon: tests/acceptance/test_clients.py runs it.
+@pytest.mark.parametrize("block", [text for text in blocks("python") if "InferdClient" not in text])
 def test_a_python_snippet_runs(block: str, tmp_path: Path) -> None:
     script = tmp_path / "snippet.py"
     script.write_text(block, encoding="utf-8")
