@@ -14,6 +14,7 @@ from collections.abc import (
     Awaitable,
     Callable,
     Iterable,
+    Mapping,
 )
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -34,7 +35,7 @@ from daemon.migration import (
     split_statements,
     to_ledger,
 )
-from daemon.queue_backend import Row
+from daemon.queue_backend import Row, Vital
 from daemon.sqlite_writer import Connection, SQLiteWriter, is_busy
 
 log = logging.getLogger(__name__)
@@ -157,6 +158,15 @@ class Database:
             raise self._door.failure
         await self.write(_touch, durable=True)
 
+    async def vitals(self) -> list[Vital]:
+        """Return how large the file and its log are; a log that grows has a reader that stays."""
+        text = "Size of the queue's file, and of its log."
+        log_path = self._path.with_name(f"{self._path.name}-wal")
+        sizes = await asyncio.to_thread(_sizes, {"database": self._path, "log": log_path})
+        return [
+            Vital("inferd_queue_file_bytes", text, size, {"file": name}) for name, size in sizes
+        ]
+
     async def read(self, sql: str, parameters: Iterable[Any] = ()) -> list[Row]:
         """Return the rows of one query, as of the latest commit.
 
@@ -251,6 +261,10 @@ async def _migrate(
         await _back_up(connection, path, pending[0])
     for step in pending:
         await _apply(connection, step)
+
+
+def _sizes(files: Mapping[str, Path]) -> list[tuple[str, int]]:
+    return [(name, path.stat().st_size) for name, path in files.items() if path.is_file()]
 
 
 def _remove_parts(path: Path) -> None:

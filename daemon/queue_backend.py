@@ -10,7 +10,8 @@ between: by a row that is locked when it is looked up, a unique index (`TakenErr
 one of the `Turn`s below.
 """
 
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from enum import Enum
 from types import TracebackType
 from typing import Any, Protocol, Self, TypeVar
@@ -23,6 +24,18 @@ T = TypeVar("T")
 
 class TakenError(StorageError):
     """A unique index refused a row: another one stands for it. Nothing was written."""
+
+
+@dataclass(frozen=True, slots=True)
+class Vital:
+    """One value of the engine itself, as /metrics shows it."""
+
+    name: str
+    help: str
+    value: float
+    labels: Mapping[str, str] = field(default_factory=dict)
+    is_total: bool = False
+    """It only rises, and starts at 0 with the process."""
 
 
 class Turn(Enum):
@@ -139,4 +152,11 @@ class QueueBackend(Protocol):
 
         Raises:
             StorageError: the latest writes failed, and another one does too or cannot begin.
+        """
+
+    async def vitals(self) -> list[Vital]:
+        """Return what an operator needs to know of the engine itself, as it is now.
+
+        Raises:
+            StorageError: it cannot be read.
         """

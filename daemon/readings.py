@@ -9,6 +9,7 @@ from daemon.job_queue import JobQueue
 from daemon.jobs import TaskType
 from daemon.metrics import Metrics, Reading
 from daemon.mqtt import MqttLink
+from daemon.queue_backend import QueueBackend
 from daemon.watchdog import Watchdog
 from daemon.worker import Worker
 from handlers.assembly import HandlerSet
@@ -19,6 +20,7 @@ class Readings:
     """The parts that are read; all but the queue answer at once."""
 
     queue: JobQueue
+    database: QueueBackend
     link: MqttLink
     worker: Worker
     handlers: HandlerSet
@@ -28,6 +30,7 @@ class Readings:
         """Let `metrics` read every part, by the names that scrape errors are counted under."""
         for name, source in {
             "queue": self.waiting,
+            "database": self.engine,
             "pauses": self.pauses,
             "broker": self.broker,
             "working": self.working,
@@ -63,6 +66,13 @@ class Readings:
                 "Age of the oldest event the broker has not confirmed; 0 if there is none.",
                 found.oldest_event_seconds,
             ),
+        ]
+
+    async def engine(self) -> Iterable[Reading]:
+        """Return how the queue's database stands, as its engine tells."""
+        return [
+            Reading(each.name, each.help, each.value, each.labels, each.is_total)
+            for each in await self.database.vitals()
         ]
 
     async def pauses(self) -> Iterable[Reading]:

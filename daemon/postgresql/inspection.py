@@ -9,6 +9,7 @@ import asyncpg
 from daemon.errors import ConfigError
 from daemon.migration import Applied, Migration, check_ledger
 from daemon.postgresql import schema
+from daemon.postgresql.vitals import OLDEST
 from daemon.redaction import without_password
 
 SECONDS = 10.0
@@ -18,16 +19,6 @@ _EVENTS = """
 SELECT count(*), count(*) FILTER (WHERE attempt > 0),
        coalesce((extract(epoch FROM clock_timestamp()) * 1000)::bigint - min(created_at), 0)
 FROM outbox
-"""
-# What keeps VACUUM from dead rows, whoever holds it, in whichever program.
-_OLDEST = """
-SELECT extract(epoch FROM clock_timestamp() - xact_start)::float8 AS seconds, pid,
-       coalesce(nullif(application_name, ''), usename::text, 'unknown') AS who, state
-FROM pg_stat_activity
-WHERE datname = current_database() AND pid <> pg_backend_pid() AND xact_start IS NOT NULL
-  AND (backend_xmin IS NOT NULL OR backend_xid IS NOT NULL)
-  AND backend_type = 'client backend'
-ORDER BY xact_start LIMIT 1
 """
 
 
@@ -116,7 +107,7 @@ async def _inspect(raw: Any, where: str) -> Inspection:
     if ledger:
         states = {row[0]: row[1] for row in await raw.fetch(_STATES)}
         events = await raw.fetchrow(_EVENTS)
-    oldest = await raw.fetchrow(_OLDEST)
+    oldest = await raw.fetchrow(OLDEST)
     return Inspection(
         where=where,
         server=".".join(map(str, raw.get_server_version()[:2])),

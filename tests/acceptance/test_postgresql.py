@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.request import urlopen
 
 import pytest
 
@@ -19,6 +20,7 @@ from tests.acceptance.rig import (
     finished,
 )
 from tests.broker import Broker, Client
+from tests.exposition import Exposition
 from tests.postgresql import Cluster, schema_of
 from tests.waiting import wait_until
 
@@ -59,6 +61,9 @@ def test_a_daemon_that_is_killed_completes_its_job_once_after_a_restart(
         finished(client, ask(client, PICTURE))
         assert events(client, asked).count("completed") == 1
         assert daemon.request("GET", "/health/ready")[0] == 200
+        with urlopen(f"http://127.0.0.1:{daemon.port}/metrics") as answer:
+            metrics = Exposition(answer.read().decode())
+        assert metrics.value("inferd_postgresql_acquires_total") > 0
         assert daemon.terminate() == 0
     assert not (tmp_path / "data" / "queue.db").exists()
     assert cluster.psql("SELECT count(*) FROM outbox", schema=schema_of(url)) == "0"

@@ -441,7 +441,12 @@ async def test_metrics_tell_what_each_lane_does() -> None:
         handlers = HandlerSet(runners=[runner], lanes=rig.lanes)
         nobody: Any = None
         readings = Readings(
-            queue=nobody, link=nobody, worker=nobody, watchdog=nobody, handlers=handlers
+            queue=nobody,
+            database=nobody,
+            link=nobody,
+            worker=nobody,
+            watchdog=nobody,
+            handlers=handlers,
         )
         found = {
             (each.name.removeprefix("inferd_lane_"), each.labels["lane"]): each.value
