@@ -9,6 +9,8 @@
     clip         CLIP's image tower: open_clip's layers, ours in fp32, ours in bf16
     formats      decoding by format, against Pillow decoding every pixel
     task_types   what stages take of a job; three task types of the same pictures
+    engines      one queue under several daemons, on SQLite and on PostgreSQL (engine_race: the
+                 processes that are these daemons)
     gpu          the same on a GPU, where there is one
     previews     previews looked at instead of originals: bytes, decoding, faces, vectors
 
@@ -30,6 +32,7 @@ Longer studies have a command each, `python -m bench.NAME`, and print tables of 
     decoders     what decoding in processes costs against threads
     decoding     exact against fast decoding of JPEGs, for embeddings and for faces
     scaled_faces its second half: what scaled decoding would do to faces
+    large        a million embedded vectors, step by step over a kept folder
     memory       what stays in memory with many jobs, pictures and events
 
 Past this machine (docs/scaling.md):

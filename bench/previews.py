@@ -13,7 +13,6 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
@@ -169,10 +168,11 @@ def _edges(face: Face) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
 
 def measure(options: Options) -> Sequence[Row]:
     """Return the rows of section previews."""
-    rounds = options.pick(smallest=1, quick=3, normal=5)
+    rounds = options.pick(smallest=1, quick=3, normal=3)
     with tempfile.TemporaryDirectory(prefix="inferd-bench-") as folder:
         weights = face_weights(Path(folder) / "pack")
-        files = weights.files[: options.pick(smallest=2, quick=8, normal=len(weights.files))]
+        everything = len(weights.files)
+        files = weights.files[: options.pick(smallest=2, quick=8, normal=12, full=everything)]
         models = Models(weights)
         found = effects(files, models)
     told = f"{len(files)} pictures; faces: {weights.told}; {models.clip_told}"
@@ -207,9 +207,7 @@ def _effect_rows(name: str, effect: Effect, told: str) -> list[Row]:
 
 def _costs(rounds: int) -> list[Row]:
     """Return bytes and decoding of generated pictures, as originals and as previews."""
-    # Those of 24 and 48 megapixels come last and take long to make.
-    smaller = takewhile(lambda sample: not sample.group.startswith("24 MP"), generated())
-    files = [sample.data for sample in smaller if sample.group == GROUP]
+    files = [sample.data for sample in generated(GROUP)]
     rows = []
     for name, side in SIDES.items():
         previews = [preview_of(data, side)[0] for data in files]
