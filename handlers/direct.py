@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -18,10 +19,12 @@ from daemon.settings import FacesSettings
 from handlers import query_vectors
 from handlers.face_batches import chunks
 from handlers.face_embedding_handler import FACES_AT_ONCE
+from handlers.face_specs import detector_settings, recogniser_settings
 from handlers.faces import Face
 from handlers.inference import Pixels, Provenance, Vector
 from handlers.query_vectors import FaceParts, ImageParts
 
+P = TypeVar("P", ImageParts, FaceParts)
 LOOK_SECONDS = 2.0
 """For what the collection is of by now, where that is known from before."""
 
@@ -97,13 +100,64 @@ class DirectClip:
         return PictureVector(vector, picture.width, picture.height)
 
 
-class DirectVectors:
-    """Answers at once what the compatible doors ask.
+class DirectFaces:
+    """One detector and one recogniser, whatever the collection changes to meanwhile."""
 
-    Every method that embeds raises:
+    def __init__(self, parts: FaceParts, settings: FacesSettings) -> None:
+        """Take the parts of one search, and where those settings stand that no record names."""
+        self._parts = parts
+        self._settings = settings
+
+    @property
+    def detector_name(self) -> str:
+        """What the detector is called: its pack, or the stem of its file's name."""
+        faces = detector_settings(self._settings, self._parts.spec)
+        return faces.pack if faces.detector is None else faces.detector.stem
+
+    @property
+    def recogniser_name(self) -> str:
+        """What the recogniser is called: its pack, the stem of its file's name, or untrained."""
+        faces = recogniser_settings(self._settings, self._parts.spec)
+        return Path(faces.recogniser).stem if faces.recogniser else faces.pack
+
+    async def find_faces(
+        self, data: bytes, *, min_score: float, with_vectors: bool = True
+    ) -> FacesFound:
+        """Return the faces of a picture file.
+
+        Args:
+            data: the file.
+            min_score: the least confidence of a face.
+            with_vectors: whether the faces are embedded as well.
+
+        Raises:
+            InvalidRequestError: `min_score` is below what the detector was told to leave out.
+            PermanentError: the picture is at fault; the codes are those of a job.
+            RetryableError: a model cannot be loaded or fails.
+        """
+        if min_score < self._settings.threshold:
+            raise InvalidRequestError(
+                f"a least score of {min_score:g} is below INFERD_FACES__THRESHOLD"
+                f" ({self._settings.threshold:g}): set that lower",
+                field="minScore",
+            )
+        parts = self._parts
+        async with parts.pictures:
+            pixels = await query_vectors.read(parts.handler.read(data, None))
+            faces, crops, _ = await parts.handler.find_faces(pixels, parts.detector)
+            height, width = pixels.shape[:2]
+            del pixels
+        sure = [index for index, face in enumerate(faces) if face.confidence >= min_score]
+        vectors = await _embed(parts, [crops[index] for index in sure]) if with_vectors else []
+        return FacesFound([faces[index] for index in sure], vectors, width, height)
+
+
+class DirectVectors:
+    """Gives what answers at once what the compatible doors ask.
+
+    Every method raises:
         NotFoundError: code not_configured; the task type whose model it needs does not run here.
-        PermanentError: the text or the picture is at fault; the codes are those of a job.
-        RetryableError: a model cannot be loaded or fails.
+        RetryableError: a model cannot be loaded.
     """
 
     def __init__(
@@ -125,63 +179,32 @@ class DirectVectors:
             DependencyDownError: what the collection is of was never read, or its model is not to
                 be had.
         """
-        images = await self._searched()
+        if self._images is None:
+            raise not_configured("image_embedding")
+        images = await _searched(self._images)
         await query_vectors.loaded(images.runner)
         return DirectClip(images)
 
-    @property
-    def detector_name(self) -> str:
-        """What the detector is called: its pack, or the stem of its file's name."""
-        detector = self._settings.detector
-        return self._settings.pack if detector is None else detector.stem
-
-    @property
-    def recogniser_name(self) -> str:
-        """What the recogniser is called: its pack, the stem of its file's name, or untrained."""
-        recogniser = self._settings.recogniser
-        return Path(recogniser).stem if recogniser else self._settings.pack
-
-    async def find_faces(
-        self, data: bytes, *, min_score: float, with_vectors: bool = True
-    ) -> FacesFound:
-        """Return the faces of a picture file.
-
-        Args:
-            data: the file.
-            min_score: the least confidence of a face.
-            with_vectors: whether the faces are embedded as well.
+    async def faces(self) -> DirectFaces:
+        """Return the detector and the recogniser that the collection of faces is of.
 
         Raises:
-            InvalidRequestError: `min_score` is below what the detector was told to leave out.
+            DependencyDownError: what the collection is of was never read, or its model is not to
+                be had.
         """
         if self._faces is None:
             raise not_configured("face_embedding")
-        if min_score < self._settings.threshold:
-            raise InvalidRequestError(
-                f"a least score of {min_score:g} is below INFERD_FACES__THRESHOLD"
-                f" ({self._settings.threshold:g}): set that lower",
-                field="minScore",
-            )
-        parts = self._faces
-        async with parts.pictures:
-            pixels = await query_vectors.read(parts.handler.read(data, None))
-            faces, crops, _ = await parts.handler.find_faces(pixels, parts.detector)
-            height, width = pixels.shape[:2]
-            del pixels
-        sure = [index for index, face in enumerate(faces) if face.confidence >= min_score]
-        vectors = await _embed(parts, [crops[index] for index in sure]) if with_vectors else []
-        return FacesFound([faces[index] for index in sure], vectors, width, height)
+        return DirectFaces(await _searched(self._faces), self._settings)
 
-    async def _searched(self) -> ImageParts:
-        """Return the parts of what the collection is of; of what it was, while nobody can tell."""
-        if (images := self._images) is None:
-            raise not_configured("image_embedding")
-        if (record := images.store.seen) is not None:
-            # Whoever keeps vectors elsewhere needs none of ours, and the answer tells its model.
-            with suppress(HandlerError, TimeoutError):
-                async with asyncio.timeout(LOOK_SECONDS):
-                    record = await images.store.record()
-        return await (images.now() if record is None else images.at(record.active))
+
+async def _searched(parts: P) -> P:
+    """Return the parts of what a collection is of; of what it was, while nobody can tell."""
+    if (record := parts.store.seen) is not None:
+        # Whoever keeps vectors elsewhere needs none of ours, and the answer tells its model.
+        with suppress(HandlerError, TimeoutError):
+            async with asyncio.timeout(LOOK_SECONDS):
+                record = await parts.store.record()
+    return await (parts.now() if record is None else parts.at(record.searched))
 
 
 def name_of(ran: Provenance) -> str:

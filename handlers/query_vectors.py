@@ -4,8 +4,8 @@ So equal pictures have equal vectors, and a text is compared with pictures of it
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from daemon.errors import ConfigError, DependencyDownError, PermanentError, RetryableError
@@ -52,8 +52,7 @@ class ImageParts:
             DependencyDownError: the collection or its model is not to be had.
         """
         await self.handler.claim.require()
-        _, part = await self.store.now()
-        return await self.at(part)
+        return await self.at(await self.store.searched())
 
     async def at(self, part: Part) -> "ImageParts":
         """Return the parts of one part of the collection alone.
@@ -86,6 +85,8 @@ class FaceParts:
     models: FaceModels
     pictures: asyncio.Semaphore
     """Bounds how many decoded pictures are in memory."""
+    spec: Mapping[str, str] = field(default_factory=dict)
+    """How its model is configured, of the parts of one search."""
 
     async def now(self) -> "FaceParts":
         """Return the parts of one search, by one reading of what the collection is of.
@@ -94,8 +95,7 @@ class FaceParts:
             DependencyDownError: the collection or its model is not to be had.
         """
         await self.handler.claim.require()
-        _, part = await self.store.now()
-        return await self.at(part)
+        return await self.at(await self.store.searched())
 
     async def at(self, part: Part) -> "FaceParts":
         """Return the parts of one part of the collection alone.
@@ -105,7 +105,11 @@ class FaceParts:
         """
         model = await self.models.of(part)
         return replace(
-            self, detector=model.detector, runner=model.recogniser, store=self.store.at(part)
+            self,
+            detector=model.detector,
+            runner=model.recogniser,
+            store=self.store.at(part),
+            spec=model.spec,
         )
 
 

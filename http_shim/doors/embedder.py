@@ -87,19 +87,26 @@ class Clip(Protocol):
         """Return the vector of a picture file."""
 
 
-class Embedder(Protocol):
-    """Embeds at once. Errors are ours, with the codes of jobs and searches."""
+class FaceFinder(Protocol):
+    """One detector and one recogniser. Errors are ours, with the codes of jobs."""
 
     @property
     def detector_name(self) -> str:
-        """What the face detector is called."""
+        """What the detector is called."""
 
     @property
     def recogniser_name(self) -> str:
-        """What the face recogniser is called."""
+        """What the recogniser is called."""
+
+    async def find_faces(self, data: bytes, *, min_score: float, with_vectors: bool) -> Faces:
+        """Return the faces of a picture file."""
+
+
+class Embedder(Protocol):
+    """Gives what embeds at once. Errors are ours, with the codes of jobs and searches."""
 
     async def clip(self) -> Clip:
         """Return the CLIP whose vectors are searched at this moment."""
 
-    async def find_faces(self, data: bytes, *, min_score: float, with_vectors: bool) -> Faces:
-        """Return the faces of a picture file."""
+    async def faces(self) -> FaceFinder:
+        """Return what the faces are of that are searched at this moment."""

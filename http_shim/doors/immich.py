@@ -16,7 +16,7 @@ from daemon.errors import InvalidRequestError, PermanentError
 from daemon.health import Health
 from daemon.jobs import JsonObject, dump_json
 from http_shim.doors.counting import counted
-from http_shim.doors.embedder import Clip, Embedder, Faces, Vector
+from http_shim.doors.embedder import Clip, Embedder, FaceFinder, Faces, Vector
 from http_shim.doors.immich_requests import Asked, Entry, invalid, read_form
 from http_shim.doors.model_names import ModelNames
 from http_shim.doors.waiting_room import WaitingRoom, within
@@ -95,34 +95,26 @@ class ImmichDoor:
         _check_inputs(asked)
         # Nothing is embedded for a request of which a part must be refused.
         clip = await self._embedder.clip() if CLIP in asked.entries else None
-        self._check_models(asked, clip)
+        faces = await self._embedder.faces() if FACES in asked.entries else None
+        self._check_models(asked, clip, faces)
         answer: JsonObject = {}
         for task, types in asked.entries.items():
-            if task == FACES:
-                answer |= await self._faces(types, asked)
-            elif clip is not None:
+            if task == CLIP and clip is not None:
                 answer |= await _embed(clip, asked)
+            elif faces is not None:
+                answer |= await _find(faces, types, asked)
         # Numbers as text: of many faces that is a moment's work.
         return await asyncio.to_thread(dump_json, answer)
 
-    def _check_models(self, asked: Asked, clip: Clip | None) -> None:
-        embedder = self._embedder
-        running = {DETECTION: embedder.detector_name, RECOGNITION: embedder.recogniser_name}
+    def _check_models(self, asked: Asked, clip: Clip | None, faces: FaceFinder | None) -> None:
+        running: dict[str, str] = {}
         if clip is not None:
             running |= dict.fromkeys(KNOWN[CLIP], clip.name)
+        if faces is not None:
+            running |= {DETECTION: faces.detector_name, RECOGNITION: faces.recogniser_name}
         for types in asked.entries.values():
             for kind, entry in types.items():
                 self._names.require(entry.model_name, running[kind], field="modelName")
-
-    async def _faces(self, types: dict[str, Entry], asked: Asked) -> JsonObject:
-        with_vectors = RECOGNITION in types
-        found = await self._embedder.find_faces(
-            asked.image or b"",
-            min_score=types[DETECTION].options.min_score,
-            with_vectors=with_vectors,
-        )
-        described = await asyncio.to_thread(_recognised if with_vectors else _detected, found)
-        return {FACES: described, "imageHeight": found.height, "imageWidth": found.width}
 
 
 class _BadRequestError(InvalidRequestError):
@@ -162,6 +154,17 @@ async def _embed(clip: Clip, asked: Asked) -> JsonObject:
     found = await clip.embed_picture(asked.image)
     vector = await asyncio.to_thread(as_text, found.vector)
     return {CLIP: vector, "imageHeight": found.height, "imageWidth": found.width}
+
+
+async def _find(faces: FaceFinder, types: dict[str, Entry], asked: Asked) -> JsonObject:
+    with_vectors = RECOGNITION in types
+    found = await faces.find_faces(
+        asked.image or b"",
+        min_score=types[DETECTION].options.min_score,
+        with_vectors=with_vectors,
+    )
+    described = await asyncio.to_thread(_recognised if with_vectors else _detected, found)
+    return {FACES: described, "imageHeight": found.height, "imageWidth": found.width}
 
 
 def _check_known(task: str, types: dict[str, Entry]) -> None:

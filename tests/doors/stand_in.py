@@ -77,6 +77,9 @@ class StandIn:
     async def clip(self) -> Self:
         return self
 
+    async def faces(self) -> Self:
+        return self
+
     async def embed_text(self, text: str) -> Embedded:
         await self._note(("text", text))
         return Embedded(vector(len(text)))

@@ -15,6 +15,7 @@ import pytest
 
 from daemon.errors import DependencyDownError
 from daemon.health import Health
+from daemon.jobs import TaskType
 from daemon.settings import DoorsSettings
 from handlers import direct
 from handlers.assembly import HandlerSet, open_handlers
@@ -22,6 +23,7 @@ from handlers.model_change import ModelChange
 from http_shim.app import create_immich_app, serve
 from tests.acceptance.rig import MediaStore
 from tests.doors.stand_in import Vector, float32
+from tests.integration import test_model_change_of_faces as faces
 from tests.integration.rest_rig import rest
 from tests.integration.test_model_change_of_pictures import (
     FIRST,
@@ -32,9 +34,13 @@ from tests.integration.test_model_change_of_pictures import (
     searched,
 )
 from tests.integration.test_other_clips import OTHER, OTHER_DIM, configured, picture
+from tests.unit.face_graphs import save_recogniser
+from tests.unit.yunet_graph import save_yunet
 
 BEFORE, AFTER = (f"{each['model']}__UNTRAINED" for each in (FIRST, NEXT))
 PICTURE = picture(1)
+NUMBERS = (1, 2)
+"""Of pictures with faces, of which the cascade sees the first and the made detector the other."""
 
 
 @dataclass
@@ -168,6 +174,43 @@ async def test_a_door_answers_by_the_model_that_is_searched(
         assert (caught.value.status_code, caught.value.code) == (503, "vector_store_unreachable")
         status, answer = await world.by_immich(AFTER)
         assert (status, answer["code"]) == (503, "vector_store_unreachable")
+
+
+async def test_a_door_finds_and_embeds_faces_by_the_models_that_are_searched(
+    tmp_path: Path,
+) -> None:
+    first = save_recogniser(tmp_path / "first.onnx")
+    second = save_recogniser(tmp_path / "second.onnx", dimension=256)
+    squares = save_yunet(tmp_path / "squares.onnx")
+    with MediaStore() as media_store:
+        for number in NUMBERS:
+            media_store.put(number, faces.encoded_picture(number))
+        settings = faces.configured(
+            tmp_path / "data", media_store, INFERD_FACES__RECOGNISER=str(first)
+        )
+        async with open_handlers(settings) as handlers:
+            await faces.handled(handlers, *NUMBERS)
+            before = await handlers.direct.faces()
+            assert (before.detector_name, before.recogniser_name) == ("cascade", "first")
+
+            await faces.changed_to(handlers, model=str(second), detector=str(squares))
+
+            after = await handlers.direct.faces()
+            assert (after.detector_name, after.recogniser_name) == ("squares", "second")
+            for found, counts, size in (
+                (before, faces.BY_CASCADE, 512),
+                (after, faces.BY_YUNET, 256),
+            ):
+                for number in NUMBERS:
+                    data = faces.encoded_picture(number)
+                    answer = await found.find_faces(data, min_score=0.5)
+                    assert len(answer.faces) == counts.get(number, 0)
+                    assert [each.size for each in answer.vectors] == [size] * len(answer.faces)
+            stored = await handlers.stores[TaskType.FACE_EMBEDDING].find_by_media_store_id(2)
+            data = faces.encoded_picture(2)
+            answer = await after.find_faces(data, min_score=0.5)
+            for point, vector in zip(stored, answer.vectors, strict=True):
+                assert point.vector @ vector == pytest.approx(1, abs=1e-4)
 
 
 async def fail() -> None:
