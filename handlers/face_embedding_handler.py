@@ -190,7 +190,7 @@ class FaceEmbeddingHandler:
         """Return whose vectors are searched, and what it saw: what a result tells of."""
         record = self._store.seen
         for model, faces in seen.items():
-            if record is not None and record.active.fingerprint == model.fingerprint:
+            if record is not None and record.searched.fingerprint == model.fingerprint:
                 return model, faces
         return next(iter(seen.items()))
 

@@ -158,8 +158,8 @@ class ImageEmbeddingHandler:
     def _searched(self, points: PointByModel) -> str:
         """Return whose vector is searched: the fingerprint that a result tells of."""
         record = self._store.seen
-        if record is not None and record.active.fingerprint in points:
-            return record.active.fingerprint
+        if record is not None and record.searched.fingerprint in points:
+            return record.searched.fingerprint
         return next(iter(points))
 
     async def _read_for(self, models: Sequence[ImageModel], media: Media) -> dict[int, ClipInput]:

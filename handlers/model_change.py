@@ -121,17 +121,26 @@ class ModelChange:
                 await self._begin(record, shadow)
         return await self.told()
 
-    async def rollback(self) -> JsonObject:
-        """Begin to change back to the model that was active before; return what `told` does."""
+    async def rollback(self, *, now: bool = False) -> JsonObject:
+        """Begin to change back to the model that was active before; return what `told` does.
+
+        Args:
+            now: answer searches by it at once, though it lacks what was stored since, until the
+                change is done; said of a way back that is under way, too.
+        """
         async with self._work.turn:
             record = await self._read()
+            if now and record.shadow is not None and record.shadow.was_active:
+                await self._models.of(record.shadow)
+                await self._write(replace(record, shadow=replace(record.shadow, is_searched=True)))
+                return await self.told()
             if record.previous is None or record.shadow is not None:
                 raise ModelChangeError(
                     f"nothing that {self.collection} was of before is kept",
                     code="nothing_to_roll_back",
                 )
             await self._models.of(record.previous)
-            await self._begin(record, record.previous)
+            await self._begin(record, replace(record.previous, is_searched=now))
         return await self.told()
 
     async def abort(self) -> JsonObject:
@@ -173,6 +182,7 @@ class ModelChange:
         told: JsonObject = {
             "collection": self.collection,
             "active": await self._told_part(record.active),
+            "searched": record.searched.physical,
             "change": None,
             "shadow": None,
             "failures": [],

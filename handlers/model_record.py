@@ -5,7 +5,8 @@ record, a point of `inferd_models` kept with the vectors, says what is there now
 
     active      what is searched and written; of an installation that never changed its model it
                 has the fixed name itself, so that nothing was copied to begin with
-    shadow      what is being filled by another model and is written besides, while a change runs
+    shadow      what is being filled by another model and is written besides, while a change runs;
+                on a way back at once it is searched already, though it lacks what is new
     previous    what was active before; kept to go back to
 
 A record is replaced by one upsert of one call, which is atomic on every engine; so is a change of
@@ -48,6 +49,8 @@ class Part:
     """Epoch milliseconds: when a shadow was begun, or what was active was put aside."""
     allow_failed: int = 0
     """Of a shadow: it may become active without so many pictures that cannot be embedded."""
+    is_searched: bool = False
+    """Of a shadow: searches are answered from it before it has all."""
     was_active: bool = False
     """It has answered once: a change back to it that is given up keeps it."""
 
@@ -63,6 +66,7 @@ class Part:
             spec={str(key): str(value) for key, value in spec.items()} if spec else None,
             since=payload.get("since"),
             allow_failed=int(payload.get("allow_failed", 0)),
+            is_searched=bool(payload.get("is_searched")),
             was_active=bool(payload.get("was_active")),
         )
 
@@ -83,6 +87,8 @@ class Part:
             "allow_failed": self.allow_failed,
             "was_active": self.was_active,
         }
+        if self.is_searched:
+            payload["is_searched"] = True
         if self.dimension is not None:
             payload["dimension"] = self.dimension
         if self.spec is not None:
@@ -109,6 +115,11 @@ class Record:
         return (self.active,) if self.shadow is None else (self.active, self.shadow)
 
     @property
+    def searched(self) -> Part:
+        """What searches are answered from: active, but on a way back at once."""
+        return self.shadow if self.shadow is not None and self.shadow.is_searched else self.active
+
+    @property
     def parts(self) -> tuple[Part, ...]:
         """Every part there is: what is deleted must go from all of them."""
         return self.written if self.previous is None else (*self.written, self.previous)
@@ -123,13 +134,15 @@ class Record:
         if self.shadow is None:
             raise ValueError("there is no shadow")
         put_aside = replace(self.active, since=now, allow_failed=0, was_active=True)
-        active = replace(self.shadow, since=None, allow_failed=0, was_active=True)
+        active = replace(
+            self.shadow, since=None, allow_failed=0, was_active=True, is_searched=False
+        )
         return Record(self.collection, active, previous=put_aside)
 
     def without_shadow(self) -> "Record":
         """Return the record of a change that was given up; what was active before is kept."""
         if self.shadow is not None and self.shadow.was_active:
-            return replace(self, shadow=None, previous=self.shadow)
+            return replace(self, shadow=None, previous=replace(self.shadow, is_searched=False))
         return replace(self, shadow=None)
 
     def without_previous(self) -> "Record":

@@ -157,6 +157,13 @@ class QdrantStore(VectorStore):
         await self._parts.ensure(part)
         return self.at(part), part
 
+    async def searched(self) -> Part:
+        """Return what searches are answered from, by one reading of the record; see `now`."""
+        _, part = await self.now()
+        part = part if self._parts.seen is None else self._parts.seen.searched
+        await self._parts.ensure(part)
+        return part
+
     def beside(self, part: Part) -> Sequence[Part]:  # noqa: ARG002 - some have what this has not
         """Return what else is kept of a part, in collections that may be there: it goes with it."""
         return ()

@@ -15,8 +15,8 @@ class ModelChanger(Protocol):
     async def use(self, spec: Mapping[str, str], *, allow_failed: int = 0) -> JsonObject:
         """Begin to change to a model: `model`, and what else its kind has."""
 
-    async def rollback(self) -> JsonObject:
-        """Begin to change back."""
+    async def rollback(self, *, now: bool = False) -> JsonObject:
+        """Begin to change back; `now`: answer searches by the former model at once."""
 
     async def abort(self) -> JsonObject:
         """Give up what is under way."""

@@ -12,6 +12,7 @@ from http_shim.auth import ForbiddenError, authorization_of
 from http_shim.bodies import read_body
 from http_shim.keys import AUTHENTICATOR, MODELS
 from http_shim.model_changer import ModelChanger
+from http_shim.queries import parse_query
 
 MAX_TEXT = 4096
 
@@ -31,6 +32,15 @@ class UseRequest(BaseModel):
     nothing is said."""
     allow_failed: Annotated[int, Field(ge=0, le=2**53)] = 0
     """The change is done without so many pictures that cannot be embedded."""
+
+
+class RollbackQuery(BaseModel):
+    """The query of POST /models/{collection}/rollback."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    now: bool = False
+    """Answer searches by the former model at once."""
 
 
 def add_model_routes(app: web.Application) -> None:
@@ -62,7 +72,8 @@ async def use_model(request: web.Request) -> web.Response:
 
 async def roll_back_model(request: web.Request) -> web.Response:
     """Begin to change back to the model of before; answer what GET does."""
-    return _answer(await _admins(request).rollback())
+    changer = _admins(request)
+    return _answer(await changer.rollback(now=parse_query(request, RollbackQuery).now))
 
 
 async def abort_model_change(request: web.Request) -> web.Response:

@@ -62,6 +62,11 @@ def add_verbs(commands: "argparse._SubParsersAction[Parser]", settings: Settings
     )
     change = commands.add_parser("change", help="how far a change is, and what is kept")
     rollback = commands.add_parser("rollback", help="change back; only what differs is done again")
+    rollback.add_argument(
+        "--now",
+        action="store_true",
+        help="search by it at once, though it lacks what was stored since until it is done",
+    )
     abort = commands.add_parser("abort", help="give up a change that is under way")
     drop = commands.add_parser("drop", help="remove the former model's vectors for good")
     for each in (use, change, rollback):
@@ -108,7 +113,8 @@ def _asked(door: Door, options: argparse.Namespace, parser: argparse.ArgumentPar
     if options.command == "change":
         return door.ask("GET", path)
     if options.command != "use":
-        return door.ask("POST", f"{path}/{options.command}")
+        now = "?now=true" if getattr(options, "now", False) else ""
+        return door.ask("POST", f"{path}/{options.command}{now}")
     if options.allow_failed < 0:
         parser.error("--allow-failed must be 0 or more")
     body = (_faces if options.faces else _clip)(options, parser)
@@ -174,9 +180,12 @@ def _duration(seconds: int) -> str:
 
 
 def _lines(told: JsonObject) -> list[str]:
-    lines = [f"{told['collection']}: {_part(told['active'])}, searched"]
+    is_back = told["searched"] != told["active"]["collection"]
+    lines = [f"{told['collection']}: {_part(told['active'])}{'' if is_back else ', searched'}"]
     if (change := told["change"]) is not None:
         lines.append(f"  changes to {_part(told['shadow'])}: {_progress(change)}")
+        if is_back:
+            lines.append("  searched is that already; it does not find yet what was stored since")
         if change["waits"]:
             lines.append(f"  it waits ({change['waits']}): {told.get('waits_for') or ''}".rstrip())
         lines += [

@@ -37,7 +37,8 @@ class CollectionModel(WireModel):
     """Which model a collection is of, and how far a change is."""
 
     collection: str = Field(description="The fixed name.")
-    active: CollectionPart = Field(description="What is searched.")
+    active: CollectionPart = Field(description="What is whole, and searched but on a way back now.")
+    searched: str = Field(description="What is searched: the `collection` of active or shadow.")
     change: ModelChangeProgress | None = Field(description="Null where none is under way.")
     shadow: CollectionPart | None = Field(description="What is being filled.")
     failures: list[FailedPicture] = Field(description="Some that cannot be embedded, at most 10.")

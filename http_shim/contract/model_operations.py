@@ -1,5 +1,7 @@
 """The operations on a collection's model, described."""
 
+from collections.abc import Sequence
+
 from daemon.jobs import JsonObject
 from daemon.wire.schema import CREATED, ref
 from http_shim.contract.model_answers import CollectionModel
@@ -10,8 +12,9 @@ from http_shim.contract.operations import (
     Answer,
     Errors,
     Operation,
+    query_parameters,
 )
-from http_shim.model_routes import UseRequest
+from http_shim.model_routes import RollbackQuery, UseRequest
 
 _COLLECTION: JsonObject = {
     "description": "The collection's fixed name.",
@@ -40,6 +43,7 @@ _NEXT: JsonObject = {
 _CHANGING: JsonObject = {
     "collection": "image_embeddings",
     "active": _PART,
+    "searched": "image_embeddings",
     "change": {
         "collection": "image_embeddings",
         "from_model": "ViT-B-32-quickgelu (openai)",
@@ -69,7 +73,15 @@ _ERRORS: Errors = {
 }
 
 
-def _verb(name: str, path: str, summary: str, text: str, codes: list[str]) -> Operation:
+def _verb(
+    name: str,
+    path: str,
+    summary: str,
+    text: str,
+    codes: list[str],
+    *,
+    query: Sequence[JsonObject] = (),
+) -> Operation:
     return Operation(
         method="post",
         path=f"/models/{{collection}}/{path}",
@@ -79,8 +91,9 @@ def _verb(name: str, path: str, summary: str, text: str, codes: list[str]) -> Op
         text=text,
         access="admin",
         path_parameters={"collection": _COLLECTION},
+        query=query,
         answers=_ANSWERS,
-        errors=(_ERRORS, {409: codes}),
+        errors=(_ERRORS, {409: codes}, {422: ["invalid_request"]} if query else {}),
     )
 
 
@@ -134,8 +147,11 @@ MODEL_OPERATIONS = (
         "rollBackModel",
         "rollback",
         "Begin to change back to the model of before.",
-        "Only what was stored or deleted since is done again.",
+        "Only what was stored since is done again. With `now` searches are answered by that model "
+        "at once; until the change is done they do not find what was stored since, and find what "
+        "was done anew since by its former vectors.",
         ["nothing_to_roll_back"],
+        query=query_parameters(RollbackQuery, {"now": "Search by the model of before at once."}),
     ),
     _verb(
         "abortModelChange",

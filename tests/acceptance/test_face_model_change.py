@@ -124,7 +124,7 @@ def test_a_recogniser_changes_across_a_kill_and_can_be_taken_back(
         assert (status, found["findings"]) == (200, []), found
 
         store.fetched.clear()
-        code, _, said = command(daemon, "models", "rollback", "--faces", "--wait")
+        code, _, said = command(daemon, "models", "rollback", "--faces", "--now", "--wait")
         assert code == 0, said
         assert searched_by(daemon, photos[2]) == FIRST
         assert store.fetched == []

@@ -464,3 +464,50 @@ async def test_a_model_that_was_given_up_is_not_kept_in_memory(
         go_on.set()
         await until(lambda: kept)
     assert kept == [["A"]]
+
+
+@pytest.mark.parametrize("is_said_late", [False, True])
+async def test_a_way_back_at_once_is_searched_before_it_has_what_is_new(
+    one: Rig, is_said_late: bool
+) -> None:
+    for number in (1, 2):
+        await one.job(number, "old")
+    async with one.working():
+        await one.change.use(B)
+        await one.until_of("B")
+    await one.job(2, "anew")
+    await one.job(3, "new")
+    await one.store.remove_by_media_store_id(1)
+
+    if is_said_late:
+        await one.change.rollback()
+        assert (await one.store.searched()).fingerprint == "B"
+    told = await one.change.rollback(now=True)
+    assert told["searched"] == told["shadow"]["collection"] == NAME
+    # Nobody works on it yet: of before, but for what is deleted; jobs write both.
+    await one.job(4, "late")
+    searched = await one.store.searched()
+    assert searched.fingerprint == "A"
+    assert await one.contents(searched) == {2: "old", 4: "late"}
+    # What an audit looks at has all.
+    _, whole = await one.store.now()
+    assert await one.contents(whole) == {2: "anew", 3: "new", 4: "late"}
+
+    async with one.working():
+        await one.until_of("A")
+    assert (await one.store.searched()).fingerprint == "A"
+    assert await one.active() == ("A", {2: "anew", 3: "new", 4: "late"})
+    assert (await one.change.told())["previous"]["model"] == "B"
+
+
+async def test_a_way_back_at_once_that_is_given_up_is_searched_no_longer(one: Rig) -> None:
+    await one.job(1, "j")
+    async with one.working():
+        await one.change.use(B)
+        await one.until_of("B")
+    await one.change.rollback(now=True)
+    told = await one.change.abort()
+
+    assert told["searched"] == told["active"]["collection"] == physical_name(NAME, "B")
+    await one.change.rollback()
+    assert (await one.store.searched()).fingerprint == "B"

@@ -45,8 +45,10 @@ async def test_a_change_survives_being_killed_anywhere(
     count = int(said.split()[-1])
     assert count > 100
 
-    for number in range(KILLS):
-        kill_at = 1 + (2 * number + 1) * count // (2 * KILLS)
+    # The way through the record is one and the same; of faces their writes are looked at.
+    kills = KILLS if kind == "pictures" else max(1, KILLS - 1)
+    for number in range(kills):
+        kill_at = 1 + (2 * number + 1) * count // (2 * kills)
         folder = tmp_path / str(kill_at)
         folder.mkdir()
         code, said = await live(folder, kind, engine, kill_at)

@@ -207,7 +207,11 @@ class ScriptedModels:
         assert allow_failed in (0, 2)
         return await self.told()
 
-    rollback = abort = drop = told
+    async def rollback(self, *, now: bool = False) -> dict[str, Any]:
+        assert not now
+        return await self.told()
+
+    abort = drop = told
 
 
 async def models(rig: Rig, changer: ScriptedModels) -> None:
@@ -228,6 +232,8 @@ async def models(rig: Rig, changer: ScriptedModels) -> None:
     for wrong in ({}, {"model": 1}, {"model": "a", "colour": "red"}, {**body, "allow_failed": -1}):
         assert (await rig.ask("POST", use, json=wrong)).status == 422
     changer.error = RetryableError("away", code="vector_store_unreachable")
+    unclear = await rig.ask("POST", "/models/image_embeddings/rollback?now=perhaps")
+    assert (unclear.status, unclear.body["code"]) == (422, "invalid_request")
     for verb in ("use", "rollback", "abort", "drop"):
         await rig.ask("POST", f"/models/image_embeddings/{verb}", json=body)
         await rig.ask("POST", f"/models/nothing/{verb}", json=body)
