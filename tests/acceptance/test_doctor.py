@@ -159,14 +159,8 @@ def test_a_running_daemon_is_well_and_is_not_disturbed(
 def test_the_queue_is_the_same_afterwards_while_the_daemon_holds_jobs(
     tmp_path: Path, broker: Broker, media_store: MediaStore, client: Client, patient: Patient
 ) -> None:
-    media_store.behaviours[7] = answer(503, b"{}")
-    with Daemon(
-        tmp_path,
-        broker,
-        media_store,
-        INFERD_QUEUE__BACKOFF_SECONDS="300",
-        INFERD_QUEUE__BACKOFF_MAX_SECONDS="300",
-    ):
+    media_store.behaviours[7] = answer(503, b"{}", retry_after="300")
+    with Daemon(tmp_path, broker, media_store):
         asked = ask(client, 7)
         client.wait_for(lambda message: message.topic.endswith(f"{asked.job_id}/started"))
         media_store.wait_until(lambda: 7 in media_store.fetched)
