@@ -180,7 +180,9 @@ def _duration(seconds: int) -> str:
 
 
 def _lines(told: JsonObject) -> list[str]:
-    is_back = told["searched"] != told["active"]["collection"]
+    # An older daemon does not tell it, and has no way back at once.
+    active = told["active"]["collection"]
+    is_back = told.get("searched", active) != active
     lines = [f"{told['collection']}: {_part(told['active'])}{'' if is_back else ', searched'}"]
     if (change := told["change"]) is not None:
         lines.append(f"  changes to {_part(told['shadow'])}: {_progress(change)}")
