@@ -4,10 +4,10 @@ import importlib
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 
 from daemon.cli import COMMANDS
 from daemon.errors import ConfigError
+from daemon.program import program
 from daemon.spelling import did_you_mean
 
 EXIT_CONFIG = 78
@@ -51,20 +51,15 @@ def _run(name: str, arguments: Sequence[str]) -> int:
         sys.stdout.write(_usage())
         return 0
     command = importlib.import_module(COMMANDS[name][0])
-    code: int = command.main(arguments, prog=f"{_program()} {name}")
+    code: int = command.main(arguments, prog=f"{program()} {name}")
     return code
-
-
-def _program() -> str:
-    """Return how inferd was called, so that examples are what the caller can type."""
-    return "inferd" if Path(sys.argv[0]).name == "inferd" else "python -m daemon"
 
 
 def _usage() -> str:
     wide = max(map(len, COMMANDS)) + 2
     lines = "\n".join(f"  {name:<{wide}}{said}" for name, (_, said) in COMMANDS.items())
     return (
-        f"usage: {_program()} [command] [options]\n\n"
+        f"usage: {program()} [command] [options]\n\n"
         "Turn pictures into vectors and faces, asked over MQTT or REST. Configured by INFERD_*\n"
         f"variables; see docs/configuration.md.\n\n{lines}\n\n"
         "Each command has its own --help, with examples. Something is odd? `doctor` says what.\n"

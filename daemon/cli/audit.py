@@ -20,6 +20,7 @@ from daemon.job_ledger import JobLedger
 from daemon.job_queue import JobQueue
 from daemon.jobs import JsonObject, TaskType
 from daemon.migration import released_migrations
+from daemon.program import program
 from daemon.queue_engine import queue_database
 from daemon.schema import read_schema
 from daemon.settings import Settings
@@ -338,7 +339,7 @@ def _check_queue(settings: Settings) -> None:
         raise ConfigError(f"there is no queue at {settings.queue_path}", code="queue_absent")
     if schema.pending:
         raise ConfigError(
-            f"{settings.queue_path} is of an older version: `python -m daemon migrate` first",
+            f"{settings.queue_path} is of an older version: `{program()} migrate` first",
             code="queue_unusable",
         )
 

@@ -15,6 +15,7 @@ from daemon.cli import model_change
 from daemon.command_line import Parser, settings_for
 from daemon.errors import ConfigError
 from daemon.jobs import JsonObject
+from daemon.program import program
 from daemon.settings import Settings
 from daemon.spelling import did_you_mean
 from handlers import weights
@@ -136,7 +137,7 @@ def _list(settings: Settings, *, as_json: bool) -> int:
     absent = [model.name for model in used_models(settings) if _is_to_pull(model)]
     if absent:
         names = " ".join(dict.fromkeys(absent))
-        sys.stderr.write(f"absent, but used: python -m daemon models pull {names}\n")
+        sys.stderr.write(f"absent, but used: {program()} models pull {names}\n")
     return 0
 
 

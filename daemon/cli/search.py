@@ -10,6 +10,7 @@ from urllib.parse import urlencode
 
 from daemon.command_line import Parser, settings_for
 from daemon.jobs import JsonObject
+from daemon.program import program
 from daemon.settings import Settings
 from demos.client import UnreachableError, configured, filter_options
 from demos.client import arguments as checked
@@ -25,7 +26,7 @@ MAX_RESULTS = 1000
 MAX_OFFSET = 10_000
 MAX_FACE_INDEX = 9999
 _PICTURE_TYPE = "application/octet-stream"
-_START = ": start it with `python -m daemon`, or name another one with --inference URL"
+_START = f": start it with `{program()}`, or name another one with --inference URL"
 
 _EPILOG = """\
 exit codes:
@@ -207,7 +208,7 @@ def _refuse(answer: Answer) -> int:
     code = answer.body.get("code") if isinstance(answer.body, dict) else None
     mend = mends.get(answer.status, "")
     if code == "vector_not_found":
-        mend = "; `python -m daemon submit --wait ID` makes one"
+        mend = f"; `{program()} submit --wait ID` makes one"
     is_away = answer.status >= HTTPStatus.INTERNAL_SERVER_ERROR or answer.status in (408, 429)
     if is_away:
         again = f" in {answer.retry_after:.0f} s" if answer.retry_after else " later"

@@ -11,6 +11,7 @@ from daemon.doctor.findings import Finding, fail, ok, warn
 from daemon.doctor.line import Heard, Line, LineError
 from daemon.errors import ConfigError
 from daemon.identity import own_version
+from daemon.program import program
 from daemon.settings import MqttSettings
 
 PART = "broker"
@@ -107,7 +108,7 @@ def daemons(heard: list[Heard], facts: Facts) -> Iterator[Finding]:
             PART,
             "daemon_offline",
             f"the daemon {ours} {what}: nobody takes requests for it",
-            "start it: python -m daemon (or set INFERD_MQTT__CLIENT_ID to the one you mean)",
+            f"start it: {program()} (or set INFERD_MQTT__CLIENT_ID to the one you mean)",
         )
     elif state != "online":
         mend = "wait, or start it again" if state == "draining" else "POST /queue/TASK_TYPE/resume"

@@ -12,6 +12,7 @@ from daemon.doctor import mends
 from daemon.doctor.facts import Facts
 from daemon.doctor.findings import Finding, fail, ok, warn
 from daemon.errors import InferdError
+from daemon.program import program
 from daemon.settings import Settings
 from handlers.face_detection import FaceDetectionInference
 from handlers.face_embedding import FaceEmbeddingInference
@@ -132,4 +133,4 @@ def pull(model: ModelFile) -> str:
         return f"set {setting} to {kind} that is there, or to nothing for the published ones"
     told = "" if model.licence in ("MIT", AS_ITS_MAKER_SAYS) else f" ({model.licence})"
     name = CLIP if model.role is Role.CLIP else model.name
-    return f"python -m daemon models pull {name}{told}, or name a file in {setting}"
+    return f"{program()} models pull {name}{told}, or name a file in {setting}"

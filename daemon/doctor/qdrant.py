@@ -10,6 +10,7 @@ from daemon.doctor.facts import without_user
 from daemon.doctor.findings import Finding, fail, ok, warn
 from daemon.doctor.web import Answer, AwayError, ask
 from daemon.jobs import JsonObject
+from daemon.program import program
 from daemon.settings import QdrantSettings
 from handlers.face_store import QdrantFaceStore
 from handlers.model_record import MODELS, Part, record_ids, record_of
@@ -71,14 +72,14 @@ def claimed(collection: str, count: int, claim: Claim | None, wanted: Wanted) ->
         is_of_faces = collection.partition(".")[0] == QdrantFaceStore.collection
         names = "FACES__RECOGNISER" if is_of_faces else "CLIP__MODEL and INFERD_CLIP__WEIGHTS"
         mend = (
-            f"set INFERD_{names} to that, or change the model by `python -m daemon models use"
+            f"set INFERD_{names} to that, or change the model by `{program()} models use"
             f"{' --faces' if is_of_faces else ''}` while the daemon runs"
         )
         found = f"{said} of {claim.model}, which is used, while {ours} is configured"
         return warn(PART, "model_mismatch", found, mend)
     if ours is not None and claim.fingerprint != ours:
         mend = (
-            f"configure {claim.model} again (`python -m daemon models use` then changes it), delete"
+            f"configure {claim.model} again (`{program()} models use` then changes it), delete"
             f" the collection {collection}, or keep the new vectors elsewhere (INFERD_DATA_DIR or"
             " INFERD_QDRANT__URL)"
         )

@@ -19,6 +19,7 @@ from daemon.doctor.findings import Finding, fail, ok, warn
 from daemon.errors import ConfigError
 from daemon.identity import is_alive
 from daemon.migration import Applied, check_ledger, released_migrations, to_ledger
+from daemon.program import program
 
 PART = "database"
 BUSY_SECONDS = 2.0
@@ -109,7 +110,7 @@ def _schema(file: sqlite3.Connection, path: Path) -> Iterator[Finding]:
         yield warn(PART, "schema_ahead", warning, "run a newer inferd")
     elif found < newest:
         what = f"{path} has schema {found}, this version {newest}; the next start changes it"
-        mend = "python -m daemon migrate (or start the daemon), which keeps a copy beside it"
+        mend = f"{program()} migrate (or start the daemon), which keeps a copy beside it"
         yield warn(PART, "schema_older", what, mend)
     else:
         size = path.stat().st_size / 1e6

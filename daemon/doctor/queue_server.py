@@ -8,6 +8,7 @@ from daemon.doctor.facts import Facts
 from daemon.doctor.findings import Finding, fail, ok, warn
 from daemon.errors import ConfigError
 from daemon.postgresql.inspection import Inspection, inspect
+from daemon.program import program
 
 PART = "database"
 OLD_SECONDS = 60.0
@@ -44,7 +45,7 @@ def _schema(seen: Inspection) -> Iterator[Finding]:
     elif seen.pending:
         newest = seen.pending[-1].version
         what = f"{said}, schema {found}, this version {newest}; the next start changes it"
-        yield warn(PART, "schema_older", what, "python -m daemon migrate, or start the daemon")
+        yield warn(PART, "schema_older", what, f"{program()} migrate, or start the daemon")
     else:
         yield ok(PART, f"{said}, schema {found}, {seen.size / 1e6:.1f} MB")
 

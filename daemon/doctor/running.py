@@ -9,6 +9,7 @@ from daemon.doctor.findings import Finding, fail, ok, warn
 from daemon.doctor.web import Answer, AwayError, ask
 from daemon.identity import own_version
 from daemon.jobs import JsonObject
+from daemon.program import program
 
 PART = "daemon"
 SECONDS = 5.0
@@ -61,7 +62,7 @@ def judge(url: str, answer: Answer, facts: Facts) -> Iterator[Finding]:
     facts.health = report
     said = f"{url}: version {report.get('version')}, up {_span(report.get('uptime_seconds'))}"
     if report.get("status") == "draining":
-        mend = "wait until it ended, then start it: python -m daemon"
+        mend = f"wait until it ended, then start it: {program()}"
         yield warn(PART, "daemon_draining", f"{said}, is stopping and takes no jobs", mend)
     else:
         yield ok(PART, f"{said}, says it is {report.get('status')}")

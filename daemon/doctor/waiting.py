@@ -7,6 +7,7 @@ from daemon.doctor import mends
 from daemon.doctor.facts import Facts
 from daemon.doctor.findings import Finding, fail, ok, warn
 from daemon.doctor.running import address
+from daemon.program import program
 
 PART = "queue"
 STUCK_SECONDS = 120.0
@@ -64,7 +65,7 @@ def _causes(waiting: Waiting, facts: Facts, said: str) -> Iterator[Finding]:
         found = f"{said}, and no daemon works on this queue"
         yield _cause(waiting, "no_daemon", found, mends.START)
     elif (facts.health or {}).get("status") == "draining":
-        mend = "wait until it ended, then start it: python -m daemon"
+        mend = f"wait until it ended, then start it: {program()}"
         yield _cause(waiting, "daemon_draining", f"{said}, and the daemon is stopping", mend)
     http = facts.settings.http
     for task, count in sorted(waiting.by_task.items()):

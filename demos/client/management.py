@@ -7,6 +7,7 @@ import time
 from http import HTTPStatus
 
 from daemon.jobs import JsonObject
+from daemon.program import program
 from daemon.settings import Settings
 from demos.client import arguments as checked
 from demos.client import configured
@@ -116,8 +117,7 @@ class Door:
             return call(method, f"{self._url}{path}", data=data, token=self._token, seconds=seconds)
         except UnreachableError as error:
             raise UnreachableError(
-                f"{error}: start it with `python -m daemon`, or name another one with"
-                " --inference URL"
+                f"{error}: start it with `{program()}`, or name another one with --inference URL"
             ) from None
 
 

@@ -144,6 +144,7 @@ LAYERS = (
         "daemon.cores",
         "daemon.errors",
         "daemon.holes",
+        "daemon.program",
         "daemon.redaction",
         "daemon.spelling",
         "daemon.stop_signals",

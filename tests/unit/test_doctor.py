@@ -527,3 +527,17 @@ def test_a_check_that_hangs_or_breaks_does_not_keep_the_others() -> None:
         ("well", "ok"),
     ]
     assert all(each.mend for each in told if each.verdict is not Verdict.OK)
+
+
+@pytest.mark.parametrize(
+    ("called", "told"),
+    [("/there/bin/inferd", "inferd"), ("/there/daemon/__main__.py", "python -m daemon")],
+)
+def test_a_mend_is_a_command_as_the_caller_can_type_it(
+    monkeypatch: pytest.MonkeyPatch, called: str, told: str
+) -> None:
+    monkeypatch.setattr("sys.argv", [called, "doctor"])
+
+    mends = {models.pull(model) for model in used_models(Settings.from_env({}))}
+
+    assert any(mend.startswith(f"{told} models pull clip") for mend in mends)

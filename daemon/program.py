@@ -1,0 +1,12 @@
+"""How inferd was called, so that what it tells people to type can be typed as it stands."""
+
+import sys
+from pathlib import Path
+
+NAME = "inferd"
+"""The installed command, which works from any folder."""
+
+
+def program() -> str:
+    """Return `inferd` where that was called, else the words that work in inferd's folder."""
+    return NAME if Path(sys.argv[0]).name == NAME else "python -m daemon"
