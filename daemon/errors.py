@@ -101,6 +101,12 @@ class ModelChangeError(InferdError):
     default_code = "model_change_running"
 
 
+class ChangedError(InferdError):
+    """Somebody else changed it since the asker looked; HTTP 409, and nothing was changed."""
+
+    default_code = "changed_meanwhile"
+
+
 class LeaseLostError(InferdError):
     """Somebody else owns the job by now: drop the result, log, carry on."""
 

@@ -9,6 +9,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from daemon.errors import (
+    ChangedError,
     ConflictError,
     InferdError,
     InvalidRequestError,
@@ -106,7 +107,7 @@ def _status(error: InferdError) -> int:
             return 403
         case JobNotFoundError() | NotFoundError():
             return 404
-        case ConflictError() | ModelChangeError():
+        case ConflictError() | ModelChangeError() | ChangedError():
             return 409
         case QueueFullError() | StorageError() | RetryableError() | DrainingError():
             return 503

@@ -8,10 +8,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from daemon.errors import InvalidRequestError
 from daemon.jobs import JsonObject, TaskType, dump_json
+from daemon.pauses import Seen
 from daemon.requests import MAX_TIME_MS, parse_json, parse_task_type
 from http_shim.auth import WRITE_PERMISSION, Caller, authorization_of
 from http_shim.bodies import read_body
 from http_shim.keys import AUTHENTICATOR, QUEUE
+from http_shim.queries import parse_query
 
 MAX_SECONDS = 1_000_000_000
 """The longest pause with an end, about 31 years; longer ones have none."""
@@ -32,6 +34,23 @@ class PauseRequest(BaseModel):
         if self.until is not None and self.seconds is not None:
             raise ValueError("until and seconds are two words for one thing: give one")
         return self
+
+
+class SeenQuery(BaseModel):
+    """The query of POST /queue/{task_type}/pause and /resume."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    seen: Annotated[str, Field(pattern=r"^(running|open|[0-9]{1,16})$")] | None = None
+    """What GET /queue said: `running` of what is not paused, `open` of a pause without an end, or
+    `paused_until`. Where it is another by now nothing is changed."""
+
+    def to_seen(self) -> Seen | None:
+        """Return what the asker saw; None where they do not say."""
+        if self.seen is None:
+            return None
+        until = int(self.seen) if self.seen.isdigit() else None
+        return Seen(is_paused=self.seen != "running", until=until)
 
 
 def add_queue_routes(app: web.Application) -> None:
@@ -69,17 +88,19 @@ async def pause_task_type(request: web.Request) -> web.Response:
     """Lease no more jobs of a task type, in any daemon on the queue; answer when that ends."""
     _authorize(request, WRITE_PERMISSION)
     task_type = parse_task_type(request.match_info["task_type"])
+    seen = parse_query(request, SeenQuery).to_seen()
     asked = _parse_pause(await read_body(request))
     pauses = request.app[QUEUE].pauses
-    until = await pauses.pause(task_type, until=asked.until, seconds=asked.seconds)
+    until = await pauses.pause(task_type, until=asked.until, seconds=asked.seconds, seen=seen)
     return _answer(task_type, is_paused=True, until=until)
 
 
 async def resume_task_type(request: web.Request) -> web.Response:
-    """Lease the jobs of a task type again; no matter whether it was paused."""
+    """Lease the jobs of a task type again; no matter whether it was paused, if nobody minds."""
     _authorize(request, WRITE_PERMISSION)
     task_type = parse_task_type(request.match_info["task_type"])
-    await request.app[QUEUE].pauses.resume(task_type)
+    seen = parse_query(request, SeenQuery).to_seen()
+    await request.app[QUEUE].pauses.resume(task_type, seen=seen)
     return _answer(task_type, is_paused=False, until=None)
 
 

@@ -4,8 +4,22 @@ from daemon.jobs import JsonObject
 from daemon.wire.schema import CREATED, ref
 from http_shim.contract.answers import PauseState, QueueReport
 from http_shim.contract.job_operations import TASK_TYPE
-from http_shim.contract.operations import BODY_ERRORS, QUEUE_ERRORS, Answer, Operation
-from http_shim.queue_routes import PauseRequest
+from http_shim.contract.operations import (
+    BODY_ERRORS,
+    QUEUE_ERRORS,
+    Answer,
+    Operation,
+    query_parameters,
+)
+from http_shim.queue_routes import PauseRequest, SeenQuery
+
+_SEEN = query_parameters(
+    SeenQuery,
+    {
+        "seen": "What GET /queue said: `running` of what is not paused, `open` of a pause without "
+        "an end, or `paused_until`. Where it is another by now nothing is changed."
+    },
+)
 
 _PAUSE: JsonObject = {
     "required": False,
@@ -69,6 +83,7 @@ QUEUE_OPERATIONS = (
         text="Requests are taken still, and what runs ends. Pausing again replaces the end.",
         access="write",
         path_parameters={"task_type": TASK_TYPE},
+        query=_SEEN,
         body=_PAUSE,
         answers={
             200: Answer(
@@ -84,7 +99,11 @@ QUEUE_OPERATIONS = (
         errors=(
             BODY_ERRORS,
             QUEUE_ERRORS,
-            {400: ["unknown_task"], 422: ["invalid_request", "invalid_json"]},
+            {
+                400: ["unknown_task"],
+                409: ["changed_meanwhile"],
+                422: ["invalid_request", "invalid_json"],
+            },
         ),
     ),
     Operation(
@@ -95,6 +114,7 @@ QUEUE_OPERATIONS = (
         summary="Begin jobs of a task type again.",
         access="write",
         path_parameters={"task_type": TASK_TYPE},
+        query=_SEEN,
         answers={
             200: Answer(
                 text="It is not paused.",
@@ -106,6 +126,13 @@ QUEUE_OPERATIONS = (
                 },
             )
         },
-        errors=(QUEUE_ERRORS, {400: ["unknown_task"]}),
+        errors=(
+            QUEUE_ERRORS,
+            {
+                400: ["unknown_task"],
+                409: ["changed_meanwhile"],
+                422: ["invalid_request"],
+            },
+        ),
     ),
 )

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from daemon.database import Database
-from daemon.errors import InvalidRequestError
+from daemon.errors import ChangedError, InvalidRequestError
 from daemon.jobs import JobState
-from daemon.pauses import Pause
+from daemon.pauses import Pause, Seen
 from tests.queue_bench import (
     DEADLINE,
     FACES,
@@ -140,8 +140,8 @@ async def test_pausing_again_replaces_the_end(bench: Bench, later: int | None) -
 
 
 async def test_a_pause_after_a_pause_begins_anew(bench: Bench) -> None:
-    for end in ({"until": NOON + MINUTE}, {}):
-        await bench.queue.pauses.pause(IMAGE, **end)
+    for end in (NOON + MINUTE, None):
+        await bench.queue.pauses.pause(IMAGE, until=end)
         bench.clock.advance(seconds=61)
         await bench.queue.pauses.resume(IMAGE)
 
@@ -159,6 +159,34 @@ async def test_resuming_twice_and_without_a_pause_changes_nothing(bench: Bench) 
 
     assert await bench.queue.pauses.active() == {}
     assert await bench.rows("SELECT * FROM pauses") == [("image_embedding", NOON, None, NOON)]
+
+
+async def test_what_another_admin_did_since_one_looked_is_not_undone(bench: Bench) -> None:
+    pauses = bench.queue.pauses
+    running, without_end = Seen(is_paused=False), Seen(is_paused=True)
+    ends = Seen(is_paused=True, until=NOON + MINUTE)
+
+    # A script pauses for a minute; meanwhile somebody pauses until they say otherwise.
+    await pauses.pause(IMAGE, until=NOON + MINUTE, seen=running)
+    await pauses.pause(FACES)
+    await pauses.pause(IMAGE)
+    for wrong in (ends, running, Seen(is_paused=True, until=NOON + 1)):
+        with pytest.raises(ChangedError, match="is paused without an end"):
+            await pauses.resume(IMAGE, seen=wrong)
+        with pytest.raises(ChangedError):
+            await pauses.pause(IMAGE, seconds=1, seen=wrong)
+    assert (await pauses.active())[IMAGE] == Pause(NOON, None)
+
+    await pauses.pause(IMAGE, until=NOON + MINUTE, seen=without_end)
+    with pytest.raises(ChangedError, match=f"until {NOON + MINUTE}"):
+        await pauses.resume(IMAGE, seen=without_end)
+    bench.clock.advance(seconds=61)
+    with pytest.raises(ChangedError, match="is not paused"):
+        await pauses.resume(IMAGE, seen=ends)
+    await pauses.resume(IMAGE, seen=running)
+    await pauses.pause(IMAGE, seen=running)
+    await pauses.resume(IMAGE, seen=without_end)
+    assert await pauses.active() == {FACES: Pause(NOON, None)}
 
 
 @pytest.mark.parametrize("end", [NOON, NOON - 1, 0])

@@ -142,6 +142,31 @@ async def test_jobs_are_taken_while_their_task_type_is_paused(rig: Rig) -> None:
     assert (await shown(rig))["task_types"][IMAGE]["pending"] == 1
 
 
+@pytest.mark.parametrize(
+    ("body", "seen", "others"),
+    [
+        (None, "open", ("running", str(NOW + 1000))),
+        ({"seconds": 1}, str(NOW + 1000), ("running", "open", str(NOW + 1001))),
+    ],
+)
+async def test_a_pause_that_is_not_the_one_that_was_seen_is_left_as_it_is(
+    rig: Rig, body: JsonObject | None, seen: str, others: tuple[str, ...]
+) -> None:
+    await pause(rig, body)
+    before = await shown(rig)
+
+    for verb in ("pause", "resume"):
+        for other in others:
+            answer = await rig.ask("POST", f"/queue/{IMAGE}/{verb}?seen={other}")
+            assert (answer.status, answer.body["code"]) == (409, "changed_meanwhile")
+        wrong = await rig.ask("POST", f"/queue/{IMAGE}/{verb}?seen=paused")
+        assert (wrong.status, wrong.body["field"]) == (422, "seen")
+    assert await shown(rig) == before
+
+    assert (await rig.ask("POST", f"/queue/{IMAGE}/resume?seen={seen}")).status == 200
+    assert (await rig.ask("POST", f"/queue/{IMAGE}/pause?seen=running")).status == 200
+
+
 async def test_resuming_is_idempotent(rig: Rig) -> None:
     await pause(rig)
     await pause(rig, task=FACES)

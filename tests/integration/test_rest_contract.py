@@ -163,6 +163,8 @@ async def queue(rig: Rig) -> None:
     await rig.ask("POST", "/queue/image_embedding/resume")
     for verb in ("pause", "resume"):
         await rig.ask("POST", f"/queue/paint/{verb}")
+        for seen in ("open", "paused"):
+            await rig.ask("POST", f"/queue/image_embedding/{verb}?seen={seen}")
 
 
 class CopiedVectors:
