@@ -7,13 +7,13 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any
 
-from daemon.errors import InferdError, ModelChangeError, RetryableError
+from daemon.errors import HandlerError, InferdError, ModelChangeError, RetryableError
 from daemon.jobs import JsonObject
 from daemon.urgency import LATEST, URGENCY
 from handlers.inventory import Inventory
 from handlers.model_failures import Failures
 from handlers.model_lease import Lease
-from handlers.model_record import Part, Record
+from handlers.model_record import Part, Record, alias_of
 from handlers.models_at_hand import ModelsAtHand
 from handlers.qdrant_store import QdrantStore
 from handlers.shadow import Embedder, Progress, Shadowing
@@ -68,6 +68,8 @@ class ChangeWork:
         self._tries: dict[PointId, int] = {}
         self._lease: Lease | None = None
         self._failed = 0
+        self._alias_led_to: str | None = None
+        self._has_alias_failed = False
         self._has_worked = False
         """There is a model in memory, or there may be, that no search needs."""
 
@@ -122,6 +124,8 @@ class ChangeWork:
         """Do one pass, and swap where it may be; return whether there is more to do at once."""
         # Opened and claimed by whoever needs it first, which may be later.
         record = None if self._store.seen is None else await self._store.record()
+        if record is not None:
+            await self._lead_alias(record)
         if record is None or record.shadow is None:
             if record is not None and self._has_worked:
                 # Given up, or done by another daemon.
@@ -204,6 +208,22 @@ class ChangeWork:
         self._tries, self.waits = {}, None
         await self._need_only(changed.active)
         return True
+
+    async def _lead_alias(self, record: Record) -> None:
+        """Let the server's other readers find what is searched; we ourselves never go by it."""
+        physical = record.searched.physical
+        if physical == self._alias_led_to:
+            return
+        alias = alias_of(self._store.collection)
+        try:
+            await self._store.parts.engine.point_alias(alias, physical)
+        except HandlerError as error:
+            # A key may not be allowed to; nothing of ours needs it, and the next look tries again.
+            level = logging.DEBUG if self._has_alias_failed else logging.WARNING
+            log.log(level, "%s does not lead to %s: %s", alias, physical, error.message)
+            self._has_alias_failed = True
+        else:
+            self._alias_led_to, self._has_alias_failed = physical, False
 
     async def _need_only(self, part: Part) -> None:
         active = await self._models.of(part)

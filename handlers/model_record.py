@@ -16,6 +16,7 @@ know no records read it, and find that they may not write while another one is a
 """
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -124,6 +125,16 @@ class Record:
         """Every part there is: what is deleted must go from all of them."""
         return self.written if self.previous is None else (*self.written, self.previous)
 
+    @property
+    def version(self) -> str:
+        """Another word after each change of what is where: of two admins one can tell by it.
+
+        What a change may do without, and whether its shadow is searched, do not count.
+        """
+        parts = (self.active, self.shadow, self.previous)
+        told = [None if each is None else (each.physical, each.since) for each in parts]
+        return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:_HASH_DIGITS]
+
     def begun(self, shadow: Part) -> "Record":
         """Return the record while `shadow` is being filled; it may be what was put aside."""
         is_back = self.previous is not None and self.previous.physical == shadow.physical
@@ -157,6 +168,11 @@ def physical_name(collection: str, fingerprint: str) -> str:
     """
     digest = hashlib.sha256(fingerprint.encode()).hexdigest()
     return f"{collection}.{digest[:_HASH_DIGITS]}"
+
+
+def alias_of(collection: str) -> str:
+    """Return the name by which other readers of a Qdrant server find what is searched."""
+    return f"{collection}.active"
 
 
 def is_physical_name(collection: str, name: str) -> bool:

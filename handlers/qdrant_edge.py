@@ -119,6 +119,9 @@ class EdgeEngine:
         await self._gate.passing(collection)
         await self._run(lambda: self._drop(collection))
 
+    async def point_alias(self, alias: str, collection: str) -> None:
+        """Do nothing: nobody else reads this folder."""
+
     async def flush(self, collection: str) -> None:
         """Sync a shard's log to the disk."""
         await self._run(lambda: self._shard(collection).flush())

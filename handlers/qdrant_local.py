@@ -71,6 +71,9 @@ class LocalEngine:
         """Delete a collection."""
         await self._run(lambda: self._client.delete_collection(collection))
 
+    async def point_alias(self, alias: str, collection: str) -> None:
+        """Do nothing: nobody else reads this folder."""
+
     async def flush(self, collection: str) -> None:
         """Do nothing: each point was a commit."""
 

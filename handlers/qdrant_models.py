@@ -145,3 +145,13 @@ def _to_condition(condition: Condition) -> models.Condition:
 
 def _to_id(point_id: Any) -> PointId:
     return point_id if isinstance(point_id, int) else str(point_id)
+
+
+def to_alias(alias: str, collection: str) -> list[models.AliasOperations]:
+    """Return what lets an alias lead to a collection, whether it is there already or not."""
+    return [
+        models.DeleteAliasOperation(delete_alias=models.DeleteAlias(alias_name=alias)),
+        models.CreateAliasOperation(
+            create_alias=models.CreateAlias(collection_name=collection, alias_name=alias)
+        ),
+    ]

@@ -152,6 +152,11 @@ class ServerEngine:
         name = result.get("id") if isinstance(result, dict) else None
         return ServerLife(name if isinstance(name, str) and name else None, self._flush_seconds)
 
+    async def point_alias(self, alias: str, collection: str) -> None:
+        """Let an alias lead to a collection, wherever it led before."""
+        operations = qdrant_models.to_alias(alias, collection)
+        await self._call(self._client.update_collection_aliases(operations))
+
     async def flush(self, collection: str) -> None:
         """Do nothing: the server syncs its log by itself."""
 

@@ -159,6 +159,12 @@ class VectorEngine(Protocol):
         A crash amid it leaves the collection whole, empty or gone.
         """
 
+    async def point_alias(self, alias: str, collection: str) -> None:
+        """Let another name lead to a collection from now on, for other readers of a server.
+
+        One atomic call; nothing where only we can read what is kept.
+        """
+
     async def flush(self, collection: str) -> None:
         """Return once what was stored there outlasts a power cut, as far as we can tell."""
 
