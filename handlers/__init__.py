@@ -14,8 +14,9 @@ imports no model library; those load when the daemon opens a handler.
     memory_ladder            what a model does when memory runs out, and how it comes back;
                              degradation: what is told of it; memory: the vendors' words for it
     clip, clip_text          CLIP's image tower and text tower, on clip_tower; with clip_checkpoint,
-                             clip_vendors, clip_layers (our own transformer) and clip_arithmetic
-                             (which precision it runs in) the only files with torch and open_clip;
+                             clip_vendors, clip_weights (found, fingerprinted, built), clip_layers
+                             (our own transformer) and clip_arithmetic (which precision it runs
+                             in) the only files with torch and open_clip;
                              clip_precision: how two precisions are measured and judged;
                              clip_catalog: what is known of published weights without them;
                              clip_passes: several at a time on a CPU; clip_cuda: on a GPU;

@@ -205,16 +205,16 @@ class ClipModel(ClipTower):
         torch = load_vendors().torch
         embedding = module(torch.full((1, 3, *self.input_size), 0.5))
         got = embedding[0, 1:4].tolist()
-        matches = self._parameters == published.parameters and all(
+        matches = self._weights.parameters == published.parameters and all(
             abs(have - want) <= FACTS_TOLERANCE
             for have, want in zip(got, published.half_grey, strict=True)
         )
         numbers = ", ".join(f"{value:.4f}" for value in got)
-        if self._weights == "openai" and not matches:
+        if self._weights.source == "openai" and not matches:
             raise ConfigError(
-                f"{self._path} is not OpenAI's {self.model}: an even grey gives {numbers}, "
+                f"{self._weights.path} is not OpenAI's {self.model}: an even grey gives {numbers}, "
                 f"should be {', '.join(map(str, published.half_grey))}; "
                 "delete the file, or name it in INFERD_CLIP__WEIGHTS if it is meant"
             )
         verdict = "are" if matches else "are not"
-        log.info("the weights in %s %s OpenAI's (%s)", self._path, verdict, numbers)
+        log.info("the weights in %s %s OpenAI's (%s)", self._weights.path, verdict, numbers)

@@ -158,11 +158,11 @@ class ClipTextModel(ClipTower):
     def _check_facts(self, _module: "torch.nn.Module") -> None:
         """Count the parameters; the image tower is held to more."""
         published = PUBLISHED.get(self.model)
-        if self._weights != "openai" or published is None:
+        if self._weights.source != "openai" or published is None:
             return
-        if self._parameters != published.parameters:
+        if self._weights.parameters != published.parameters:
             raise ConfigError(
-                f"{self._path} is not OpenAI's {self.model}: it has {self._parameters} parameters,"
-                f" not {published.parameters}; delete the file, or name it in"
-                " INFERD_CLIP__WEIGHTS if it is meant"
+                f"{self._weights.path} is not OpenAI's {self.model}: it has"
+                f" {self._weights.parameters} parameters, not {published.parameters}; delete the"
+                " file, or name it in INFERD_CLIP__WEIGHTS if it is meant"
             )

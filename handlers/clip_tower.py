@@ -1,7 +1,4 @@
-"""ClipTower: what the image tower and the text tower of a CLIP share: files, device, life.
-
-Both are read from the same file, so a text may be compared with the pictures of equal weights.
-"""
+"""ClipTower: what the image tower and the text tower of a CLIP share: device, life, passes."""
 
 import logging
 import threading
@@ -17,31 +14,18 @@ from numpy.typing import NDArray
 
 from daemon.errors import ConfigError, RetryableError
 from handlers.clip_arithmetic import Arithmetic
-from handlers.clip_catalog import architecture, find_weights
-from handlers.clip_checkpoint import read_model
 from handlers.clip_cuda import GPU_BATCH
 from handlers.clip_passes import Passes, best_passes
 from handlers.clip_precision import EXACT
 from handlers.clip_vendors import choose_device, device_name, load_vendors
+from handlers.clip_weights import UNTRAINED_SEED, ClipWeights
 from handlers.inference import Batch, Provenance, Vector
 from handlers.memory import HOST, memory_watched, trim
-from handlers.weights import sha256
 
 if TYPE_CHECKING:
     import torch
 
 log = logging.getLogger(__name__)
-
-PREPROCESSING = "openai-preprocess-v1"
-"""How pictures are normalised; part of the fingerprint."""
-
-UNTRAINED_SEED = 20210105
-"""Fixed, so that a restart of a demo gives the same vectors. The day CLIP was published."""
-
-
-_BUILDING = threading.Lock()
-"""Copies on several lanes load at the same time: the generator of random weights is the process's,
-and memory for one whole model at a time is enough."""
 
 CPU_BATCH = 8
 """Of a full pass on a processor: larger ones are hardly faster, and the first waits for all."""
@@ -86,15 +70,9 @@ class ClipTower(ABC):
             most_passes: what that may find, at most.
         """
         self.model = model
-        self._weights = weights
-        self._models_dir = models_dir
+        self._weights = ClipWeights(model, weights, models_dir, offline=offline)
         self._asked_device = device
         self._require_gpu = require_gpu
-        self._offline = offline
-        self._config: dict[str, Any] | None = None
-        self._path: Path | None = None
-        self._digest = ""
-        self._parameters = 0
         self._module: torch.nn.Module | None = None
         self._provenance: Provenance | None = None
         self._asked_size = batch_size
@@ -109,7 +87,7 @@ class ClipTower(ABC):
     @property
     def is_untrained(self) -> bool:
         """Whether the weights are random: demos and tests only."""
-        return self._weights == "untrained"
+        return self._weights.is_untrained
 
     @property
     def config(self) -> Mapping[str, Any]:
@@ -118,9 +96,7 @@ class ClipTower(ABC):
         Raises:
             ConfigError: open_clip is absent or does not know the model.
         """
-        if self._config is None:
-            self._config = architecture(self.model)
-        return self._config
+        return self._weights.config
 
     @property
     def embedding_dim(self) -> int:
@@ -130,14 +106,7 @@ class ClipTower(ABC):
     @property
     def fingerprint(self) -> str:
         """What vectors of this model may be compared with; known after `resolve`."""
-        # The weights' alone: two precisions are two roundings of one vector, nearer to each other
-        # than two decoders' readings of one JPEG (cosine 0.999 and more, or none but fp32 runs).
-        # Otherwise a collection would be lost to the daemon on another machine, or without a GPU.
-        if self.is_untrained:
-            return f"{self.model}:untrained-seed-{UNTRAINED_SEED}"
-        if not self._digest:
-            raise RuntimeError("the fingerprint is known after resolve()")
-        return f"{self.model}:{self._digest[:16]}:{PREPROCESSING}"
+        return self._weights.fingerprint
 
     @property
     def provenance(self) -> Provenance:
@@ -172,13 +141,7 @@ class ClipTower(ABC):
         Raises:
             ConfigError: the model is unknown, or its weights are nowhere.
         """
-        _ = self.config
-        if self.is_untrained or self._digest:
-            return
-        self._path = find_weights(
-            self.model, self._weights, self._models_dir, offline=self._offline
-        )
-        self._digest = sha256(self._path)
+        self._weights.resolve()
 
     def load(self) -> None:
         """Load the weights, hold them to what is known of them, and run the model once.
@@ -199,7 +162,7 @@ class ClipTower(ABC):
         began = time.monotonic()
         torch = load_vendors().torch
         device = choose_device(self._asked_device, require_gpu=self._require_gpu)
-        module = self._build()
+        module = self._weights.build(self.tower, self._take)
         with torch.inference_mode():
             module = module.eval().requires_grad_(False)
             self._check_facts(module)
@@ -208,10 +171,11 @@ class ClipTower(ABC):
             except RuntimeError as error:
                 raise ConfigError(f"{self.model} does not run on {device}: {error}") from error
         trim()
-        name = self._path.name if self._path else "UNTRAINED"
+        path = self._weights.path
+        name = path.name if path else "UNTRAINED"
         self._provenance = Provenance(
             model=self.model,
-            weights="openai" if self._weights == "openai" else name,
+            weights="openai" if self._weights.source == "openai" else name,
             device=ran_on,
             precision=precision,
         )
@@ -227,7 +191,7 @@ class ClipTower(ABC):
             "loaded the %s tower of %s (%s) on %s, %s, in %.1f s",
             self.tower,
             self.model,
-            self._path or "UNTRAINED",
+            path or "UNTRAINED",
             ran_on,
             precision,
             time.monotonic() - began,
@@ -273,7 +237,8 @@ class ClipTower(ABC):
             with torch.inference_mode():
                 if precision not in (EXACT, self._arithmetic.known(device)):
                     # Bits that are gone do not come back, so the weights are read again.
-                    module, precision = self._build().eval().requires_grad_(False), EXACT
+                    module = self._weights.build(self.tower, self._take)
+                    module, precision = module.eval().requires_grad_(False), EXACT
                 begun = True
                 ran_on, precision = self._start(module, device, precision)
         except (RuntimeError, OSError) as error:
@@ -396,35 +361,3 @@ class ClipTower(ABC):
         device = self.provenance.device
         # From pinned memory a GPU fetches by itself, while this thread sets up the pass.
         return batch if device == "cpu" else batch.pin_memory().to(device, non_blocking=True)
-
-    def _build(self) -> "torch.nn.Module":
-        with _BUILDING:
-            return self._built()
-
-    def _built(self) -> "torch.nn.Module":
-        vendors = load_vendors()
-        if self._path is None:
-            # The generator of the process stays as it was.
-            with vendors.torch.random.fork_rng(devices=[]):
-                vendors.torch.manual_seed(UNTRAINED_SEED)
-                return self._take(vendors.open_clip.CLIP(**self.config))
-        if sha256(self._path) != self._digest:
-            raise ConfigError(
-                f"{self._path} changed since it was found: vectors of two models must not mix; "
-                "start again"
-            )
-        model = read_model(vendors, self.config, self._path)
-        self._parameters = sum(tensor.numel() for tensor in model.parameters())
-        module = self._take(model)
-        # Copies: the file may be a mapping that somebody else writes to or truncates.
-        own = {
-            name: tensor.to(vendors.torch.float32, copy=True)
-            for name, tensor in module.state_dict().items()
-        }
-        broken = [name for name, tensor in own.items() if not tensor.isfinite().all()]
-        if broken:
-            raise ConfigError(
-                f"{self._path}: {broken[0]} of the {self.tower} tower holds NaN or infinity"
-            )
-        module.load_state_dict(own, assign=True)
-        return module

@@ -84,7 +84,7 @@ def clip(path: Path | str, models_dir: Path, *, config: dict[str, Any] | None = 
     model = ClipModel(
         model=MODEL, weights=str(path), models_dir=models_dir, device="cpu", offline=True
     )
-    model._config = config
+    model._weights._config = config
     return model
 
 

@@ -150,13 +150,13 @@ async def test_a_model_there_is_no_room_for_does_not_end_the_daemon() -> None:
 REAL_SHORTAGE = """
 import contextvars, json, resource, sys
 import numpy as np
-import handlers.clip_tower
+import handlers.clip_weights
 from daemon.settings import Settings
 from handlers.image_embedding import ImageEmbeddingInference
 from handlers.memory_ladder import MemoryLadder
 from tests.clip_models import TINY
 
-handlers.clip_tower.architecture = lambda model: TINY
+handlers.clip_weights.architecture = lambda model: TINY
 settings = Settings.from_env({"INFERD_CLIP__WEIGHTS": "untrained", "INFERD_DEVICE": "cpu",
                               "INFERD_CLIP__BATCH_SIZE": "1024", "INFERD_CLIP__PASSES": "4"})
 inference = ImageEmbeddingInference(64, (64, 64), settings=settings)

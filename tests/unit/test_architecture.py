@@ -175,6 +175,7 @@ CLIP = {
     "handlers.clip_text",
     "handlers.clip_tower",
     "handlers.clip_vendors",
+    "handlers.clip_weights",
 }
 
 VENDORS = {

@@ -17,8 +17,8 @@ from handlers import clip_catalog
 from handlers.clip import ClipModel, normalise, normalise_floats
 from handlers.clip_catalog import PUBLISHED, architecture
 from handlers.clip_checkpoint import read_model
-from handlers.clip_tower import UNTRAINED_SEED
 from handlers.clip_vendors import choose_device, load_vendors
+from handlers.clip_weights import UNTRAINED_SEED
 from handlers.image_resizing import square_crop
 from handlers.images import Limits, decode
 from tests import clip_models
@@ -309,7 +309,7 @@ def test_openais_file_under_another_activation_is_refused(
     pretended: ClipModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pretended.resolve()
-    facts = dataclasses.replace(PUBLISHED[MODEL], sha256=pretended._digest)
+    facts = dataclasses.replace(PUBLISHED[MODEL], sha256=pretended._weights._digest)
     monkeypatch.setitem(PUBLISHED, MODEL, facts)
     plain = ClipModel(model="ViT-B-32", weights="clip/ViT-B-32.pt", models_dir=tmp_path)
 

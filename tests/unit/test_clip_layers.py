@@ -78,7 +78,7 @@ def test_every_kind_of_checkpoint_gives_open_clips_vectors(tmp_path: Path, name:
     SAVERS[name](whole, tmp_path / name)
     images = clip_models.clip(name, tmp_path, config=TINY_TEXT)
     texts = ClipTextModel(model=MODEL, weights=name, models_dir=tmp_path, device="cpu")
-    texts._config = TINY_TEXT
+    texts._weights._config = TINY_TEXT
     images.load()
     texts.load()
     batch, ids = pixels(5), load_vendors().open_clip.tokenize(TEXTS, context_length=16)
@@ -266,7 +266,7 @@ def test_a_residual_network_still_runs_and_says_so(
     model = ClipModel(
         model=MODEL, weights="untrained", models_dir=tmp_path, device="cpu", precision="auto"
     )
-    model._config = RESNET
+    model._weights._config = RESNET
     model.load()
 
     vectors = model.encode_images(pixels(2).numpy())

@@ -223,7 +223,7 @@ def tower(
         precision=precision,
         batch_size=4,
     )
-    model._config = config
+    model._weights._config = config
     return model
 
 
@@ -382,7 +382,7 @@ def test_untrained_weights_are_calibrated_like_any(tmp_path: Path, bench: Bench)
     model = ClipModel(
         model=MODEL, weights="untrained", models_dir=tmp_path, device="cpu", precision="auto"
     )
-    model._config = TINY
+    model._weights._config = TINY
 
     model.load()
 
@@ -418,7 +418,7 @@ def test_texts_are_calibrated_one_at_a_time(tmp_path: Path, bench: Bench) -> Non
     model = ClipTextModel(
         model=MODEL, weights="t.pt", models_dir=tmp_path, device="cpu", precision="auto"
     )
-    model._config = TINY_TEXT
+    model._weights._config = TINY_TEXT
     model.load()
     ids = np.stack([model.tokeniser(text).ids for text in ("a dog", "two cats")])
 
@@ -436,7 +436,7 @@ def test_a_residual_network_in_bf16_is_a_config_error(tmp_path: Path, bench: Ben
     model = ClipModel(
         model=MODEL, weights="untrained", models_dir=tmp_path, device="cpu", precision="bf16"
     )
-    model._config = {
+    model._weights._config = {
         **TINY,
         "vision_cfg": {"image_size": 64, "layers": [1, 1, 1, 1], "width": 16, "patch_size": None},
     }

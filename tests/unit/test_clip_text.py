@@ -39,7 +39,7 @@ def text_model(path: Path | str, models_dir: Path, config: dict[str, Any] | None
     model = ClipTextModel(
         model=MODEL, weights=str(path), models_dir=models_dir, device="cpu", offline=True
     )
-    model._config = config
+    model._weights._config = config
     return model
 
 
@@ -99,7 +99,7 @@ def test_untrained_towers_are_two_halves_of_one_model(inference: TextEmbeddingIn
     vendors = load_vendors()
     torch = vendors.torch
     with torch.random.fork_rng(devices=[]), torch.inference_mode():
-        from handlers.clip_tower import UNTRAINED_SEED  # noqa: PLC0415 - beside its use
+        from handlers.clip_weights import UNTRAINED_SEED  # noqa: PLC0415 - beside its use
 
         torch.manual_seed(UNTRAINED_SEED)
         whole = vendors.open_clip.CLIP(**architecture(MODEL)).eval()
