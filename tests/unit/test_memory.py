@@ -229,7 +229,7 @@ def test_clip_unloaded_moves_when_it_loads(tmp_path: Path) -> None:
     model = ClipModel(
         model=clip_models.MODEL, weights="untrained", models_dir=tmp_path, device="cuda:7"
     )
-    model._config = clip_models.TINY
+    model._weights._config = clip_models.TINY
     with pytest.raises(ConfigError, match="no GPU runs here"):
         model.load()
 
@@ -246,7 +246,7 @@ def test_clip_moves_to_the_cpu_and_back(tmp_path: Path) -> None:
     model = ClipModel(
         model=clip_models.MODEL, weights="untrained", models_dir=tmp_path, device="cuda"
     )
-    model._config = clip_models.TINY
+    model._weights._config = clip_models.TINY
     model.load()
     first = model.encode_images(crops())
     taken = torch.cuda.memory_allocated()
