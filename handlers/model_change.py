@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from daemon.errors import ModelChangeError, RetryableError
+from daemon.errors import ChangedError, ModelChangeError, RetryableError
 from daemon.jobs import JsonObject
 from handlers.disk_room import require_room
 from handlers.inventory import Inventory
@@ -121,15 +121,19 @@ class ModelChange:
                 await self._begin(record, shadow)
         return await self.told()
 
-    async def rollback(self, *, now: bool = False) -> JsonObject:
+    async def rollback(self, *, now: bool = False, seen: str | None = None) -> JsonObject:
         """Begin to change back to the model that was active before; return what `told` does.
 
         Args:
             now: answer searches by it at once, though it lacks what was stored since, until the
                 change is done; said of a way back that is under way, too.
+            seen: the `version` that the asker was told; None is no matter what.
+
+        Raises:
+            ChangedError: it is another by now.
         """
         async with self._work.turn:
-            record = await self._read()
+            record = await self._seen(seen)
             if now and record.shadow is not None and record.shadow.was_active:
                 await self._models.of(record.shadow)
                 await self._write(replace(record, shadow=replace(record.shadow, is_searched=True)))
@@ -143,13 +147,19 @@ class ModelChange:
             await self._begin(record, replace(record.previous, is_searched=now))
         return await self.told()
 
-    async def abort(self) -> JsonObject:
+    async def abort(self, *, seen: str | None = None) -> JsonObject:
         """Give up the change that is under way; return what `told` does.
 
         What it filled is removed, unless it was active before: then it is kept as it was.
+
+        Args:
+            seen: as for `rollback`.
+
+        Raises:
+            ChangedError: it is another by now, or another daemon ended the change meanwhile.
         """
         async with self._work.turn:
-            record = await self._read()
+            record = await self._seen(seen)
             if (shadow := record.shadow) is None:
                 raise ModelChangeError(
                     f"no change of {self.collection} is under way", code="no_model_change"
@@ -159,10 +169,17 @@ class ModelChange:
                 await self._drop(shadow)
         return await self.told()
 
-    async def drop(self) -> JsonObject:
-        """Remove what was active before, and what cut changes left; return what `told` does."""
+    async def drop(self, *, seen: str | None = None) -> JsonObject:
+        """Remove what was active before, and what cut changes left; return what `told` does.
+
+        Args:
+            seen: as for `rollback`.
+
+        Raises:
+            ChangedError: it is another by now, or another daemon began to go back to it meanwhile.
+        """
         async with self._work.turn:
-            record = await self._read()
+            record = await self._seen(seen)
             leftover = await self._leftover(record)
             if (previous := record.previous) is None and not leftover:
                 raise ModelChangeError(
@@ -172,7 +189,8 @@ class ModelChange:
             await self._write(record.without_previous())
             if previous is not None:
                 await self._drop(previous)
-            for physical in leftover:
+            # Another daemon may have begun to fill one meanwhile.
+            for physical in await self._leftover(await self._read()):
                 await self._store.parts.drop(physical)
         return await self.told()
 
@@ -181,6 +199,7 @@ class ModelChange:
         record = await self._read()
         told: JsonObject = {
             "collection": self.collection,
+            "version": record.version,
             "active": await self._told_part(record.active),
             "searched": record.searched.physical,
             "change": None,
@@ -216,6 +235,15 @@ class ModelChange:
             raise RetryableError(
                 f"nobody claimed {self.collection} yet: the vector database was away",
                 code="vector_store_error",
+            )
+        return record
+
+    async def _seen(self, version: str | None) -> Record:
+        """Return the record, which must be the one that somebody saw, if they say so."""
+        record = await self._read()
+        if version not in (None, record.version):
+            raise ChangedError(
+                f"somebody changed what {self.collection} is of since you looked: look again"
             )
         return record
 
@@ -259,6 +287,13 @@ class ModelChange:
         await self._write(record.begun(replace(shadow, since=self._clock())))
 
     async def _drop(self, part: Part) -> None:
+        # Nothing else holds off another daemon, which may have written over what we wrote.
+        record = await self._read()
+        if any(each.physical == part.physical for each in record.parts):
+            raise ChangedError(
+                f"another daemon changed what {self.collection} is of at the same moment, and"
+                f" needs {part.physical}, which stays: look again"
+            )
         await (await failures_of(self._store, part)).clear()
         for each in reversed(self._all_of(part)):
             await self._store.parts.drop(each.physical)

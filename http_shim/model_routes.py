@@ -15,6 +15,7 @@ from http_shim.model_changer import ModelChanger
 from http_shim.queries import parse_query
 
 MAX_TEXT = 4096
+MAX_VERSION = 64
 
 
 class UseRequest(BaseModel):
@@ -34,10 +35,17 @@ class UseRequest(BaseModel):
     """The change is done without so many pictures that cannot be embedded."""
 
 
-class RollbackQuery(BaseModel):
-    """The query of POST /models/{collection}/rollback."""
+class VersionQuery(BaseModel):
+    """The query of POST /models/{collection}/abort and /drop."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    seen: Annotated[str, Field(max_length=MAX_VERSION)] | None = None
+    """The `version` that GET answered; where it is another by now nothing is done."""
+
+
+class RollbackQuery(VersionQuery):
+    """The query of POST /models/{collection}/rollback."""
 
     now: bool = False
     """Answer searches by the former model at once."""
@@ -73,17 +81,20 @@ async def use_model(request: web.Request) -> web.Response:
 async def roll_back_model(request: web.Request) -> web.Response:
     """Begin to change back to the model of before; answer what GET does."""
     changer = _admins(request)
-    return _answer(await changer.rollback(now=parse_query(request, RollbackQuery).now))
+    asked = parse_query(request, RollbackQuery)
+    return _answer(await changer.rollback(now=asked.now, seen=asked.seen))
 
 
 async def abort_model_change(request: web.Request) -> web.Response:
     """Give up a change; answer what GET does."""
-    return _answer(await _admins(request).abort())
+    changer = _admins(request)
+    return _answer(await changer.abort(seen=parse_query(request, VersionQuery).seen))
 
 
 async def drop_former_model(request: web.Request) -> web.Response:
     """Remove the former model's vectors for good; answer what GET does."""
-    return _answer(await _admins(request).drop())
+    changer = _admins(request)
+    return _answer(await changer.drop(seen=parse_query(request, VersionQuery).seen))
 
 
 def _admins(request: web.Request) -> ModelChanger:

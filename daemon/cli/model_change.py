@@ -5,6 +5,7 @@ import json
 import sys
 import time
 from pathlib import Path
+from urllib.parse import urlencode
 
 from daemon.command_line import Parser
 from daemon.jobs import JsonObject
@@ -79,6 +80,12 @@ def add_verbs(commands: "argparse._SubParsersAction[Parser]", settings: Settings
             "--json", action="store_true", default=argparse.SUPPRESS, help="JSON on stdout"
         )
         add_place(each, settings)
+    for each in (rollback, abort, drop):
+        each.add_argument(
+            "--seen",
+            metavar="VERSION",
+            help="as `change` told it: nothing is done where somebody did something since",
+        )
 
 
 def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
@@ -113,8 +120,10 @@ def _asked(door: Door, options: argparse.Namespace, parser: argparse.ArgumentPar
     if options.command == "change":
         return door.ask("GET", path)
     if options.command != "use":
-        now = "?now=true" if getattr(options, "now", False) else ""
-        return door.ask("POST", f"{path}/{options.command}{now}")
+        query = {"now": "true"} if getattr(options, "now", False) else {}
+        query |= {"seen": options.seen} if options.seen else {}
+        asked = f"?{urlencode(query)}" if query else ""
+        return door.ask("POST", f"{path}/{options.command}{asked}")
     if options.allow_failed < 0:
         parser.error("--allow-failed must be 0 or more")
     body = (_faces if options.faces else _clip)(options, parser)
@@ -204,6 +213,11 @@ def _lines(told: JsonObject) -> list[str]:
         f"  left by a change that was cut: {name} (`models drop{_faces_of(told)}`)"
         for name in told["leftover"]
     ]
+    if len(lines) > 1 and "version" in told:
+        lines.append(
+            f"  version {told['version']}: rollback, abort and drop with `--seen"
+            f" {told['version']}` do nothing where somebody did something since"
+        )
     return lines
 
 

@@ -17,7 +17,7 @@ OWN = {
     "no_model_change": "No change of the model is under way.",
     "nothing_to_roll_back": "No model of before is kept, or a change is under way.",
     "nothing_to_drop": "No model of before is kept.",
-    "changed_meanwhile": "It is not as `seen` says: somebody changed it meanwhile.",
+    "changed_meanwhile": "Somebody changed it since you looked (`seen`), or at the same moment.",
     "vector_not_found": "No vector is stored for this.",
     "vectors_not_embedded": "The vectors are a Qdrant server's, or this daemon keeps none.",
     "no_face": "No face was found in the picture, or none at this place.",

@@ -37,6 +37,7 @@ class CollectionModel(WireModel):
     """Which model a collection is of, and how far a change is."""
 
     collection: str = Field(description="The fixed name.")
+    version: str = Field(description="Another one after each change of what is where; see `seen`.")
     active: CollectionPart = Field(description="What is whole, and searched but on a way back now.")
     searched: str = Field(description="What is searched: the `collection` of active or shadow.")
     change: ModelChangeProgress | None = Field(description="Null where none is under way.")

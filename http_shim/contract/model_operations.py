@@ -14,7 +14,12 @@ from http_shim.contract.operations import (
     Operation,
     query_parameters,
 )
-from http_shim.model_routes import RollbackQuery, UseRequest
+from http_shim.model_routes import RollbackQuery, UseRequest, VersionQuery
+
+_SEEN = {
+    "seen": "The `version` that GET answered: where it is another by now, since somebody else did "
+    "something, nothing is done."
+}
 
 _COLLECTION: JsonObject = {
     "description": "The collection's fixed name.",
@@ -42,6 +47,7 @@ _NEXT: JsonObject = {
 }
 _CHANGING: JsonObject = {
     "collection": "image_embeddings",
+    "version": "9b1f0c3a77de",
     "active": _PART,
     "searched": "image_embeddings",
     "change": {
@@ -80,7 +86,7 @@ def _verb(
     text: str,
     codes: list[str],
     *,
-    query: Sequence[JsonObject] = (),
+    query: Sequence[JsonObject],
 ) -> Operation:
     return Operation(
         method="post",
@@ -93,7 +99,7 @@ def _verb(
         path_parameters={"collection": _COLLECTION},
         query=query,
         answers=_ANSWERS,
-        errors=(_ERRORS, {409: codes}, {422: ["invalid_request"]} if query else {}),
+        errors=(_ERRORS, {409: [*codes, "changed_meanwhile"], 422: ["invalid_request"]}),
     )
 
 
@@ -151,7 +157,9 @@ MODEL_OPERATIONS = (
         "at once; until the change is done they do not find what was stored since, and find what "
         "was done anew since by its former vectors.",
         ["nothing_to_roll_back"],
-        query=query_parameters(RollbackQuery, {"now": "Search by the model of before at once."}),
+        query=query_parameters(
+            RollbackQuery, {**_SEEN, "now": "Search by the model of before at once."}
+        ),
     ),
     _verb(
         "abortModelChange",
@@ -159,6 +167,7 @@ MODEL_OPERATIONS = (
         "Give up a change that is under way.",
         "What was embedded for it is removed, unless it is the model of before.",
         ["no_model_change"],
+        query=query_parameters(VersionQuery, _SEEN),
     ),
     _verb(
         "dropFormerModel",
@@ -166,5 +175,6 @@ MODEL_OPERATIONS = (
         "Remove the former model's vectors for good.",
         "And collections that cut changes left.",
         ["nothing_to_drop"],
+        query=query_parameters(VersionQuery, _SEEN),
     ),
 )

@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from daemon.errors import (
+    ChangedError,
     ConfigError,
     InferdError,
     ModelChangeError,
@@ -209,11 +210,16 @@ class ScriptedModels:
         assert allow_failed in (0, 2)
         return await self.told()
 
-    async def rollback(self, *, now: bool = False) -> dict[str, Any]:
+    async def rollback(self, *, now: bool = False, seen: str | None = None) -> dict[str, Any]:
         assert not now
+        return await self.abort(seen=seen)
+
+    async def abort(self, *, seen: str | None = None) -> dict[str, Any]:
+        if seen is not None:
+            raise ChangedError(f"it is not {seen}")
         return await self.told()
 
-    abort = drop = told
+    drop = abort
 
 
 async def models(rig: Rig, changer: ScriptedModels) -> None:
@@ -236,6 +242,11 @@ async def models(rig: Rig, changer: ScriptedModels) -> None:
     changer.error = RetryableError("away", code="vector_store_unreachable")
     unclear = await rig.ask("POST", "/models/image_embeddings/rollback?now=perhaps")
     assert (unclear.status, unclear.body["code"]) == (422, "invalid_request")
+    for verb in ("rollback", "abort", "drop"):
+        changed = await rig.ask("POST", f"/models/image_embeddings/{verb}?seen=9b1f0c3a77de")
+        assert (changed.status, changed.body["code"]) == (409, "changed_meanwhile")
+        unclear = await rig.ask("POST", f"/models/image_embeddings/{verb}?colour=red")
+        assert unclear.status == 422
     for verb in ("use", "rollback", "abort", "drop"):
         await rig.ask("POST", f"/models/image_embeddings/{verb}", json=body)
         await rig.ask("POST", f"/models/nothing/{verb}", json=body)

@@ -1,0 +1,99 @@
+"""Two admins, or two daemons, change what a collection is of at once: nobody undoes the other's."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from daemon.errors import ChangedError
+from handlers.model_record import Record, Records
+from handlers.qdrant_edge import EdgeEngine
+from handlers.vector_engine import SharedEngine
+from tests.model_changes import B, C, Rig, rig
+
+
+@pytest.fixture
+async def one(tmp_path: Path) -> AsyncIterator[Rig]:
+    async with rig(SharedEngine(lambda: EdgeEngine(tmp_path / "v")), tmp_path) as one:
+        await one.job(1, "j")
+        yield one
+
+
+async def changed(one: Rig, spec: dict[str, str]) -> None:
+    """Change to a model, until it is done."""
+    async with one.working():
+        await one.change.use(spec)
+        await one.until_of(spec["model"])
+
+
+async def test_an_abort_ends_only_the_change_that_was_seen(one: Rig) -> None:
+    seen = (await one.change.use(B))["version"]
+    # Somebody else gives that up, and begins another one.
+    await one.change.abort()
+    begun = await one.change.use(C)
+
+    with pytest.raises(ChangedError):
+        await one.change.abort(seen=seen)
+
+    told = await one.change.told()
+    assert (told["shadow"]["model"], told["version"]) == ("C", begun["version"])
+    told = await one.change.abort(seen=told["version"])
+    assert told["shadow"] is None
+
+
+async def test_a_drop_takes_only_what_was_seen_to_be_kept(one: Rig) -> None:
+    await changed(one, B)
+    seen = (await one.change.told())["version"]
+    # Somebody else goes back: what is kept is B's by now, to try it again.
+    async with one.working():
+        await one.change.rollback(seen=seen)
+        await one.until_of("A")
+
+    for verb in (one.change.drop, one.change.rollback):
+        with pytest.raises(ChangedError):
+            await verb(seen=seen)
+
+    told = await one.change.told()
+    assert (told["previous"]["model"], told["change"]) == ("B", None)
+    assert (await one.change.drop(seen=told["version"]))["previous"] is None
+
+
+async def test_what_a_change_may_do_without_is_no_other_version(one: Rig) -> None:
+    seen = (await one.change.use(B))["version"]
+
+    assert (await one.change.use(B, allow_failed=3))["version"] == seen
+
+
+Write = Callable[[Records, Record], Awaitable[None]]
+
+
+@pytest.mark.parametrize("verb", ["abort", "drop"])
+async def test_nothing_is_removed_that_another_daemon_made_searched_at_the_same_moment(
+    one: Rig, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    plain: Write = Records.write
+    if verb == "abort":
+        # The other one's last look was before our write, and its own comes after.
+        await one.change.use(B)
+        overwritten = await one.store.record()
+        assert overwritten is not None
+        by_other = overwritten.swapped(7)
+    else:
+        await changed(one, B)
+        overwritten = await one.store.record()
+        assert overwritten is not None
+        assert overwritten.previous is not None
+        by_other = overwritten.begun(overwritten.previous)
+
+    async def write_then_be_overwritten(records: Records, record: Record) -> None:
+        await plain(records, record)
+        await plain(records, by_other)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Records, "write", write_then_be_overwritten)
+        with pytest.raises(ChangedError, match="which stays"):
+            await getattr(one.change, verb)()
+
+    names = await one.store.parts.engine.collections()
+    assert {part.physical for part in by_other.parts} <= set(names)
+    assert await one.store.record() == by_other
