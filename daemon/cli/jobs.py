@@ -9,7 +9,9 @@ from urllib.parse import urlencode
 from daemon.command_line import Parser, settings_for
 from daemon.jobs import JobState, JsonObject, TaskType
 from daemon.settings import Settings
+from daemon.spelling import did_you_mean
 from daemon.topics import is_job_id
+from daemon.wire.codes import FAILURES
 from demos.client import ClientError
 from demos.client import arguments as checked
 from demos.client.exit_codes import COMPLETED, REJECTED, UNREACHABLE
@@ -125,6 +127,8 @@ def _retry_failed(door: Door, options: argparse.Namespace) -> None:
         if more:
             say(f"{retried:,} jobs wait again so far")
     rest = f"; {left_out:,} left out, since newer jobs stand for them" if left_out else ""
+    if not retried and options.code not in FAILURES:
+        rest = f"; no job fails with {shown(options.code)}{did_you_mean(options.code, FAILURES)}"
     say(f"{retried:,} jobs wait again{rest}")
 
 

@@ -213,6 +213,8 @@ def test_jobs_are_listed_shown_retried_and_cancelled_by_command(tmp_path: Path) 
         assert table.count("media_not_found") == 3
         assert command(daemon, "jobs", "list", "--until", "1h", "--json")[1] == []
 
+        code, _, said = command(daemon, "jobs", "retry", "--code", "media_not_fuond")
+        assert (code, "did you mean media_not_found?" in said) == (0, True), said
         code, _, said = command(daemon, "jobs", "retry", "--code", "media_not_found")
         assert code == 0
         assert "3 jobs wait again" in said
