@@ -77,6 +77,14 @@ async def collections(request: web.Request) -> web.Response:
     return _answer(await request.app[CLIENT].get_collections())
 
 
+@routes.post("/collections/aliases")
+async def aliases(request: web.Request) -> web.Response:
+    """Let aliases lead elsewhere, all at once."""
+    asked = models.ChangeAliasesOperation.model_validate(await request.json())
+    client = request.app[CLIENT]
+    return _answer(await client.update_collection_aliases(asked.actions))
+
+
 @routes.delete("/collections/{name}")
 async def drop(request: web.Request) -> web.Response:
     """Delete a collection."""

@@ -24,6 +24,7 @@ from handlers.qdrant_models import to_alias
 from handlers.qdrant_server import ServerEngine
 from handlers.vector_engine import CollectionSpec, Point, SharedEngine, VectorEngine
 from tests.model_changes import DIMENSIONS, A, B, C, Rig, rig, vector_of
+from tests.qdrant_http import qdrant_server
 from tests.waiting import until
 
 pytestmark = pytest.mark.filterwarnings("ignore:Payload indexes have no effect")
@@ -515,8 +516,6 @@ async def test_a_way_back_at_once_that_is_given_up_is_searched_no_longer(one: Ri
 
 
 async def test_a_servers_alias_leads_other_readers_to_what_is_searched() -> None:
-    client = MemoryClient(":memory:")
-
     async def until_it_leads_to(name: str) -> None:
         async with asyncio.timeout(20):
             aliases: dict[str, str] = {}
@@ -525,22 +524,23 @@ async def test_a_servers_alias_leads_other_readers_to_what_is_searched() -> None
                 found = (await client.get_aliases()).aliases
                 aliases = {each.alias_name: each.collection_name for each in found}
 
-    engine = SharedEngine(lambda: ServerEngine("http://memory:6333", client=client))
-    async with rig(engine, None) as one:
-        await one.job(1, "j")
-        async with one.working():
-            await until_it_leads_to(NAME)
-            await one.change.use(B)
-            await until_it_leads_to(physical_name(NAME, "B"))
-        # Healed where it was lost, and led back at once though nothing has caught up.
-        await client.update_collection_aliases(to_alias(f"{NAME}.active", "inferd_models"))
-        one.embedder.on_embed = lambda _id: asyncio.Event().wait()
-        await one.job(2, "new")
-        await one.change.rollback(now=True)
-        async with one.working():
-            await until_it_leads_to(NAME)
-            assert await one.is_of("B")
-    async with rig(engine, None) as other:
-        await client.update_collection_aliases(to_alias(f"{NAME}.active", "inferd_models"))
-        async with other.working():
-            await until_it_leads_to(NAME)
+    async with qdrant_server() as (url, client, _):
+        engine = SharedEngine(lambda: ServerEngine(url))
+        async with rig(engine, None) as one:
+            await one.job(1, "j")
+            async with one.working():
+                await until_it_leads_to(NAME)
+                await one.change.use(B)
+                await until_it_leads_to(physical_name(NAME, "B"))
+            # Healed where it was lost, and led back at once though nothing has caught up.
+            await client.update_collection_aliases(to_alias(f"{NAME}.active", "inferd_models"))
+            one.embedder.on_embed = lambda _id: asyncio.Event().wait()
+            await one.job(2, "new")
+            await one.change.rollback(now=True)
+            async with one.working():
+                await until_it_leads_to(NAME)
+                assert await one.is_of("B")
+        async with rig(engine, None) as other:
+            await client.update_collection_aliases(to_alias(f"{NAME}.active", "inferd_models"))
+            async with other.working():
+                await until_it_leads_to(NAME)
