@@ -43,7 +43,7 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
-DEADLINE = 10.0
+DEADLINE = 30.0
 """Seconds that anything here may take unless the caller says otherwise."""
 SBIN = "/usr/sbin:/usr/local/sbin"
 """Where Debian and Homebrew put the broker, outside a user's PATH."""

@@ -23,7 +23,7 @@ from tests.documents import Mqtt, Rest
 
 ROOT = Path(__file__).parent.parent.parent
 START_SECONDS = 60.0
-STOP_SECONDS = 30.0
+STOP_SECONDS = 60.0
 REST = Rest()
 MQTT = Mqtt()
 
@@ -161,7 +161,7 @@ class Daemon:
             f"http://127.0.0.1:{self.port}{path}", data=data, method=method
         )
         try:
-            with urllib.request.urlopen(request, timeout=10) as answer:
+            with urllib.request.urlopen(request, timeout=START_SECONDS) as answer:
                 status, headers, raw = answer.status, answer.headers, answer.read()
         except urllib.error.HTTPError as error:
             status, headers, raw = error.code, error.headers, error.read()

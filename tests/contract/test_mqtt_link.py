@@ -76,7 +76,7 @@ from daemon.requests import MqttRequest
 from daemon.settings import MqttSettings
 from tests.broker import AsyncClient, Broker, Message, Version
 
-DEADLINE = 10.0
+DEADLINE = 30.0
 NO_SUBSCRIBERS = 0x10
 NOT_AUTHORIZED = 0x87
 
@@ -1089,12 +1089,12 @@ async def test_availability_tells_of_start_drain_and_shutdown(
     shared: Broker, version: Version
 ) -> None:
     setup = Setup(shared.url, version)
-    async with AsyncClient(shared.port) as client:
+    async with AsyncClient(shared.port) as client, AsyncClient(shared.port) as later:
+        await client.subscribe(setup.availability)
         async with setup.running() as link:
-            # Subscribed only now: what comes is retained.
-            await client.subscribe(setup.availability)
             online = await client.wait_for()
-            assert online.is_retained
+            await later.subscribe(setup.availability)
+            assert (await later.wait_for()).is_retained
             assert {"v": 1, "state": "online", "reason": "started"}.items() <= online.json().items()
             assert online.json()["worker_id"] == setup.client_id
 

@@ -33,7 +33,7 @@ from http_shim.snapshots import Snapshots
 from tests.documents import Rest
 
 NOW = 1_732_000_000_000
-DEADLINE = 10.0
+DEADLINE = 30.0
 MAX_BODY = 1_048_576
 CONTRACT = Rest()
 RAN = {

@@ -30,7 +30,7 @@ from daemon.settings import MqttSettings, QueueSettings
 from tests.broker import AsyncClient, Broker, Message, Version
 from tests.waiting import until
 
-DEADLINE = 10.0
+DEADLINE = 30.0
 REQUEST = "inference/request/image_embedding"
 EVENTS = ("inference/job/+/+", "inference/rejected/+", "inference/reply/#")
 both = pytest.mark.parametrize("version", ["5", "3.1.1"])

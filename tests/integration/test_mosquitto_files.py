@@ -18,7 +18,7 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
 FILES = Path(__file__).parents[2] / "mosquitto"
-DEADLINE = 10.0
+DEADLINE = 30.0
 SBIN = "/usr/local/sbin:/usr/sbin"
 """Where Debian puts the broker, outside a user's PATH."""
 
