@@ -58,15 +58,19 @@ class Cluster:
 
     Args:
         fsync: off but where a test wants to see what a crash leaves.
-        address: where it listens beside its socket, on a port of its own; all who come are let in.
+        address: where it listens beside its socket; all who come are let in.
+        tls: the PEM files of its key and certificate: who comes to the address must use TLS.
     """
 
-    def __init__(self, *, fsync: bool = False, address: str = "") -> None:
+    def __init__(
+        self, *, fsync: bool = False, address: str = "", tls: tuple[Path, Path] | None = None
+    ) -> None:
         self._programs = programs()
         # pytest's folders are closed to others, and too long for a socket's name.
         self.folder = Path(tempfile.mkdtemp(prefix="pg-", dir="/tmp"))
         self._fsync = fsync
         self._address = address
+        self._tls = tls
         self._schemas = itertools.count(1)
         self._server: subprocess.Popen[bytes] | None = None
 
@@ -88,7 +92,13 @@ class Cluster:
         assert done.returncode == 0, done.stderr.decode()
         if self._address:
             with (self.folder / "data" / "pg_hba.conf").open("a", encoding="utf-8") as file:
-                file.write("host all all 0.0.0.0/0 trust\n")
+                kind = "hostssl" if self._tls else "host"
+                file.write(f"{kind} all all 0.0.0.0/0 trust\n")
+        for pem in self._tls or ():
+            kept = shutil.copy(pem, self.folder / "data")
+            Path(kept).chmod(0o600)
+            if os.geteuid() == 0:
+                shutil.chown(kept, "postgres", "postgres")
         self.start()
         return self
 
@@ -109,6 +119,10 @@ class Cluster:
             "fsync": "on" if self._fsync else "off",
             "listen_addresses": self._address,
         }
+        if self._tls:
+            key, certificate = self._tls
+            more = {"ssl": "on", "ssl_key_file": key.name, "ssl_cert_file": certificate.name}
+            options.update(more)
         words = [word for name, value in options.items() for word in ("-c", f"{name}={value}")]
         command = _as_its_user(self._programs / "postgres", "-D", self.folder / "data", *words)
         log = (self.folder / "log").open("ab")
