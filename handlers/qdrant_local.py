@@ -174,7 +174,7 @@ class LocalEngine:
         return await self._thread.run(lambda: _translated(call))
 
     def _open(self) -> None:
-        # What it says of its speed, at every start and past 20,000 points, is said in docs/performance.md.
+        # docs/performance.md says what it would: at every start, and past 20,000 points.
         warnings.filterwarnings("ignore", message="Local mode is not recommended")
         try:
             self._opened = QdrantClient(path=str(self._folder))
