@@ -43,6 +43,7 @@ examples:
   %(prog)s pull clip buffalo_l
   %(prog)s pull --mirror http://mirror.example/models
   %(prog)s use ViT-L-14-quickgelu --wait
+  %(prog)s use --faces antelopev2 --wait
   %(prog)s rollback
 """
 

@@ -46,7 +46,7 @@ async def test_a_change_survives_being_killed_anywhere(
     assert count > 100
 
     # The way through the record is one and the same; of faces their writes are looked at.
-    kills = KILLS if kind == "pictures" else max(1, KILLS - 1)
+    kills = KILLS if kind == "pictures" else max(1, KILLS - 2)
     for number in range(kills):
         kill_at = 1 + (2 * number + 1) * count // (2 * kills)
         folder = tmp_path / str(kill_at)
