@@ -138,18 +138,24 @@ class SQLiteWriter:
             group.append(self._waiting.popleft())
         self._is_busy = True
         self._idle.clear()
-        over: asyncio.Future[list[_Done | BaseException]]
-        over = asyncio.get_running_loop().create_future()
-        over.add_done_callback(partial(self._over, group))
-        # No public way to the connection's thread, and to what it works with.
-        run = partial(self._run, self.connection._conn, group)  # noqa: SLF001
-        self.connection._tx.put_nowait((over, run))  # noqa: SLF001
+        loop = asyncio.get_running_loop()
+        # No public way to the connection's thread, and to what it works with. Without a future, so
+        # that the loop hears of the end at once, instead of once more for it.
+        run = partial(self._run_and_tell, loop, self.connection._conn, group)  # noqa: SLF001
+        self.connection._tx.put_nowait((None, run))  # noqa: SLF001
 
-    def _over(
-        self, group: Sequence[_Asked], over: asyncio.Future[list[_Done | BaseException]]
+    def _run_and_tell(
+        self, loop: asyncio.AbstractEventLoop, raw: sqlite3.Connection, group: Sequence[_Asked]
     ) -> None:
-        error = over.exception()
-        outcomes = over.result() if error is None else [error] * len(group)
+        """Write a group and tell the loop; on the connection's thread."""
+        outcomes: Sequence[_Done | BaseException]
+        try:
+            outcomes = self._run(raw, group)
+        except BaseException as error:  # noqa: BLE001 - carried to the callers
+            outcomes = [error] * len(group)
+        loop.call_soon_threadsafe(self._over, group, outcomes)
+
+    def _over(self, group: Sequence[_Asked], outcomes: Sequence[_Done | BaseException]) -> None:
         if self._waiting:
             # Whoever is told below can only ask after this.
             self._begin()
@@ -165,7 +171,8 @@ class SQLiteWriter:
                 # Others may have had nothing to write, which always goes well.
                 self.failure = None
             for tell in outcome.afterwards:
-                tell()
+                # Before the caller goes on; one that raises all the same must hold up nobody.
+                asyncio.get_running_loop().call_soon(tell)
             if not asked.outcome.done():
                 asked.outcome.set_result(outcome.value)
             return

@@ -154,6 +154,30 @@ async def test_each_is_told_after_its_commit_in_order_and_not_for_what_was_rolle
     assert told == ["a", "c"]
 
 
+async def test_who_raises_when_told_of_a_commit_holds_up_nobody(rig: Rig) -> None:
+    reported: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(
+        lambda _loop, context: reported.append(context["exception"])
+    )
+    error = RuntimeError("it must not, and does")
+
+    def refuse() -> None:
+        raise error
+
+    async def work(connection: Connection) -> None:
+        connection.after_commit(refuse)
+
+    async with rig.held_up():
+        writing = [
+            asyncio.create_task(rig.database.write(work)),
+            asyncio.create_task(rig.database.write(adding(1))),
+        ]
+    async with asyncio.timeout(DEADLINE):
+        assert await asyncio.gather(*writing) == [None, 1]
+
+    assert reported == [error]
+
+
 async def test_a_caller_that_leaves_changes_nothing_for_the_others(rig: Rig) -> None:
     async with rig.held_up():
         leaving = asyncio.create_task(rig.database.write(adding(1)))
