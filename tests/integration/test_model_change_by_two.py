@@ -5,11 +5,16 @@ from pathlib import Path
 
 import pytest
 
+from daemon.cli import models
 from daemon.errors import ChangedError
 from handlers.model_record import Record, Records
 from handlers.qdrant_edge import EdgeEngine
 from handlers.vector_engine import SharedEngine
+from tests.documents import openapi
+from tests.integration.test_search_command import Door, door
 from tests.model_changes import B, C, Rig, rig
+
+__all__ = ["door"]
 
 
 @pytest.fixture
@@ -97,3 +102,25 @@ async def test_nothing_is_removed_that_another_daemon_made_searched_at_the_same_
     names = await one.store.parts.engine.collections()
     assert {part.physical for part in by_other.parts} <= set(names)
     assert await one.store.record() == by_other
+
+
+def test_the_command_carries_the_version_that_was_told(
+    door: Door, capsys: pytest.CaptureFixture[str]
+) -> None:
+    operation = openapi()["paths"]["/models/{collection}"]["get"]["responses"]["200"]
+    told = operation["content"]["application/json"]["example"]
+    door.body = told
+
+    assert models.main(["change"], prog="models") == 0
+    assert f"`--seen {told['version']}`" in capsys.readouterr().out
+    for verb in ("rollback", "abort", "drop"):
+        assert models.main([verb, "--seen", told["version"]], prog="models") == 0
+    assert models.main(["abort", "--faces"], prog="models") == 0
+
+    assert [(path, query) for _, path, query, _, _ in door.asked[1:]] == [
+        *(
+            (f"/models/image_embeddings/{verb}", {"seen": told["version"]})
+            for verb in ("rollback", "abort", "drop")
+        ),
+        ("/models/face_embeddings/abort", {}),
+    ]
