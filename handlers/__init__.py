@@ -70,7 +70,8 @@ imports no model library; those load when the daemon opens a handler.
                              one file per engine; qdrant_models, engine_folder, background_loop:
                              what they share; server_life: which process of a server answers
     vector_snapshots         copies of an embedded engine's folder, for backups; vectors_at_rest:
-                             the folder itself while nobody has it open; model_sums: the models'
+                             the folder itself while nobody has it open, and records_at_rest:
+                             which models are in it; model_sums: the models' files
     vector_copying           collections from one engine to another
     edge_shard, edge_vendor  one collection of qdrant_edge, and its words for ours
     edge_upkeep              has its index built while it is used: edge_schedule (when), edge_copy

@@ -21,6 +21,9 @@ def _is_url(value: str, schemes: tuple[str, ...]) -> bool:
 def _http_url(value: str) -> str:
     if not _is_url(value, ("http", "https")):
         raise ValueError("must be http://host[:port] or https://host[:port]")
+    if set(value) & {"?", "#"}:
+        # A path is put behind it: what stands there would go nowhere, and be shown.
+        raise ValueError("must hold no ? and no #; a token is a setting of its own")
     return value.rstrip("/")
 
 

@@ -114,6 +114,15 @@ def test_a_password_that_nobody_would_send_is_refused(name: str) -> None:
     assert "a-secret" not in caught.value.message
 
 
+@pytest.mark.parametrize("name", ["INFERD_QDRANT__URL", "INFERD_MEDIA_STORE__URL"])
+@pytest.mark.parametrize("url", ["http://host?token=a-secret", "http://host/x#a-secret"])
+def test_a_secret_behind_a_base_url_is_refused(name: str, url: str) -> None:
+    with pytest.raises(ConfigError, match="must hold no") as caught:
+        Settings.from_env({name: url})
+
+    assert "a-secret" not in caught.value.message
+
+
 @pytest.mark.parametrize("formatter", [JsonFormatter, TextFormatter])
 def test_no_part_of_a_log_line_holds_a_secret(
     formatter: type[JsonFormatter | TextFormatter],
