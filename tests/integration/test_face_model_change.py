@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from daemon.errors import ModelChangeError
+from daemon.errors import ModelChangeError, RetryableError
 from handlers import face_inventory, model_change_work, model_lease
 from handlers.face_inventory import FaceInventory
 from handlers.faceless import Faceless, faceless_part
-from handlers.inventory import BEGIN
+from handlers.inventory import BEGIN, Unit
 from handlers.model_record import physical_name
 from handlers.qdrant_edge import EdgeEngine
 from handlers.vector_engine import Filter, Point, SharedEngine
@@ -318,3 +318,36 @@ async def test_what_was_kept_beside_a_dropped_part_is_no_leftover_and_goes_with_
     beside = faceless_part(NAME, record.active).physical
     names = sorted([physical_name(NAME, "B"), beside])
     assert await one.store.parts.engine.collections() == [*names, "inferd_models"]
+
+
+@pytest.mark.parametrize("who", ["a pass", "a job"])
+async def test_a_write_that_is_cut_between_two_calls_leaves_nothing_that_looks_whole(
+    one: FaceRig, monkeypatch: pytest.MonkeyPatch, who: str
+) -> None:
+    await one.job(1, "j")
+    await one.change.use(B)
+    record = await one.store.record()
+    assert record is not None
+    assert record.shadow is not None
+    shadow = FaceInventory(one.faces, record.shadow)
+    engine, written = one.store.parts.engine, []
+    upsert = engine.upsert
+
+    async def cut(collection: str, points: Sequence[Point]) -> None:
+        if collection == shadow._part.physical:
+            written.append(len(points))
+            if len(written) > 1:
+                raise RetryableError("cut", code="vector_store_error")
+        await upsert(collection, points)
+
+    monkeypatch.setattr(engine, "upsert", cut)
+    points = one.found("B", CROWD, "j").points
+    stale = [(Unit(CROWD, "j", points), None)]
+    writing = one.job(CROWD, "j") if who == "a job" else shadow.put(stale)
+    with pytest.raises(RetryableError):
+        await writing
+
+    assert len(written) == 2
+    assert written[0] < len(points)
+    (found,) = (await shadow.of([CROWD])).values()
+    assert not found.is_whole
