@@ -1,6 +1,7 @@
 """sslmode in the queue's URL is honoured: TLS, the server's certificate, and its name."""
 
 import asyncio
+import contextlib
 import logging
 import os
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from cryptography.x509.oid import NameOID
 from daemon.errors import ConfigError
 from daemon.postgresql.backend import PostgresDatabase
 from tests.postgresql import Cluster, schema_of
+from tests.queue_bench import DEADLINE
 
 # Of this machine, as all of 127, and nobody else's meanwhile; the second one is in no certificate.
 ADDRESS, UNNAMED = (f"127.{net}.{os.getpid() // 250 % 250}.{os.getpid() % 250 + 1}" for net in "78")
@@ -116,19 +118,23 @@ async def test_a_server_of_another_name_is_refused_by_verify_full_alone(server: 
 
 
 async def test_a_server_without_tls_is_told_nothing_where_tls_is_required() -> None:
-    heard = bytearray()
+    heard, is_over = bytearray(), asyncio.Event()
 
     async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         heard.extend(await reader.read(8))
         writer.write(b"N")
         heard.extend(await reader.read(1))
         writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
+        is_over.set()
 
     listening = await asyncio.start_server(refuse, "127.0.0.1", 0)
     async with listening:
         port = listening.sockets[0].getsockname()[1]
         with pytest.raises(ConfigError, match="rejected SSL upgrade") as caught:
             await is_encrypted(f"postgresql://inferd@127.0.0.1:{port}/x?sslmode=require")
+        await asyncio.wait_for(is_over.wait(), DEADLINE)
 
     assert caught.value.code == "queue_unusable"
     # The question for TLS, and nothing after the answer.
