@@ -121,7 +121,7 @@ class Outbox:
             for row, code in zip(rows, outcomes, strict=True)
             if code > 0
         ]
-        shortened: list[tuple[str, int]] = []
+        shortened: list[tuple[str, int, int]] = []
         suspect = self._suspect(rows, outcomes, was_up=was_up)
         if suspect is not None:
             shorter = _without_result(suspect["payload"])
@@ -136,7 +136,8 @@ class Outbox:
                 await connection.execute(CONFIRM, (dump_json(confirmed),))
             if refused:
                 await connection.execute(DELAY, (dump_json(refused),))
-            await connection.executemany(SHORTEN, shortened)
+            if shortened:
+                await connection.executemany(SHORTEN, shortened)
 
         if confirmed or refused or shortened:
             await self._database.write(settle)
