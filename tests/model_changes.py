@@ -190,7 +190,7 @@ class Rig:
         record = await self.store.record()
         return record is not None and record.active.fingerprint == fingerprint
 
-    async def until_of(self, fingerprint: str, seconds: float = 20) -> None:
+    async def until_of(self, fingerprint: str, seconds: float = 60) -> None:
         """Return once a model is searched."""
         async with asyncio.timeout(seconds):
             while not await self.is_of(fingerprint):  # noqa: ASYNC110 - it rings no bell
