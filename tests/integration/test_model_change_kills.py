@@ -35,6 +35,7 @@ async def live(folder: Path, kind: str, engine: str, kill_at: int) -> tuple[int 
     return process.returncode, said.decode()
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("engine", ["edge", "local"])
 @pytest.mark.parametrize("kind", ["pictures", "faces"])
 async def test_a_change_survives_being_killed_anywhere(
