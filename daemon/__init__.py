@@ -12,6 +12,7 @@
     outbox       events -> broker, until confirmed      health   what the daemon says of itself
     cancellation a cancel -> the job's end              progress how far running jobs are
     removal      all of a picture goes                  live     events for who watches the console
+    audit        completed jobs beside stored vectors: audit_findings, over the job_ledger
     scrub          asks anew for vectors that went with a machine: last_life (this one),
                    server_watch (that of the vectors' server)
     home_assistant announces this daemon there, obeys its switches
@@ -35,7 +36,7 @@
     presence     what the availability says
     metrics      the only file that knows Prometheus    readings  what it reads of all parts
     handler      what a task type must do               metered_handler  measures one that does
-    migration    the schema's numbered steps            schema   which a file went through
+    migration    the schema's steps, in migrations/     schema   which a file went through
     identity     who a process is, and whether it lives   room   how many more may be leased
 
     events, requests, retry     the wire's shapes, and an error's fate: pure
@@ -43,11 +44,11 @@
     wire/        all of the wire as models: documentation and oracle   asyncapi   MQTT's contract
     command_line what the commands' parsers share: help, examples, guesses
     settings/    what can be configured, a file for each thought; environment reads it
-    jobs, topics, stage, bell, urgency, clock_steps, noted_file, cores, errors, holes, redaction,
-    program, spelling:
+    jobs, topics, stage, stored_filter, bell, urgency, clock_steps, noted_file, cores, errors,
+    holes, redaction, program, spelling:
                  small tools
 
 Imports go downward only, row by row; `handlers` may import cores, errors, holes, jobs,
-redaction, settings, stage and urgency; nothing imports `http_shim` but app.
+redaction, settings, stage, stored_filter and urgency; app's http_doors opens `http_shim`.
 tests/unit/test_architecture.py holds the tree to this.
 """

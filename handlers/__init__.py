@@ -53,7 +53,8 @@ imports no model library; those load when the daemon opens a handler.
                              server_layout: how a server spreads and compresses them
     direct                   vectors and faces at once, for the doors of other products' shapes
     search, query_vectors, duplicates
-                             what is near a text, a picture, a face, or something stored
+                             what is near a text, a picture, a face, or something stored;
+                             filters: only among these; stored_vectors: what there is
     collection_parts, model_record
                              what is behind a collection's fixed name: which model's vectors answer
     model_change, model_change_work, shadow
@@ -65,6 +66,7 @@ imports no model library; those load when the daemon opens a handler.
                              these are configured)
     vector_engine, vector_points
                              what stores and engines say to each other
+    timings, store_demo      how long each step took; where a store's demo keeps its vectors
     blame, disk_room         who is at fault for a failure; whether a disk has room for vectors
     qdrant_edge, qdrant_local, qdrant_server
                              one file per engine; qdrant_models, engine_folder, background_loop:

@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import re
 import sys
 import tomllib
 from collections.abc import Iterator
@@ -372,6 +373,14 @@ def test_packages_are_this_repository(package: str) -> None:
     assert module.__file__ is not None
     assert Path(module.__file__).is_relative_to(ROOT)
     assert sys.modules[package] is module
+
+
+@pytest.mark.parametrize("package", ["daemon", "handlers"])
+def test_the_map_names_every_file_and_folder(package: str) -> None:
+    words = set(re.findall(r"\w+", importlib.import_module(package).__doc__ or ""))
+    named = {name.split(".")[1] for name in _modules() if name.startswith(f"{package}.")}
+
+    assert named - words == set()
 
 
 def test_every_package_is_installed() -> None:
