@@ -51,10 +51,10 @@ token: setup ## a development key and a token for REST (ARGS='--sub me --hours 8
 test: setup-dev mosquitto postgresql chromium ## all tests (ARGS='-k name' for some)
 	@$(python) -m pytest $(ARGS)
 
-crash: setup-dev mosquitto ## kill daemons N=200 times by chance; nothing may be lost (SEED=)
+crash: setup-dev mosquitto $(if $(findstring postgresql,$(ARGS)),postgresql) ## kill daemons N=200 times by chance; nothing may be lost (SEED=)
 	@$(python) -m tests.crash.run --kills $(or $(N),200) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
-cluster: setup-dev mosquitto ## N=20000 jobs on 4 daemons that are killed and cut off; needs root (SEED=)
+cluster: setup-dev mosquitto postgresql ## N=20000 jobs on 4 daemons that are killed and cut off; needs root (SEED=)
 	@$(python) -m tests.cluster.run --jobs $(or $(N),20000) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 faults: setup-dev mosquitto ## fail all that inferd depends on, the long way too (ARGS='-k broker' for some)

@@ -117,7 +117,7 @@ class Outbox:
             if code == 0
         ]
         refused = [
-            [row["id"], self._clock() + _delay_ms(row["attempt"])]
+            [row["id"], self._clock() + _delay_ms(row["attempt"]), row["created_at"]]
             for row, code in zip(rows, outcomes, strict=True)
             if code > 0
         ]
@@ -129,7 +129,8 @@ class Outbox:
                 # A 3.1.1 broker does not say how much it takes: it hangs up on what is too large.
                 shortened = [(shorter, suspect["id"], suspect["created_at"])]
             elif self._is_poison(suspect):
-                refused = [[suspect["id"], self._clock() + _delay_ms(suspect["attempt"])]]
+                run_at = self._clock() + _delay_ms(suspect["attempt"])
+                refused = [[suspect["id"], run_at, suspect["created_at"]]]
 
         async def settle(connection: Connection) -> None:
             if confirmed:

@@ -12,5 +12,5 @@ WHERE (id, created_at) IN (SELECT value ->> 0, value ->> 1 FROM json_each(?))
 PROMOTE = "UPDATE outbox SET run_at = NULL WHERE run_at IS NOT NULL AND run_at <= ?"
 DELAY = """
 UPDATE outbox SET run_at = delayed.value ->> 1, attempt = attempt + 1 FROM json_each(?) AS delayed
-WHERE outbox.id = delayed.value ->> 0
+WHERE outbox.id = delayed.value ->> 0 AND outbox.created_at = delayed.value ->> 2
 """

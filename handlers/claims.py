@@ -68,9 +68,10 @@ class StoreClaim:
         if list(model.needed) != list(configured.needed):
             log.warning(
                 "the settings name another model (%s) than %s is of (%s): that one is used; make"
-                " the settings say so, or change the model by `python -m daemon models use`",
+                " the settings say so, or change the model by `%s`",
                 configured.fingerprint,
                 self._store.collection,
                 ", ".join(f"{name} {value}" for name, value in active.spec.items()),
+                self._store.change_by,
             )
         return True

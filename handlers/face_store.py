@@ -33,6 +33,7 @@ class QdrantFaceStore(QdrantStore):
     """Faces; the daemon's point ids are `face_point_id(media_store_id, face_index)`."""
 
     collection = "face_embeddings"
+    change_by = "python -m daemon models use --faces"
 
     async def replace(self, media_store_id: int, points: Sequence[Point]) -> None:
         """Make `points` the only faces of a picture.

@@ -60,6 +60,8 @@ class QdrantStore(VectorStore):
         "stored_at": "integer",
         "request_id": "keyword",
     }
+    change_by = "python -m daemon models use"
+    """The command that changes whose vectors they are."""
 
     def __init__(
         self,
@@ -286,7 +288,7 @@ class QdrantStore(VectorStore):
                 raise
             raise ConfigError(
                 f"{error.message}; if it is another model's, configure that one again"
-                " (`python -m daemon models use` then changes it), or keep the new vectors"
+                f" (`{self.change_by}` then changes it), or keep the new vectors"
                 " elsewhere (INFERD_DATA_DIR or INFERD_QDRANT__URL)",
                 code=error.code,
             ) from error
@@ -354,7 +356,7 @@ class QdrantStore(VectorStore):
         return ConfigError(
             f"the collection {self.collection} holds vectors of {holder.model}, not of {model}, and"
             f" vectors of two models can't be compared: configure {holder.model} again"
-            " (`python -m daemon models use` then changes it while it is searched), delete the"
+            f" (`{self.change_by}` then changes it while it is searched), delete the"
             " collection, or keep the new ones elsewhere (INFERD_DATA_DIR or INFERD_QDRANT__URL)",
             code="model_mismatch",
         )

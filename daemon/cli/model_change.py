@@ -230,13 +230,23 @@ def _settings(told: JsonObject) -> str:
     active = told["active"]
     if not _faces_of(told):
         return f"INFERD_CLIP__MODEL={active['model']} INFERD_CLIP__WEIGHTS={active['weights']}"
-    pairs = [("RECOGNISER", active["model"]), ("DETECTOR", active["detector"])]
-    said = []
-    for name, value in pairs:
-        if value is not None:
-            is_pack = not value.endswith(".onnx") and value != "untrained"
-            said.append(f"INFERD_FACES__{'PACK' if is_pack else name}={value}")
-    return " ".join(dict.fromkeys(said))
+    model, detector = active["model"], active["detector"]
+    if not _is_pack(model):
+        said = [f"RECOGNISER={model}"]
+    elif detector is not None and (detector == model or not _is_pack(detector)):
+        said = [f"PACK={model}", "RECOGNISER="]
+    else:
+        # A pack's name would set the detector as well, for face_detection too.
+        said = [f"RECOGNISER=FILE (the one in {model})"]
+    if detector is not None and _is_pack(detector):
+        said += [f"PACK={detector}", "DETECTOR="]
+    elif detector is not None:
+        said.append(f"DETECTOR={detector}")
+    return " ".join(f"INFERD_FACES__{each}" for each in dict.fromkeys(said))
+
+
+def _is_pack(name: str) -> bool:
+    return not name.endswith(".onnx") and name != "untrained"
 
 
 def _part(part: JsonObject) -> str:

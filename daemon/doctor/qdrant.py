@@ -68,18 +68,16 @@ def claimed(collection: str, count: int, claim: Claim | None, wanted: Wanted) ->
         )
         return fail(PART, "model_unknown", f"{said}, and nobody said of which model", mend)
     ours = wanted.fingerprint
+    is_of_faces = collection.partition(".")[0] == QdrantFaceStore.collection
+    use = f"`{program()} models use{' --faces' if is_of_faces else ''}`"
     if ours is not None and claim.fingerprint != ours and claim.is_told:
-        is_of_faces = collection.partition(".")[0] == QdrantFaceStore.collection
         names = "FACES__RECOGNISER" if is_of_faces else "CLIP__MODEL and INFERD_CLIP__WEIGHTS"
-        mend = (
-            f"set INFERD_{names} to that, or change the model by `{program()} models use"
-            f"{' --faces' if is_of_faces else ''}` while the daemon runs"
-        )
+        mend = f"set INFERD_{names} to that, or change the model by {use} while the daemon runs"
         found = f"{said} of {claim.model}, which is used, while {ours} is configured"
         return warn(PART, "model_mismatch", found, mend)
     if ours is not None and claim.fingerprint != ours:
         mend = (
-            f"configure {claim.model} again (`{program()} models use` then changes it), delete"
+            f"configure {claim.model} again ({use} then changes it), delete"
             f" the collection {collection}, or keep the new vectors elsewhere (INFERD_DATA_DIR or"
             " INFERD_QDRANT__URL)"
         )

@@ -212,6 +212,7 @@ TEXTS: dict[str, str] = {
         UPDATE outbox SET run_at = (delayed.value ->> 1)::bigint, attempt = attempt + 1
         FROM jsonb_array_elements($1::jsonb) AS delayed
         WHERE outbox.id = (delayed.value ->> 0)::bigint
+          AND outbox.created_at = (delayed.value ->> 2)::bigint
     """,
 }
 _PARAMETER = re.compile(r"\?(\d*)")

@@ -247,7 +247,7 @@ def test_memory_is_flat_however_many_are_asked_for(world: World, tmp_path: Path)
     )
     plain = {k: v for k, v in os.environ.items() if not k.startswith("INFERD_")}
     peaks = []
-    for count in (1_000, 6_000):
+    for count in (2_000, 7_000):  # so many are under way at most: both fill that
         state = str(tmp_path / f"state-{count}")
         words = ["submit", "--ids", str(ids_file(tmp_path, count)), "--resume", state]
         with (tmp_path / "out").open("w") as out:

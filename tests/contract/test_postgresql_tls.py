@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -59,6 +60,11 @@ def certificate(folder: Path, address: str) -> tuple[Path, Path]:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with socket.socket() as probe:
+        try:
+            probe.bind((ADDRESS, 5432))
+        except OSError:
+            pytest.skip("somebody listens at port 5432 of every address")
     secret, shown = certificate(tmp_path_factory.mktemp("tls"), ADDRESS)
     with Cluster(address=f"{ADDRESS},{UNNAMED}", tls=(secret, shown)) as cluster:
         yield Server(cluster, shown)

@@ -11,6 +11,7 @@ from daemon.outbox import Outbox
 from tests.queue_bench import Bench
 
 LOST = PublishError("the connection broke")
+REFUSED = PublishError("not authorised", reason_code=0x87)
 
 
 @dataclass
@@ -54,7 +55,7 @@ def relay_of(bench: Bench, broker: SlowBroker) -> Outbox:
     )
 
 
-@pytest.mark.parametrize("outcome", [0, LOST], ids=["confirmed", "lost"])
+@pytest.mark.parametrize("outcome", [0, LOST, REFUSED], ids=["confirmed", "lost", "refused"])
 async def test_an_event_that_got_the_id_of_one_under_way_stays_as_it_is(
     bench: Bench, reuse: Callable[[], Awaitable[None]], outcome: int | PublishError
 ) -> None:
@@ -63,8 +64,8 @@ async def test_an_event_that_got_the_id_of_one_under_way_stays_as_it_is(
 
     await relay_of(bench, SlowBroker(reuse, outcome)).relay()
 
-    rows = await bench.rows("SELECT topic, payload FROM outbox")
-    assert [tuple(row) for row in rows] == [("second", '{"data":{"result":{"second":1}}}')]
+    rows = await bench.rows("SELECT topic, payload, run_at, attempt FROM outbox")
+    assert [tuple(row) for row in rows] == [("second", '{"data":{"result":{"second":1}}}', None, 0)]
 
 
 async def test_what_was_confirmed_goes(bench: Bench) -> None:

@@ -541,3 +541,10 @@ def test_a_mend_is_a_command_as_the_caller_can_type_it(
     mends = {models.pull(model) for model in used_models(Settings.from_env({}))}
 
     assert any(mend.startswith(f"{told} models pull clip") for mend in mends)
+
+
+def test_the_mend_for_another_models_faces_changes_the_faces_model() -> None:
+    other, wanted = qdrant.Claim("other", "Other"), qdrant.Wanted("ours", 512)
+
+    assert "models use --faces`" in (qdrant.claimed("face_embeddings", 3, other, wanted).mend or "")
+    assert "models use`" in (qdrant.claimed("image_embeddings", 3, other, wanted).mend or "")

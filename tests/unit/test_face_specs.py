@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from daemon.cli.model_change import _settings
 from daemon.errors import ConfigError, InvalidRequestError
 from daemon.settings import FacesSettings, Settings
 from handlers.face_embedding import configured_dimension
@@ -87,3 +88,32 @@ def test_how_long_vectors_are_is_read_from_the_recognisers_file(tmp_path: Path) 
 
     assert dimension(str(path)) == 128
     assert [dimension(each) for each in ("", "untrained", "absent.onnx")] == [512, 512, 512]
+
+
+def told_settings(model: str, detector: str | None) -> str:
+    active = {"model": model, "weights": None, "detector": detector}
+    return _settings({"collection": "face_embeddings", "active": active})
+
+
+@pytest.mark.parametrize(
+    ("model", "detector"),
+    [("antelopev2", "antelopev2"), ("pack", "d.onnx"), ("r.onnx", "yunet"), ("r.onnx", "d.onnx")],
+)
+def test_the_settings_that_are_told_mean_what_is_searched(model: str, detector: str) -> None:
+    before = {"INFERD_FACES__RECOGNISER": "old.onnx", "INFERD_FACES__DETECTOR": "old_d.onnx"}
+    told = dict(word.split("=", 1) for word in told_settings(model, detector).split())
+    faces = Settings.from_env(before | told).faces
+
+    assert configured_spec(faces) == {"model": model}
+    assert detector_settings(faces, {"model": model, "detector": detector}) == faces
+
+
+@pytest.mark.parametrize(
+    ("detector", "said"), [(None, ""), ("cascade", " INFERD_FACES__PACK=cascade")]
+)
+def test_a_packs_recogniser_is_told_by_its_file_where_the_pack_is_not_what_detects(
+    detector: str | None, said: str
+) -> None:
+    expected = f"INFERD_FACES__RECOGNISER=FILE (the one in buffalo_s){said}"
+
+    assert told_settings("buffalo_s", detector).removesuffix(" INFERD_FACES__DETECTOR=") == expected

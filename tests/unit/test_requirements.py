@@ -77,3 +77,11 @@ def test_every_pin_has_its_hashes(path: Path) -> None:
     assert pinned
     for entry in pinned:
         assert "--hash=sha256:" in entry, entry.partition("\n")[0]
+
+
+def test_no_aiosqlite_is_taken_whose_thread_dies_of_a_call_without_a_future() -> None:
+    (wanted,) = [
+        each for each in map(Requirement, project()["dependencies"]) if each.name == "aiosqlite"
+    ]
+
+    assert not any(map(wanted.specifier.contains, ("0.20.0", "0.21.0", "0.22.0")))
