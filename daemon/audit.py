@@ -310,7 +310,11 @@ class Audit:
                 finding
                 for finding in (
                     of_job(task_type, jobs, points),
-                    *(of_point(task_type, point, jobs, self._pruned_before) for point in points),
+                    *(
+                        of_point(task_type, point, jobs, self._pruned_before)
+                        for point in points
+                        if point.has_face
+                    ),
                 )
                 if finding is not None
             ]

@@ -82,14 +82,25 @@ def completed(jobs: Sequence[KnownJob]) -> KnownJob | None:
     return next((job for job in jobs if job.status is JobState.COMPLETED), None)
 
 
+def counts_otherwise(job: KnownJob, points: Sequence[StoredVector]) -> bool:
+    """Whether a picture's faces were found by another detector than the job's result tells of.
+
+    So it is after a change of the model: how many there are is the detector's business.
+    """
+    return job.found_by is not None and any(
+        point.found_by not in (None, job.found_by) and point.job_id == job.job_id
+        for point in points
+    )
+
+
 def of_job(
     task_type: TaskType, jobs: Sequence[KnownJob], points: Sequence[StoredVector]
 ) -> Finding | None:
     """Return what is missing of a picture's completed job."""
     job = completed(jobs)
-    if job is None or not job.vectors:
+    if job is None or not job.vectors or counts_otherwise(job, points):
         return None
-    indexes = {point.face_index for point in points}
+    indexes = {point.face_index for point in points if point.has_face}
     lacking = sum(index not in indexes for index in range(job.vectors))
     if not lacking:
         return None
@@ -152,7 +163,7 @@ def of_point(
     if point.has_other_model:
         return found(Kind.OTHER_MODEL, "it says that it is of another model", job_id)
     # A failed job is told by `jobs list`; the vector of the time before it is still good.
-    if job is not None and point.face_index >= job.vectors:
+    if job is not None and point.face_index >= job.vectors and not counts_otherwise(job, [point]):
         faces = f"the result has {job.vectors} faces, counted from 0"
         return found(Kind.SURPLUS_FACE, faces, job_id)
     if job is not None and point.job_id not in (None, job.job_id):

@@ -57,6 +57,8 @@ class KnownJob:
     request_id: str | None
     vectors: int
     """How many its result says that it stored; 0 where it has none."""
+    found_by: str | None = None
+    """Of faces: what looked for them, as its result says."""
 
 
 class JobLedger:
@@ -99,8 +101,11 @@ class JobLedger:
 
 def _job(task_type: TaskType, row: Row) -> KnownJob:
     result = load_json(row["result"]) if row["result"] else {}
-    vectors = 0
+    vectors, found_by = 0, None
     if result:
+        if detector := result.get("inference", {}).get("detector"):
+            # As handlers.faceless keeps it with each face.
+            found_by = f"{detector.get('model')} {detector.get('weights')}"
         vectors = len(result.get("faces", ())) if task_type is TaskType.FACE_EMBEDDING else 1
     return KnownJob(
         job_id=row["job_id"],
@@ -108,4 +113,5 @@ def _job(task_type: TaskType, row: Row) -> KnownJob:
         status=JobState(row["status"]),
         request_id=row["request_id"],
         vectors=vectors,
+        found_by=found_by,
     )

@@ -116,7 +116,8 @@ class ServerWatch:
             # Which of the processes it is that this one replaces is not known; those that were
             # replaced long ago are not meant.
             recent = [seen for seen in lives.values() if seen > self._seen - FORGOTTEN_MS]
-            since = min([self._seen, *recent]) - window_ms
+            # Not later than now either: the clock may have gone back since it was noted.
+            since = min([self._seen, asked_at, *recent]) - window_ms
             self._owed = since if self._owed is None else min(since, self._owed)
             self._is_again = False
         self._seen, self._was_away = asked_at, False
@@ -124,7 +125,7 @@ class ServerWatch:
             lives[name] = asked_at
             while len(lives) > MOST_LIVES:
                 del lives[min(lives, key=lives.__getitem__)]
-        if is_new or asked_at - self._saved >= SAVE_MS:
+        if is_new or not 0 <= asked_at - self._saved < SAVE_MS:
             self._saved = asked_at
             await asyncio.to_thread(self._write)
 

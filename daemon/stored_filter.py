@@ -53,6 +53,10 @@ class StoredVector:
     """When it was stored, in epoch milliseconds; None where it does not say."""
     is_ours: bool
     """Its id is the one that a job for this picture, and face, stores under."""
+    found_by: str | None = None
+    """Of a face: what looked for it; None where it does not say."""
+    has_face: bool = True
+    """False where it stands for a picture in which no face was found, and has no vector."""
     has_other_model: bool = False
     """It says that it is of another model than its collection."""
     fault: str | None = None

@@ -15,7 +15,7 @@ from handlers.face_batches import chunks
 from handlers.face_embedding import aligned
 from handlers.face_models import FaceModel, FaceModels
 from handlers.face_store import PictureFaces, QdrantFaceStore
-from handlers.faceless import DETECTOR
+from handlers.faceless import DETECTOR, FOUND_BY, found_by
 from handlers.faces import Face
 from handlers.inference import Pixels, Provenance, Vector, combined
 from handlers.origin import Frame, frame_of
@@ -58,6 +58,7 @@ class FacesSeen:
             whole = {
                 **payload,
                 "model": self.recogniser.model,
+                FOUND_BY: found_by(self.detector),
                 "face_index": index,
                 "bbox": wire["bbox"],
                 "confidence": wire["confidence"],
@@ -242,7 +243,11 @@ def _stored(job: Job, seen: dict[FaceModel, FacesSeen]) -> dict[str, PictureFace
     stored = {}
     for model, each in seen.items():
         payload = job_payload(job, each.recogniser.model)
-        kept = {**payload, DETECTOR: model.detector.fingerprint}
+        kept = {
+            **payload,
+            DETECTOR: model.detector.fingerprint,
+            FOUND_BY: found_by(each.detector),
+        }
         points = each.points(media_id, payload)
         stored[model.fingerprint] = PictureFaces(media_id, kept, points)
     return stored

@@ -7,12 +7,14 @@ of the original. Alignment needs landmarks, to parts of a pixel, in the picture 
 from daemon.errors import PermanentError
 from handlers.face_embedding_handler import FaceEmbeddingHandler
 from handlers.face_models import FaceModels
-from handlers.faceless import DETECTOR
+from handlers.faceless import DETECTOR, FOUND_BY, found_by
 from handlers.inventory import Unit
 from handlers.model_record import Part
 from handlers.vector_points import ORIGINAL_ID
 
-_OF_A_FACE = frozenset({"face_index", "bbox", "confidence", "model", DETECTOR, ORIGINAL_ID})
+_OF_A_FACE = frozenset(
+    {"face_index", "bbox", "confidence", "model", DETECTOR, FOUND_BY, ORIGINAL_ID}
+)
 """Payload fields that are a single face's; the others are its picture's."""
 
 
@@ -37,5 +39,10 @@ class FaceShadow:
             return unit
         seen = await self._handler.look(unit.key, model)
         payload = {name: known[name] for name in known if name not in _OF_A_FACE}
-        kept = {**payload, "model": seen.recogniser.model, DETECTOR: detector}
+        kept = {
+            **payload,
+            "model": seen.recogniser.model,
+            DETECTOR: detector,
+            FOUND_BY: found_by(seen.detector),
+        }
         return Unit(unit.key, unit.job_id, seen.points(unit.key, payload), faceless=kept)

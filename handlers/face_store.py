@@ -71,6 +71,11 @@ class QdrantFaceStore(QdrantStore):
         (missing,) = await self.parts.write([faces], self._put, claim_again=self._confirmed)
         return missing
 
+    async def without_faces(self, media_store_ids: Sequence[int]) -> list[Point]:
+        """Return those of the pictures in which no face was found, as far as that is kept."""
+        part = self._part or await self._active()
+        return await Faceless(self.parts, self.collection, part).of(media_store_ids)
+
     def beside(self, part: Part) -> Sequence[Part]:
         """Return where the pictures without a face are kept."""
         return (faceless_part(self.collection, part),)

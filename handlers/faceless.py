@@ -11,13 +11,22 @@ import numpy as np
 
 from daemon.jobs import JsonObject
 from handlers.collection_parts import CollectionParts
+from handlers.inference import Provenance
 from handlers.model_record import Part, physical_name
 from handlers.vector_engine import Filter, Page, Point, PointId
 
 DETECTOR = "detector"
 """Payload field: the fingerprint of what found none."""
+FOUND_BY = "found_by"
+"""Payload field of every face, too: what looked for it, in the words of a job's result. Results of
+another detector tell nothing of how many faces are stored."""
 _NO_VECTOR = np.ones(1, np.float32)
 """Engines want one with every point."""
+
+
+def found_by(detector: Provenance) -> str:
+    """Return what is kept of what looked for faces."""
+    return f"{detector.model} {detector.weights}"
 
 
 def faceless_part(collection: str, part: Part) -> Part:

@@ -100,25 +100,29 @@ class ModelChange:
         fingerprint = model.fingerprint
         # Before it takes memory that a refusal would not give back.
         self._require_free(await self._read(), fingerprint)
-        for runner in model.needed:
-            await runner.load()
-        async with self._work.turn:
-            record = await self._read()
-            self._require_free(record, fingerprint)
-            if record.shadow is not None:
-                shadow = replace(record.shadow, allow_failed=allow_failed)
-                await self._write(replace(record, shadow=shadow))
-            else:
-                known = record.previous or Part(
-                    physical_name(self.collection, fingerprint), fingerprint, fingerprint
-                )
-                shadow = replace(
-                    known,
-                    dimension=model.dimension,
-                    spec=dict(model.spec),
-                    allow_failed=allow_failed,
-                )
-                await self._begin(record, shadow)
+        try:
+            for runner in model.needed:
+                await runner.load()
+            async with self._work.turn:
+                record = await self._read()
+                self._require_free(record, fingerprint)
+                if record.shadow is not None:
+                    shadow = replace(record.shadow, allow_failed=allow_failed)
+                    await self._write(replace(record, shadow=shadow))
+                else:
+                    known = record.previous or Part(
+                        physical_name(self.collection, fingerprint), fingerprint, fingerprint
+                    )
+                    shadow = replace(
+                        known,
+                        dimension=model.dimension,
+                        spec=dict(model.spec),
+                        allow_failed=allow_failed,
+                    )
+                    await self._begin(record, shadow)
+        except BaseException:
+            self._work.free()
+            raise
         return await self.told()
 
     async def rollback(self, *, now: bool = False, seen: str | None = None) -> JsonObject:
@@ -134,8 +138,11 @@ class ModelChange:
         """
         async with self._work.turn:
             record = await self._seen(seen)
+            if (former := record.shadow or record.previous) is not None and former.was_active:
+                await self._models.of(former)
+                # That may have read gigabytes; another daemon may have dropped it meanwhile.
+                record = await self._seen(record.version)
             if now and record.shadow is not None and record.shadow.was_active:
-                await self._models.of(record.shadow)
                 await self._write(replace(record, shadow=replace(record.shadow, is_searched=True)))
                 return await self.told()
             if record.previous is None or record.shadow is not None:
@@ -143,7 +150,6 @@ class ModelChange:
                     f"nothing that {self.collection} was of before is kept",
                     code="nothing_to_roll_back",
                 )
-            await self._models.of(record.previous)
             await self._begin(record, replace(record.previous, is_searched=now))
         return await self.told()
 
@@ -282,6 +288,8 @@ class ModelChange:
             active = replace(record.active, spec=dict(model.spec), dimension=model.dimension)
             record = replace(record, active=active)
         self._work.forget()
+        # What failed before is tried again.
+        await (await failures_of(self._store, shadow)).clear()
         # The collection first: a record never names one that is not there.
         await self._store.parts.ensure(shadow)
         await self._write(record.begun(replace(shadow, since=self._clock())))

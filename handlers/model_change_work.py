@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -29,6 +30,8 @@ MOST_RETRY_SECONDS = 300.0
 PACE_TIMES = 9
 """While jobs run, so many times as long as a group took is waited: it has a tenth of the time."""
 PACE_SECONDS = 20.0
+AFTER_SECONDS = 60.0
+"""After a change, until no job that began before has its picture still to embed."""
 _LOOK_SECONDS = 0.2
 
 
@@ -72,10 +75,16 @@ class ChangeWork:
         self._has_alias_failed = False
         self._has_worked = False
         """There is a model in memory, or there may be, that no search needs."""
+        self._freed_at = -math.inf
 
     def forget(self) -> None:
         """Begin to tell of another change."""
         self._progress, self._tries, self._failed = Progress(), {}, 0
+
+    def free(self) -> None:
+        """Give back the memory of models that were loaded for a change that did not begin."""
+        self._has_worked = True
+        self.ring()
 
     def ring(self) -> None:
         """Look at the record at once."""
@@ -105,7 +114,7 @@ class ChangeWork:
                 self.waits, again = None, RETRY_SECONDS
                 # Of vectors that nobody else can open we know all, once somebody claimed them.
                 is_known = self._is_alone and self._store.seen is not None
-                wait = None if is_known else POLL_SECONDS
+                wait = None if is_known and not self._has_worked else POLL_SECONDS
             except _EndedError:
                 pass
             except InferdError as error:
@@ -146,6 +155,8 @@ class ChangeWork:
             now = await self._store.record()
             if now is None or not _fills(now, shadow):
                 raise _EndedError
+            # A way back may be said to be at once while a pass goes on for hours.
+            await self._lead_alias(now)
 
         async def pace(seconds: float) -> None:
             ends_at = time.monotonic() + min(PACE_TIMES * seconds, PACE_SECONDS)
@@ -162,6 +173,7 @@ class ChangeWork:
             part=shadow,
             embedder=self._embedder,
             failures=failures,
+            lacking=(await failures_of(self._store, record.active)).by_id,
             progress=self._progress,
             tries=self._tries,
             before_write=before_write,
@@ -195,6 +207,9 @@ class ChangeWork:
                     code="model_change_failures",
                 )
             changed = record.swapped(self._clock())
+            # The record is synced at once: on a machine that goes down now it must not outlive
+            # what passes wrote, which no job is done again for.
+            await self._sync(shadow)
             await self._store.parts.records.write(changed)
             await self._store.record()
             self.ring()
@@ -203,11 +218,18 @@ class ChangeWork:
                 self._store.collection,
                 extra={"model": changed.active.named},
             )
-            await (await failures_of(self._store, shadow)).clear()
+            # Its failures stay: a way back keeps the former vectors of those pictures.
         await lease.give_back()
         self._tries, self.waits = {}, None
         await self._need_only(changed.active)
         return True
+
+    async def _sync(self, part: Part) -> None:
+        parts = self._store.parts
+        for each in (part, *self._store.beside(part)):
+            if await parts.has(each.physical):
+                await parts.ensure(each)
+                await parts.engine.flush(each.physical)
 
     async def _lead_alias(self, record: Record) -> None:
         """Let the server's other readers find what is searched; we ourselves never go by it."""
@@ -215,6 +237,8 @@ class ChangeWork:
         if physical == self._alias_led_to:
             return
         alias = alias_of(self._store.collection)
+        # Cut off or failed, the call may have been heard all the same.
+        self._alias_led_to = None
         try:
             await self._store.parts.engine.point_alias(alias, physical)
         except HandlerError as error:
@@ -228,8 +252,10 @@ class ChangeWork:
     async def _need_only(self, part: Part) -> None:
         active = await self._models.of(part)
         self._models.need(active)
-        await self._models.unload_others(active)
-        self._has_worked = False
+        if await self._models.unload_others(active):
+            self._freed_at = time.monotonic()
+        # A job that began before loads it again: looked at until nobody did for a while.
+        self._has_worked = time.monotonic() < self._freed_at + AFTER_SECONDS
 
     def _progress_of(self, record: Record, shadow: Part) -> JsonObject:
         progress, waits = self._progress, self.waits

@@ -4,6 +4,7 @@ Nothing is loaded, downloaded or changed, and no model library is imported.
 """
 
 import importlib.util
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -246,4 +247,5 @@ def _untrained(role: Role, *, is_used: bool) -> ModelFile:
 
 
 def _first_file(places: Sequence[Path]) -> Path | None:
-    return next((place for place in places if place.is_file()), None)
+    # Path.is_file raises where a folder may not be entered: there is no file for us.
+    return next((place for place in places if os.path.isfile(place)), None)  # noqa: PTH113

@@ -126,18 +126,26 @@ class ModelsAtHand(Generic[M]):
         """Take note of which one is searched with from now on."""
         self._tell_needed(needed)
 
-    async def unload_others(self, needed: M) -> None:
-        """Free the memory of all but this one; one that is asked later loads again."""
+    async def unload_others(self, needed: M) -> bool:
+        """Free the memory of all but this one; one that is asked later loads again.
+
+        Returns:
+            Whether another one was in memory.
+        """
         kept = {*self._shared, *needed.runners}
         others = {runner for model in self._opened for runner in model.runners} - kept
+        found = False
         for copy in (each for runner in others for each in runner.copies):
             # On the lane, where nothing runs it meanwhile.
-            await copy.lane.run(_unload, copy.inference)
+            found |= await copy.lane.run(_unload, copy.inference)
+        return found
 
 
-def _unload(inference: MLInference[Any]) -> None:
-    if inference.is_loaded:
+def _unload(inference: MLInference[Any]) -> bool:
+    was_loaded = inference.is_loaded
+    if was_loaded:
         inference.unload()
+    return was_loaded
 
 
 def _told(spec: Mapping[str, str]) -> str:

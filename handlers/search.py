@@ -207,7 +207,7 @@ class Search:
         }
 
     async def faces_of(self, media_store_id: int) -> list[JsonObject] | None:
-        """Return which faces of a picture have a stored vector, in their order.
+        """Return which faces of a picture have a stored vector, in their order, and their boxes.
 
         None where nobody embeds faces here.
         """
@@ -219,6 +219,7 @@ class Search:
                 "point_id": point.point_id,
                 "face_index": point.payload.get("face_index"),
                 "job_id": point.payload.get("job_id"),
+                "bbox": point.payload.get("bbox"),
             }
             for point in await self._faces.store.find_by_media_store_id(media_store_id)
         ]

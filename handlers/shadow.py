@@ -9,7 +9,7 @@ done the picture anew meanwhile, and only the next pass sees that its vector was
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -88,6 +88,7 @@ class Shadowing:
         part: the shadow.
         embedder: makes the vectors.
         failures: of the shadow; read before.
+        lacking: what the active part goes without, of which the shadow may have the vector.
         progress: where the pass tells how far it is.
         tries: failures that may pass, by unit; kept between passes.
         before_write: raises where the pass must not go on; asked at every page, too.
@@ -99,6 +100,7 @@ class Shadowing:
     part: Part
     embedder: Embedder
     failures: Failures
+    lacking: Mapping[PointId, Failure]
     progress: Progress
     tries: dict[PointId, int]
     before_write: Callable[[], Awaitable[None]]
@@ -169,6 +171,9 @@ class Shadowing:
                 if isinstance(outcome, Unit)
             ]
         )
+        if gone := await self._missing([unit.key for unit, _ in group]):
+            # Deleted while they were embedded: the shadow may be searched long before `_thin`.
+            await self.shadow.remove(list((await self.shadow.of(list(gone))).values()))
         for (unit, their), outcome in zip(group, outcomes, strict=True):
             if isinstance(outcome, HandlerError):
                 await self._note_failure(unit, their, outcome)
@@ -199,13 +204,20 @@ class Shadowing:
             await self.before_write()
             units, cursor = await self.shadow.page(cursor)
             missing = await self._missing([unit.key for unit in units])
-            if surplus := [unit for unit in units if unit.key in missing]:
+            if surplus := [
+                unit for unit in units if unit.key in missing and not self._is_lacking(unit)
+            ]:
                 await self.before_write()
                 await self.shadow.remove(surplus)
                 found += len(surplus)
         for key in await self._missing(list(self.failures.by_id)):
             await self.failures.remove(key)
         return found
+
+    def _is_lacking(self, unit: Unit) -> bool:
+        """Whether the active part could not have it, so that this is its one vector."""
+        failed = self.lacking.get(unit.key)
+        return failed is not None and failed.job_id == unit.job_id
 
     async def _missing(self, keys: Sequence[PointId]) -> set[PointId]:
         """Return those that the active part has not."""

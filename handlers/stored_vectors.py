@@ -10,6 +10,8 @@ import numpy as np
 from daemon.errors import InvalidRequestError, NotFoundError, PermanentError
 from daemon.jobs import JsonObject, TaskType
 from daemon.stored_filter import StoredFilter, StoredVector
+from handlers.face_store import QdrantFaceStore
+from handlers.faceless import FOUND_BY
 from handlers.filters import STORED_AT, to_filter
 from handlers.qdrant_store import QdrantStore
 from handlers.vector_engine import Filter, OneOf, Page, Point, PointId
@@ -124,8 +126,14 @@ class StoredVectors:
             page = await _page(store, after, limit=MANY, where=where, with_vectors=deep)
             found += [_stored(task_type, store, point, model, deep=deep) for point in page.points]
             if page.next_id is None:
-                return found
+                break
             after = str(page.points[-1].point_id)
+        if isinstance(store, QdrantFaceStore):
+            there = {each.media_store_id for each in found}
+            lacking = [each for each in media_store_ids if each not in there]
+            without = await store.without_faces(lacking)
+            found += [_without_face(point) for point in without]
+        return found
 
     async def remove(
         self, task_type: TaskType, point_ids: Sequence[int | str], job_id: str
@@ -174,7 +182,9 @@ def _stored(
     picture, index = payload.get("media_store_id"), payload.get("face_index", 0)
     media_store_id = picture if isinstance(picture, int) else None
     face_index = index if isinstance(index, int) else 0
-    job_id, said, when = (payload.get(name) for name in ("job_id", "model", STORED_AT))
+    job_id, said, when, by = (
+        payload.get(name) for name in ("job_id", "model", STORED_AT, FOUND_BY)
+    )
     return StoredVector(
         point_id=point.point_id,
         media_store_id=media_store_id,
@@ -184,8 +194,23 @@ def _stored(
         is_ours=media_store_id is not None
         and media_store_id >= 0
         and point.point_id == _point_id(task_type, media_store_id, face_index),
+        found_by=by if isinstance(by, str) else None,
         has_other_model=isinstance(said, str) and model is not None and said != model,
         fault=_fault(point, store.dimension) if deep else None,
+    )
+
+
+def _without_face(point: Point) -> StoredVector:
+    """Return what stands for a picture in which no face was found."""
+    payload, media_store_id = point.payload, int(point.point_id)
+    job_id, by = payload.get("job_id"), payload.get(FOUND_BY)
+    return StoredVector(
+        point_id=point.point_id,
+        media_store_id=media_store_id,
+        job_id=job_id if isinstance(job_id, str) else None,
+        is_ours=True,
+        found_by=by if isinstance(by, str) else None,
+        has_face=False,
     )
 
 

@@ -34,7 +34,12 @@ async def show_faces(request: web.Request) -> web.Response:
             " face_detection"
         )
     result: JsonObject = {} if job is None or job.result is None else job.result
-    stored = None if vectors is None else {each["face_index"] for each in vectors}
+    # Another model may have found other faces since that result: the same number is not enough.
+    stored = (
+        None
+        if vectors is None
+        else {each["face_index"]: each.pop("bbox", None) for each in vectors}
+    )
     body = {
         "media_store_id": media_store_id,
         "job_id": None if job is None else job.job_id,
@@ -43,7 +48,9 @@ async def show_faces(request: web.Request) -> web.Response:
         "faces": [
             {
                 **{name: face[name] for name in ("face_index", "bbox", "landmarks", "confidence")},
-                "stored": None if stored is None else face["face_index"] in stored,
+                "stored": None
+                if stored is None
+                else stored.get(face["face_index"], {}) in (None, face["bbox"]),
             }
             for face in result.get("faces", [])
         ],

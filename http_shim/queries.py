@@ -18,6 +18,9 @@ def parse_query(request: web.Request, model: type[Query]) -> Query:
     Raises:
         InvalidRequestError: a name is unknown or given twice, or a value is wrong.
     """
+    if "seen" in model.model_fields and request.query.get("seen") == "":
+        # A script's variable that was never set: whoever says it wants to be refused, not obeyed.
+        raise InvalidRequestError("seen must not be empty", field="seen")
     # An empty value is none, as a form sends it.
     given = [(name, value) for name, value in request.query.items() if value]
     named: Mapping[str, str] = dict(given)

@@ -85,8 +85,8 @@ class FakeModels:
     def need(self, needed: FakeModel) -> None:
         self.needed.append(needed.fingerprint)
 
-    async def unload_others(self, *needed: FakeModel) -> None:
-        pass
+    async def unload_others(self, *needed: FakeModel) -> bool:
+        return False
 
 
 @dataclass

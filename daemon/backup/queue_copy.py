@@ -22,21 +22,33 @@ BUSY_SECONDS = 10.0
 
 COUNTS = "SELECT status, count(*) FROM jobs GROUP BY status ORDER BY status"
 VERSION = "SELECT max(version) FROM schema_migrations"
-IS_REPLACED = """
+# By its moment too: a client may ask again under the job_id that it used before.
+IS_GONE = """
+    NOT EXISTS (SELECT 1 FROM live.jobs AS same
+                WHERE same.job_id = jobs.job_id AND same.created_at = jobs.created_at)
+"""
+# In two parts, each with an index of its own: else each job that is gone would cost a whole scan.
+IS_REPLACED = " OR ".join(
+    f"""
     EXISTS (SELECT 1 FROM live.jobs AS other
             WHERE other.media_store_id = jobs.media_store_id AND other.task_type = jobs.task_type
-              AND other.job_id NOT IN (SELECT job_id FROM main.jobs))
-"""
+              AND other.status IN ({states})
+              AND NOT EXISTS (SELECT 1 FROM main.jobs AS known
+                              WHERE known.job_id = other.job_id
+                                AND known.created_at = other.created_at))
+    """  # noqa: S608 - of constants
+    for states in ("'pending', 'processing', 'completed'", "'error', 'sync_failed'")
+)
 """By a job that was asked for since the copy was pinned; those of before stand in the copy too."""
 DROP_REMOVED = f"""
 DELETE FROM main.jobs
-WHERE job_id NOT IN (SELECT job_id FROM live.jobs) AND NOT {IS_REPLACED}
+WHERE {IS_GONE} AND NOT ({IS_REPLACED})
 """  # noqa: S608 - of constants
-REDO_REPLACED = """
+REDO_REPLACED = f"""
 UPDATE main.jobs SET status = 'pending', completed_at = NULL, started_at = NULL, run_at = NULL,
     expires_at = NULL, attempt = 0, lost = 0, sync_attempt = 0, waiting_since = NULL, result = NULL
-WHERE status = 'completed' AND job_id NOT IN (SELECT job_id FROM live.jobs)
-"""
+WHERE status = 'completed' AND {IS_GONE}
+"""  # noqa: S608 - of constants
 GIVE_BACK = """
 UPDATE jobs SET status = 'pending', worker = NULL, lease_until = NULL, attempt = max(0, attempt - 1)
 WHERE status = 'processing'

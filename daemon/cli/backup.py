@@ -172,7 +172,7 @@ def _back_up(
                 writer.add_file(f"qdrant/{name}.snapshot", fetched)
         if pinned is not None:
             pinned.copy_to(queue_copy, meter.add)
-            about["queue"] = _finish_queue(queue_copy, pinned, settings, is_live=vectors.is_live)
+            about["queue"] = _finish_queue(queue_copy, pinned, settings)
             writer.add_file("queue.db", queue_copy)
         for name, path in sources:
             writer.add_file(name, path)
@@ -209,8 +209,6 @@ class _Vectors:
         self._settings, self._options, self._parser = settings, options, parser
         self._server: QdrantSnapshots | None = None
         self.server_collections: list[str] = []
-        self.is_live = False
-        """Whether a daemon has them, which may also remove something meanwhile."""
         self.told: JsonObject = {"engine": None, "collections": []}
         self.records: list[Record] = []
         """Which models they are of."""
@@ -234,7 +232,6 @@ class _Vectors:
             self.server_collections = sorted(
                 filter(is_ours, self._server.collections()), key=lambda each: each != MODELS.name
             )
-            self.is_live = True
             self.records = self._server_records()
             self.told = {"engine": "server", "collections": self.server_collections}
             return []
@@ -248,7 +245,6 @@ class _Vectors:
                 raise
             folder = self._have_copied(stack)
             self._read_records(folder.parent)
-            self.is_live = True
         if folder is None:
             return []
         self.told = {
@@ -324,12 +320,9 @@ def _remove_copy(door: Door, snapshot_id: str) -> None:
         door.ask("DELETE", f"/vectors/snapshots/{snapshot_id}")
 
 
-def _finish_queue(
-    copy: Path, pinned: PinnedQueue, settings: Settings, *, is_live: bool
-) -> JsonObject:
-    if is_live:
-        # Since the moment of the copy, and the vectors with it.
-        follow_removals(copy, settings.queue_path)
+def _finish_queue(copy: Path, pinned: PinnedQueue, settings: Settings) -> JsonObject:
+    # Since the moment of the copy, and the vectors with it: a daemon may have ended only then.
+    follow_removals(copy, settings.queue_path)
     release_all(copy, own_identity())
     found = look_into(copy)
     return {"pinned_at": pinned.pinned_at, "schema": found.schema, "jobs": found.jobs}

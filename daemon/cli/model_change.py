@@ -120,6 +120,9 @@ def _asked(door: Door, options: argparse.Namespace, parser: argparse.ArgumentPar
     if options.command == "change":
         return door.ask("GET", path)
     if options.command != "use":
+        if options.seen == "":
+            # A script's variable that was never set: whoever says it wants to be refused.
+            parser.error("--seen must not be empty: `change` tells the version")
         query = {"now": "true"} if getattr(options, "now", False) else {}
         query |= {"seen": options.seen} if options.seen else {}
         asked = f"?{urlencode(query)}" if query else ""

@@ -282,12 +282,14 @@ def _tell(archive: Archive, place: _Place, settings: Settings) -> None:
     to = f"{jobs:,} jobs to {place.queue}" if about["queue"] else "no queue"
     print_out(f"restored {to}; vectors: {names}")
     for model in about.get("models", ()):
-        is_here = model["is_included"] or Path(model.get("path", "")).exists()
+        # Path.exists raises where a folder of another user's may not be entered.
+        is_there = os.path.exists(model.get("path", ""))  # noqa: PTH110 - as said
+        is_here = model["is_included"] or is_there
         if "sha256" in model and not is_here:
             print_out(f"its weights are not here: {model['name']}, sha256 {model['sha256']}")
         # A record names a file in full, so that each daemon at one server means the same one.
         of_vectors = [each for each in model.get("used_by", ()) if each != SETTINGS]
-        if of_vectors and model["is_included"] and not Path(model["path"]).exists():
+        if of_vectors and model["is_included"] and not is_there:
             lies = place.models / Path(model["file"]).relative_to("models")
             print_out(f"put {lies} where {', '.join(of_vectors)} looks for it: {model['path']}")
     kept = json.loads(archive.read("settings.json"))

@@ -304,8 +304,11 @@ class PostgresDatabase:
             raise StorageError("the queue is closed")
         pool = self._pool
         asked_at = time.monotonic()
-        raw = await pool.acquire(timeout=ACQUIRE_SECONDS)
-        self._effort.acquired_after(time.monotonic() - asked_at)
+        try:
+            raw = await pool.acquire(timeout=ACQUIRE_SECONDS)
+        finally:
+            # In vain, too: that is when somebody looks.
+            self._effort.acquired_after(time.monotonic() - asked_at)
         try:
             yield raw
         except _GONE:

@@ -2,6 +2,7 @@
 
 import asyncio
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -110,3 +111,20 @@ async def test_a_server_that_is_closed_tells_nothing(cluster: Cluster) -> None:
 
 async def test_a_file_that_is_not_there_yet_has_no_size(tmp_path: Path) -> None:
     assert await Database(tmp_path / "queue.db").vitals() == []
+
+
+async def test_a_connection_that_was_waited_for_in_vain_counts_too(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuse(*, timeout: float) -> None:  # noqa: ASYNC109 - asyncpg's own name
+        raise TimeoutError
+
+    async with open_bench(cluster.schema()) as bench:
+        before = (await values(bench.database))["postgresql_acquires"]
+        with monkeypatch.context() as patched:
+            patched.setattr(bench.database, "_pool", SimpleNamespace(acquire=refuse))
+            with pytest.raises(StorageError):
+                await bench.database.read("SELECT 1")
+
+        # That one, and the one that tells it.
+        assert (await values(bench.database))["postgresql_acquires"] >= before + 2

@@ -19,6 +19,7 @@ from daemon.jobs import Job, JobState, JsonObject, TaskType
 from daemon.last_life import LastLife
 from daemon.scrub import Scrub
 from handlers.face_store import QdrantFaceStore
+from handlers.faceless import Faceless
 from handlers.image_store import QdrantImageStore
 from handlers.inference import Vector
 from handlers.qdrant_edge import EdgeEngine
@@ -137,6 +138,29 @@ async def test_a_completed_job_without_its_vector_is_found(world: World) -> None
         job_id=job.job_id,
         detail="no vector is stored of its completed job",
     )
+
+
+async def test_faces_that_another_detector_found_since_are_no_findings(world: World) -> None:
+    async def finished(media_store_id: int, count: int) -> Job:
+        await world.bench.accept(media_store_id, FACES, priority=10)
+        lease = await world.bench.lease_one(FACES)
+        result: JsonObject = {
+            "faces": [{"face_index": index} for index in range(count)],
+            "inference": {"detector": {"model": "SCRFD one", "weights": "one.onnx"}},
+        }
+        return await world.bench.queue.complete(lease, result)
+
+    other = "SCRFD two two.onnx"
+    await world.store(await finished(1, 1), 0, 1, 2, found_by=other)
+    await world.store(await finished(2, 3), 0, found_by=other)
+    payload = {**job_payload(await finished(3, 2), FACE_MODEL), "found_by": other}
+    record = await world.faces.record()
+    assert record is not None
+    await Faceless(world.faces.parts, world.faces.collection, record.active).add(3, payload)
+    await finished(4, 2)
+    await world.store(await finished(5, 3), 0, found_by="SCRFD one one.onnx")
+
+    assert sorted(await world.kinds()) == [("missing_faces", 5), ("missing_vector", 4)]
 
 
 async def test_faces_that_lack_or_are_too_many_are_found(world: World) -> None:

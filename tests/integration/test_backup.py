@@ -421,6 +421,35 @@ async def test_models_of_the_vectors_come_too_and_what_lacks_is_told(tmp_path: P
     assert "configured.pt" not in out
 
 
+async def test_a_models_folder_that_may_not_be_entered_keeps_nobody_from_it(
+    tmp_path: Path,
+) -> None:
+    data, deep, odd = tmp_path / "data", tmp_path / "deep", tmp_path / "odd"
+    await fill(data)
+    deep.mkdir()
+    for name in ("active.pt", "shadow.pt"):
+        (deep / name).write_bytes(name.encode() * 1000)
+    # An error but "not there", as of another user's folder; root may enter those.
+    odd.symlink_to("x" * 300)
+    record = record_of_files(deep / "active.pt", deep / "shadow.pt", odd / "previous.pt")
+    engine = EdgeEngine(data / "vectors" / "edge")
+    await engine.open()
+    await engine.ensure_collection(MODELS)
+    await Records(engine, IMAGES.name).write(record)
+    await engine.close()
+
+    code, out, err = await run(data, "backup", str(tmp_path / "b.tar"), "--with-models")
+    assert (code, err) == (0, ""), out
+    assert f"left out, as its file is not here: the model {odd / 'previous.pt'}" in out
+
+    shutil.rmtree(deep)
+    deep.symlink_to("x" * 300)
+    new = tmp_path / "new"
+    code, out, err = await run(data, "restore", str(tmp_path / "b.tar"), "--to", str(new))
+    assert code == 0, err
+    assert f"looks for it: {deep / 'active.pt'}" in out
+
+
 async def test_models_of_a_servers_vectors_come_too(tmp_path: Path) -> None:
     paths = [tmp_path / f"{name}.pt" for name in ("active", "shadow", "previous")]
     for path in paths:

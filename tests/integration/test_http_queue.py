@@ -159,8 +159,9 @@ async def test_a_pause_that_is_not_the_one_that_was_seen_is_left_as_it_is(
         for other in others:
             answer = await rig.ask("POST", f"/queue/{IMAGE}/{verb}?seen={other}")
             assert (answer.status, answer.body["code"]) == (409, "changed_meanwhile")
-        wrong = await rig.ask("POST", f"/queue/{IMAGE}/{verb}?seen=paused")
-        assert (wrong.status, wrong.body["field"]) == (422, "seen")
+        for value in ("paused", ""):
+            wrong = await rig.ask("POST", f"/queue/{IMAGE}/{verb}?seen={value}")
+            assert (wrong.status, wrong.body["field"]) == (422, "seen")
     assert await shown(rig) == before
 
     assert (await rig.ask("POST", f"/queue/{IMAGE}/resume?seen={seen}")).status == 200

@@ -15,9 +15,9 @@ from daemon.errors import (
     PermanentError,
     RetryableError,
 )
-from handlers import model_change_work, model_lease, point_inventory
+from handlers import model_change_work, model_lease, point_inventory, shadow
 from handlers.image_store import QdrantImageStore
-from handlers.model_record import physical_name
+from handlers.model_record import Record, Records, physical_name
 from handlers.qdrant_edge import EdgeEngine
 from handlers.qdrant_local import LocalEngine
 from handlers.qdrant_models import to_alias
@@ -302,6 +302,22 @@ async def test_a_failed_picture_that_is_done_anew_is_tried_again(one: Rig) -> No
     assert await one.active() == ("B", {1: "mended"})
 
 
+async def test_a_way_back_keeps_the_vectors_of_pictures_that_the_change_went_without(
+    one: Rig,
+) -> None:
+    for number in (1, 2):
+        await one.job(number, "j")
+    one.embedder.errors[2] = PermanentError("gone", code="media_not_found")
+    async with one.working():
+        await one.change.use(B, allow_failed=1)
+        await one.until_of("B")
+        assert await one.active() == ("B", {1: "j"})
+        await one.change.rollback()
+        await one.until_of("A")
+
+    assert await one.active() == ("A", {1: "j", 2: "j"})
+
+
 async def test_what_is_away_is_waited_for_and_what_fails_for_now_is_tried_thrice(one: Rig) -> None:
     for number in (1, 2):
         await one.job(number, "j")
@@ -442,14 +458,45 @@ async def test_a_pass_that_finds_nothing_keeps_its_lease_at_every_page(
     assert asked >= 2 * 4
 
 
+async def test_what_passes_wrote_is_synced_before_the_record_that_lets_it_answer(
+    one: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await one.job(1, "j")
+    engine, calls = one.store.parts.engine, list[tuple[str, str]]()
+    upsert, flush, write = engine.upsert, engine.flush, Records.write
+
+    async def noted_upsert(collection: str, points: Sequence[Point]) -> None:
+        await upsert(collection, points)
+        calls.append((collection, "written"))
+
+    async def noted_flush(collection: str) -> None:
+        await flush(collection)
+        calls.append((collection, "synced"))
+
+    async def noted_write(records: Records, record: Record) -> None:
+        calls.append((record.active.physical, "searched"))
+        await write(records, record)
+
+    monkeypatch.setattr(engine, "upsert", noted_upsert)
+    monkeypatch.setattr(engine, "flush", noted_flush)
+    monkeypatch.setattr(Records, "write", noted_write)
+    async with one.working():
+        await one.change.use(B)
+        await one.until_of("B")
+
+    told = [what for name, what in calls if name == physical_name(NAME, "B")]
+    assert told == ["written", "synced", "searched"]
+
+
 async def test_a_model_that_was_given_up_is_not_kept_in_memory(
     one: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await one.job(1, "j")
     kept: list[list[str]] = []
 
-    async def unload_others(*needed: Any) -> None:
+    async def unload_others(*needed: Any) -> bool:
         kept.append([each.fingerprint for each in needed])
+        return False
 
     monkeypatch.setattr(one.models, "unload_others", unload_others)
     begun, go_on = asyncio.Event(), asyncio.Event()
@@ -466,6 +513,26 @@ async def test_a_model_that_was_given_up_is_not_kept_in_memory(
         go_on.set()
         await until(lambda: kept)
     assert kept == [["A"]]
+
+
+async def test_a_model_that_a_job_loads_again_after_the_change_is_freed_too(
+    one: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await one.job(1, "j")
+    loaded, freed = [True], [0]
+
+    async def unload_others(*_needed: Any) -> bool:
+        was_loaded, loaded[0] = loaded[0], False
+        freed[0] += was_loaded
+        return was_loaded
+
+    monkeypatch.setattr(one.models, "unload_others", unload_others)
+    async with one.working():
+        await one.change.use(B)
+        await until(lambda: freed[0] == 1)
+        # It began before the change, and infers by the former model only now.
+        loaded[0] = True
+        await until(lambda: freed[0] == 2)
 
 
 @pytest.mark.parametrize("is_said_late", [False, True])
@@ -502,6 +569,36 @@ async def test_a_way_back_at_once_is_searched_before_it_has_what_is_new(
     assert (await one.change.told())["previous"]["model"] == "B"
 
 
+async def test_a_picture_that_is_deleted_while_it_is_embedded_is_not_found_by_a_way_back_at_once(
+    one: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shadow, "GROUP", 1)
+    begun, go_on, is_next = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def hold(media_id: int) -> None:
+        if media_id == 2:
+            begun.set()
+            await go_on.wait()
+        else:
+            is_next.set()
+            await asyncio.Event().wait()
+
+    await one.job(1, "old")
+    async with one.working():
+        await one.change.use(B)
+        await one.until_of("B")
+    for number in (2, 3):
+        await one.job(number, "new")
+    one.embedder.on_embed = hold
+    await one.change.rollback(now=True)
+    async with one.working():
+        await begun.wait()
+        await one.store.remove_by_media_store_id(2)
+        go_on.set()
+        await is_next.wait()
+        assert await one.contents(await one.store.searched()) == {1: "old"}
+
+
 async def test_a_way_back_at_once_that_is_given_up_is_searched_no_longer(one: Rig) -> None:
     await one.job(1, "j")
     async with one.working():
@@ -517,7 +614,7 @@ async def test_a_way_back_at_once_that_is_given_up_is_searched_no_longer(one: Ri
 
 async def test_a_servers_alias_leads_other_readers_to_what_is_searched() -> None:
     async def until_it_leads_to(name: str) -> None:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             aliases: dict[str, str] = {}
             while aliases != {f"{NAME}.active": name}:
                 await asyncio.sleep(0.005)
@@ -544,3 +641,37 @@ async def test_a_servers_alias_leads_other_readers_to_what_is_searched() -> None
             await client.update_collection_aliases(to_alias(f"{NAME}.active", "inferd_models"))
             async with other.working():
                 await until_it_leads_to(NAME)
+
+
+async def test_the_alias_follows_a_way_back_that_is_said_to_be_at_once_amid_a_pass(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(shadow, "GROUP", 1)
+    begun, go_on = asyncio.Event(), asyncio.Event()
+
+    def hold(_id: int) -> Any:
+        begun.set()
+        # The second one for ever: the pass does not end.
+        return asyncio.Event().wait() if go_on.is_set() else go_on.wait()
+
+    async with (
+        qdrant_server() as (url, client, _),
+        rig(SharedEngine(lambda: ServerEngine(url)), None) as one,
+    ):
+        await one.job(1, "j")
+        async with one.working():
+            await one.change.use(B)
+            await one.until_of("B")
+        for number in (2, 3):
+            await one.job(number, "new")
+        one.embedder.on_embed = hold
+        await one.change.rollback()
+        async with one.working(), asyncio.timeout(60):
+            await begun.wait()
+            await one.change.rollback(now=True)
+            go_on.set()
+            led_to = ""
+            while led_to != NAME:
+                await asyncio.sleep(0.005)
+                (alias,) = (await client.get_aliases()).aliases
+                led_to = alias.collection_name

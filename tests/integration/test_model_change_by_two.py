@@ -7,12 +7,12 @@ import pytest
 
 from daemon.cli import models
 from daemon.errors import ChangedError
-from handlers.model_record import Record, Records
+from handlers.model_record import Part, Record, Records
 from handlers.qdrant_edge import EdgeEngine
 from handlers.vector_engine import SharedEngine
 from tests.documents import openapi
 from tests.integration.test_search_command import Door, door
-from tests.model_changes import B, C, Rig, rig
+from tests.model_changes import B, C, FakeModel, Rig, rig
 
 __all__ = ["door"]
 
@@ -104,6 +104,27 @@ async def test_nothing_is_removed_that_another_daemon_made_searched_at_the_same_
     assert await one.store.record() == by_other
 
 
+async def test_a_rollback_writes_nothing_over_what_was_done_while_it_opened_the_model(
+    one: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await changed(one, B)
+    record = await one.store.record()
+    assert record is not None
+    by_other = record.without_previous()
+    plain = one.models.of
+
+    async def read_for_long(part: Part) -> FakeModel:
+        # Another daemon drops what is kept.
+        await one.store.parts.records.write(by_other)
+        return await plain(part)
+
+    monkeypatch.setattr(one.models, "of", read_for_long)
+    with pytest.raises(ChangedError):
+        await one.change.rollback(now=True)
+
+    assert await one.store.record() == by_other
+
+
 def test_the_command_carries_the_version_that_was_told(
     door: Door, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -124,3 +145,12 @@ def test_the_command_carries_the_version_that_was_told(
         ),
         ("/models/face_embeddings/abort", {}),
     ]
+
+
+@pytest.mark.parametrize("verb", ["rollback", "abort", "drop"])
+def test_a_version_that_is_empty_is_refused_before_anybody_is_asked(door: Door, verb: str) -> None:
+    with pytest.raises(SystemExit) as caught:
+        models.main([verb, "--seen", ""], prog="models")
+
+    assert caught.value.code == 2
+    assert door.asked == []

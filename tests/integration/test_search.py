@@ -509,8 +509,9 @@ async def test_a_text_of_other_weights_is_not_compared(
     assert parts is not None
     inference = parts.text._inference
     assert isinstance(inference, TextEmbeddingInference)
-    monkeypatch.setattr(inference._model, "_weights", "openai")
-    monkeypatch.setattr(inference._model, "_digest", "another file's")
+    weights = inference._model._weights
+    monkeypatch.setattr(weights, "source", "openai")
+    monkeypatch.setattr(weights, "_digest", "another file's")
 
     answer = await world.ask(f"{IMAGES}?text=dog")
 

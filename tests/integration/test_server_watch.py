@@ -339,3 +339,17 @@ async def test_it_watches_until_it_is_cancelled_and_then_keeps_what_it_saw(world
 
     assert watching.cancelled()
     assert json.loads(world.noted.read_text())["seen"] == world.bench.clock()
+
+
+async def test_a_clock_that_was_set_back_hides_no_power_cut(world: World) -> None:
+    watch = world.watch()
+    await watch.look()
+    world.bench.clock.advance(seconds=-7200)
+    await watch.look()
+    await world.do(1)
+    await world.lose_power()
+
+    # Another daemon, since this one was killed.
+    await world.watch().look()
+
+    assert await world.waiting() == {1}

@@ -222,6 +222,7 @@ async def test_each_face_becomes_a_point_that_the_result_names(rig: Rig) -> None
             "bbox": face["bbox"],
             "confidence": face["confidence"],
             "model": result["inference"]["model"],
+            "found_by": "LBP frontal cascade lbpcascade_frontalface_opencv.xml",
         }
         assert np.linalg.norm(point.vector) == pytest.approx(1, abs=1e-5)
 

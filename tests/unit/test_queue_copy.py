@@ -4,7 +4,13 @@ import sqlite3
 from contextlib import closing
 from pathlib import Path
 
-from daemon.backup.queue_copy import PinnedQueue, follow_removals, look_into
+from daemon.backup.queue_copy import (
+    DROP_REMOVED,
+    REDO_REPLACED,
+    PinnedQueue,
+    follow_removals,
+    look_into,
+)
 from daemon.database import Database
 
 COMPLETED = ("completed", 1, '{"faces": []}', None)
@@ -90,3 +96,35 @@ async def test_a_copy_calls_no_job_completed_whose_vector_went_meanwhile(tmp_pat
             "SELECT completed_at, expires_at, result FROM jobs WHERE job_id LIKE 'asked%'"
         ).fetchone() == (None, None, None)
     assert look_into(copy).jobs == {"completed": 1, "error": 2, "pending": 3}
+
+
+async def test_a_job_that_was_asked_for_again_under_its_own_id_waits_in_the_copy(
+    tmp_path: Path,
+) -> None:
+    live, copy = tmp_path / "queue.db", tmp_path / "copy.db"
+    async with Database(live):
+        insert(live, job("own-id", 1, COMPLETED))
+        with PinnedQueue(live) as pinned:
+            forget(live, "own-id")
+            insert(live, job("own-id", 1, PENDING))
+            with closing(sqlite3.connect(live)) as file:
+                file.execute("UPDATE jobs SET created_at = 2")
+                file.commit()
+            pinned.copy_to(copy, lambda _: None)
+
+        follow_removals(copy, live)
+
+    assert statuses(copy) == {"own-id": "pending"}
+
+
+async def test_a_job_that_is_gone_costs_no_scan_of_the_queue(tmp_path: Path) -> None:
+    live, copy = tmp_path / "queue.db", tmp_path / "copy.db"
+    async with Database(live), Database(copy):
+        pass
+
+    with closing(sqlite3.connect(copy)) as file:
+        file.execute("ATTACH ? AS live", (str(live),))
+        for sql in (DROP_REMOVED, REDO_REPLACED):
+            plan = [row[3] for row in file.execute(f"EXPLAIN QUERY PLAN {sql}")]
+            # Of the copy itself, once.
+            assert sum(step.startswith("SCAN") for step in plan) <= 1, plan

@@ -123,7 +123,9 @@ function fill(element, result) {
   const jobs = jobsOf(result.media_store_id);
   const index = result.payload?.face_index;
   let faces = facesOf(jobs).length ? facesOf(jobs) : known.get(result.job_id) ?? [];
-  if (typeof index === "number") faces = faces.map((face) => ({ ...face, chosen: face.face_index === index }));
+  const box = result.payload?.bbox; // another model may have found other faces since that job's result
+  const isIt = (face) => face.face_index === index && (!box || (face.bbox.x === box.x && face.bbox.y === box.y));
+  if (typeof index === "number") faces = faces.map((face) => ({ ...face, chosen: isIt(face) }));
   const tile = element.firstElementChild;
   fillTile(tile, result.media_store_id, jobs, { faces, extra });
   tile.setAttribute("aria-label", `Picture ${result.media_store_id}, score ${result.said.toFixed(3)}`);
