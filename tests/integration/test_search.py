@@ -509,6 +509,8 @@ async def test_a_text_of_other_weights_is_not_compared(
     assert parts is not None
     inference = parts.text._inference
     assert isinstance(inference, TextEmbeddingInference)
+    # Loaded, which is when weights are held to what they are said to be.
+    assert (await world.ask(f"{IMAGES}?text=dog")).status == 200
     weights = inference._model._weights
     monkeypatch.setattr(weights, "source", "openai")
     monkeypatch.setattr(weights, "_digest", "another file's")
