@@ -43,12 +43,19 @@ class Asker:
         self._open: dict[str, Expected] = {}
         self._due: dict[str, tuple[float, float]] = {}
         """When each is to be asked for again, and after how long the last time."""
+        self.asked = 0
+        """How many were asked for."""
         self.done = 0
         """How many are known to have ended."""
         self.repeats = 0
 
-    def step(self, most_open: int) -> None:
-        """Listen, repeat what nobody answered, and ask for more while few are open."""
+    def step(self, most_open: int, most_asked: int) -> None:
+        """Listen, repeat what nobody answered, and ask for more while few are open.
+
+        Args:
+            most_open: how many may be asked for and not ended.
+            most_asked: how many may be asked for by now.
+        """
         self._heard.listen()
         now, late = time.monotonic(), list[Expected]()
         for job_id, each in list(self._open.items()):
@@ -63,12 +70,20 @@ class Asker:
                     self._due[job_id] = now + longer, longer
                     late.append(each)
         self.repeats += len(late)
-        fresh = list(islice(self._fresh, max(0, most_open - len(self._open))))
+        room = min(most_open - len(self._open), most_asked - self.asked)
+        fresh = list(islice(self._fresh, max(0, room)))
+        self.asked += len(fresh)
         self._open |= {each.job_id: each for each in fresh}
         self._due |= {each.job_id: (now + REPEAT_SECONDS, REPEAT_SECONDS) for each in fresh}
         self._ask([*late, *fresh])
 
-    def finish(self, until: Callable[[], bool], most_open: int, seconds: float) -> None:
+    def finish(
+        self,
+        until: Callable[[], bool],
+        most_open: int,
+        most_asked: Callable[[], int],
+        seconds: float,
+    ) -> None:
         """Step until something is true.
 
         Raises:
@@ -79,7 +94,7 @@ class Asker:
             assert time.monotonic() < deadline, (
                 f"{self.done} of {len(self._wanted)} ended within {seconds:g} s"
             )
-            self.step(most_open)
+            self.step(most_open, most_asked())
             time.sleep(0.05)
 
     def _ask(self, wanted: Iterable[Expected]) -> None:

@@ -24,6 +24,9 @@ MOST_OPEN = 2000
 TROUBLES = 80
 """About so many happen in a run, none within FEWEST jobs of the one before."""
 FEWEST = 40
+PER_TROUBLE = 3
+"""A quick fleet would be done before its first trouble: after each one so many times FEWEST jobs
+more may be asked for."""
 MARGIN_SECONDS = 2.0 * LEASE_SECONDS
 """A trouble is felt for so long after its end: leases run out, connections come back."""
 
@@ -96,7 +99,8 @@ def run(
             fleet.store.put(each.media_id, each.faces)
         fleet.start_all()
         asker = Asker(fleet.client, fleet.heard, wanted)
-        trouble = Trouble(fleet, seed, max(FEWEST, count // TROUBLES), queue.ways_to_break)
+        every = max(FEWEST, count // TROUBLES)
+        trouble = Trouble(fleet, seed, every, queue.ways_to_break)
         began = time.monotonic()
 
         def until() -> bool:
@@ -106,8 +110,11 @@ def run(
                 trouble.mend()
             return asker.done == count
 
+        def most_asked() -> int:
+            return PER_TROUBLE * every * (1 + len(trouble.moments))
+
         try:
-            asker.finish(until, MOST_OPEN, seconds)
+            asker.finish(until, MOST_OPEN, most_asked, seconds)
         except AssertionError as error:
             raise AssertionError(f"{error}\n{fleet.tails()}") from None
         took = time.monotonic() - began

@@ -19,8 +19,9 @@ from tests.crash.succession import Succession
 
 FACES = 3
 """Of a picture whose faces are embedded: as many chunks of an upsert."""
-REFUSALS = 5
-"""One more than it takes to give up, so that delivery is tried in the background too."""
+REFUSALS = 7
+"""More than it takes to give up, so that delivery is tried in the background too, though a kill
+between an answer and its commit costs one that nobody counted."""
 
 
 @dataclass(frozen=True, slots=True)
