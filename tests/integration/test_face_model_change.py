@@ -159,8 +159,7 @@ async def test_what_a_job_writes_amid_a_stale_write_is_never_taken_for_whole_in_
     assert record is not None
     assert record.shadow is not None
     shadow = FaceInventory(one.faces, record.shadow)
-    async with one.working():
-        await until(lambda: bool(one.embedder.embedded))
+    await shadow.put([(Unit(picture, "old", one.found("B", picture, "old").points), None)])
     (old,) = (await shadow.of([picture])).values()
     stale = one.found("B", picture, "stale")
     delete_where = engine.delete_where
@@ -172,7 +171,7 @@ async def test_what_a_job_writes_amid_a_stale_write_is_never_taken_for_whole_in_
         await delete_where(collection, where)
 
     monkeypatch.setattr(engine, "delete_where", then_a_job)
-    one_face = type(old)(picture, "stale", stale.points[:1])
+    one_face = Unit(picture, "stale", stale.points[:1])
     await shadow.put([(one_face, old)])
 
     (found,) = (await shadow.of([picture])).values()
