@@ -112,9 +112,9 @@ class Sender:
         except TimeoutError:
             pass
         except BaseException:
+            # A cancellation too: nobody is left to hear that the connection was lost.
             for each in sent:
                 if isinstance(each, asyncio.Future):
-                    # Nobody is left to hear that the connection was lost.
                     each.cancel()
             raise
         if deadline.expired() and not self._is_over and self._pubacks == pubacks:

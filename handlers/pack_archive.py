@@ -39,6 +39,7 @@ def unpack(archive: Path, folder: Path) -> None:
             # Takes the place of an empty folder; fails on one that holds something else.
             made.replace(folder)
             sync_folder(folder.parent)
+    # zipfile's own words for a compression or a password that it does not know.
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:
         raise ConfigError(f"{archive} is no usable zip archive: {error}") from error
     except OSError as error:

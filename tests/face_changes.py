@@ -21,7 +21,15 @@ from handlers.model_change import ModelChange
 from handlers.model_record import Part
 from handlers.vector_engine import Point, PointId, SharedEngine
 from handlers.vector_points import face_point_id
-from tests.model_changes import DIMENSIONS, FakeEmbedder, FakeModels, Rig, same, vector_of
+from tests.model_changes import (
+    DIMENSIONS,
+    FakeEmbedder,
+    FakeModels,
+    Rig,
+    claim_where_free,
+    same,
+    vector_of,
+)
 
 CROWD = 77
 """A picture with more faces than go in one write."""
@@ -119,10 +127,7 @@ async def face_rig(
     models = FakeModels()
     embedder = FakeFaceEmbedder(pictures if pictures is not None else {})
     async with QdrantFaceStore(engine=engine, dimension=DIMENSIONS["A"]) as store:
-        record = await store.record()
-        if record is None or record.active.spec is None:
-            await store.claim("A", "A")
-        await store.record()
+        await claim_where_free(store)
         change = ModelChange(
             store,
             embedder,

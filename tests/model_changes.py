@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import pytest
 
 from daemon.errors import ConfigError, HandlerError
+from handlers import model_change_work, model_lease
 from handlers.image_models import ImageModels
 from handlers.image_store import QdrantImageStore
 from handlers.inference import Vector
@@ -197,6 +199,22 @@ class Rig:
                 await asyncio.sleep(0.005)
 
 
+def wait_briefly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a change try again, look again and settle its lease at once."""
+    monkeypatch.setattr(model_change_work, "RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(model_change_work, "MOST_RETRY_SECONDS", 0.1)
+    monkeypatch.setattr(model_change_work, "POLL_SECONDS", 0.05)
+    monkeypatch.setattr(model_lease, "SETTLE_SECONDS", 0.0)
+
+
+async def claim_where_free(store: QdrantStore) -> None:
+    """Let a store be of model A, where nobody else has it."""
+    record = await store.record()
+    if record is None or record.active.spec is None:
+        await store.claim("A", "A")
+    await store.record()
+
+
 @asynccontextmanager
 async def rig(
     engine: SharedEngine, folder: Path | None, pictures: dict[int, str] | None = None
@@ -205,10 +223,7 @@ async def rig(
     models = FakeModels()
     embedder = FakeEmbedder(pictures if pictures is not None else {})
     async with QdrantImageStore(engine=engine, dimension=DIMENSIONS["A"]) as store:
-        record = await store.record()
-        if record is None or record.active.spec is None:
-            await store.claim("A", "A")
-        await store.record()
+        await claim_where_free(store)
         change = ModelChange(
             store,
             embedder,

@@ -186,6 +186,7 @@ class PostgresDatabase:
                 f"cannot open the queue {self._where}: {_said(error)}", code="queue_unusable"
             ) from error
         except BaseException:
+            # A cancelled start too: nobody else has the pool to close it.
             await self.close()
             raise
         self._comparing = asyncio.create_task(self._keep_comparing(), name="database-clock")

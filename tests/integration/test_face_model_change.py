@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from daemon.errors import ModelChangeError, RetryableError
-from handlers import face_inventory, model_change_work, model_lease
+from handlers import face_inventory
 from handlers.face_inventory import FaceInventory
 from handlers.faceless import Faceless, faceless_part
 from handlers.inventory import BEGIN, Unit
@@ -18,7 +18,7 @@ from handlers.vector_engine import Filter, Point, SharedEngine
 from handlers.vector_points import face_point_id
 from tests.face_changes import CROWD, FaceRig, count_of, face_rig
 from tests.integration.test_model_change import places
-from tests.model_changes import DIMENSIONS, B, vector_of
+from tests.model_changes import DIMENSIONS, B, vector_of, wait_briefly
 from tests.waiting import until
 
 pytestmark = pytest.mark.filterwarnings("ignore:Payload indexes have no effect")
@@ -30,10 +30,7 @@ SOME = (1, 2, 3, 4, 5, 6, 7, 8)
 
 @pytest.fixture(autouse=True)
 def _no_long_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(model_change_work, "RETRY_SECONDS", 0.01)
-    monkeypatch.setattr(model_change_work, "MOST_RETRY_SECONDS", 0.1)
-    monkeypatch.setattr(model_change_work, "POLL_SECONDS", 0.05)
-    monkeypatch.setattr(model_lease, "SETTLE_SECONDS", 0.0)
+    wait_briefly(monkeypatch)
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from daemon.errors import (
     PermanentError,
     RetryableError,
 )
-from handlers import model_change_work, model_lease, point_inventory, shadow
+from handlers import model_lease, point_inventory, shadow
 from handlers.image_store import QdrantImageStore
 from handlers.model_record import Record, Records, physical_name
 from handlers.qdrant_edge import EdgeEngine
@@ -23,7 +23,7 @@ from handlers.qdrant_local import LocalEngine
 from handlers.qdrant_models import to_alias
 from handlers.qdrant_server import ServerEngine
 from handlers.vector_engine import CollectionSpec, Point, SharedEngine, VectorEngine
-from tests.model_changes import DIMENSIONS, A, B, C, Rig, rig, vector_of
+from tests.model_changes import DIMENSIONS, A, B, C, Rig, rig, vector_of, wait_briefly
 from tests.qdrant_http import qdrant_server
 from tests.waiting import until
 
@@ -41,10 +41,7 @@ class MemoryClient(AsyncQdrantClient):
 
 @pytest.fixture(autouse=True)
 def _no_long_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(model_change_work, "RETRY_SECONDS", 0.01)
-    monkeypatch.setattr(model_change_work, "MOST_RETRY_SECONDS", 0.1)
-    monkeypatch.setattr(model_change_work, "POLL_SECONDS", 0.05)
-    monkeypatch.setattr(model_lease, "SETTLE_SECONDS", 0.0)
+    wait_briefly(monkeypatch)
 
 
 @pytest.fixture
