@@ -45,7 +45,8 @@ from daemon.stop_signals import first_of, stop_signals
 from daemon.watchdog import EXIT_STALLED, LEAVE_SECONDS, Watchdog, leave
 from daemon.worker import Worker
 from daemon.worker_topics import WorkerTopics
-from handlers.assembly import HandlerSet, open_handlers
+from handlers.assembly import open_handlers
+from handlers.handler_set import HandlerSet
 
 log = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from daemon.jobs import JsonObject
 from daemon.mqtt import MqttLink
 from daemon.watchdog import Watchdog
 from daemon.worker import Worker
-from handlers.assembly import HandlerSet
+from handlers.handler_set import HandlerSet
 
 
 def add_checks(

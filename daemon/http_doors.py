@@ -13,7 +13,7 @@ from daemon.metrics import Metrics
 from daemon.removal import Removal
 from daemon.settings import Settings
 from daemon.workers import Workers
-from handlers.assembly import HandlerSet
+from handlers.handler_set import HandlerSet
 from http_shim.app import create_app, create_immich_app, serve
 from http_shim.auth import Authenticator
 from http_shim.console.parts import Console

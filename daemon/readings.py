@@ -12,7 +12,7 @@ from daemon.mqtt import MqttLink
 from daemon.queue_backend import QueueBackend
 from daemon.watchdog import Watchdog
 from daemon.worker import Worker
-from handlers.assembly import HandlerSet
+from handlers.handler_set import HandlerSet
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,7 +3,9 @@
 A handler sees a job and its own siblings, never the queue, MQTT or SQL. Importing this package
 imports no model library; those load when the daemon opens a handler.
 
-    assembly                 builds the configured handlers over the parts they share
+    assembly                 builds the configured handlers over the parts they share: models by
+                             clip_opener and face_opener, on model_lanes
+    handler_set              the open handlers, and what the daemon asks of them
     image_embedding, image_embedding_handler, face_detection, face_embedding,
     face_embedding_handler   the documented inference classes and the three handlers
     inference                MLInference, the base of every model, and Provenance
@@ -77,5 +79,6 @@ imports no model library; those load when the daemon opens a handler.
     vector_copying           collections from one engine to another
     edge_shard, edge_vendor  one collection of qdrant_edge, and its words for ours
     edge_upkeep              has its index built while it is used: edge_schedule (when), edge_copy
-                             (the folders, crashes), edge_process (who does it)
+                             (the folders, crashes), edge_process (who does it), write_gate (who
+                             waits meanwhile)
 """

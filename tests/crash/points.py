@@ -103,7 +103,7 @@ def _start_and_intake() -> Iterator[Point]:
         "a collection is claimed",
         "handlers.model_record:Records.write_claim",
     )
-    yield from _around(Phase.START, "models are loaded", "handlers.assembly:HandlerSet.preload")
+    yield from _around(Phase.START, "models are loaded", "handlers.handler_set:HandlerSet.preload")
     yield from _around(Phase.INTAKE, "a message is taken", "daemon.intake:Intake.on_request")
     yield from _around(
         Phase.INTAKE,
@@ -157,7 +157,9 @@ def _work() -> Iterator[Point]:
         Phase.LATE, "a result is given up for now", "daemon.job_queue:JobQueue.give_up_sync"
     )
     yield from _around(
-        Phase.LATE, "vectors of a job are forgotten", "handlers.assembly:HandlerSet.forget_vectors"
+        Phase.LATE,
+        "vectors of a job are forgotten",
+        "handlers.handler_set:HandlerSet.forget_vectors",
     )
 
 

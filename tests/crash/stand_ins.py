@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from daemon import worker
-from handlers import assembly, face_embedding
+from handlers import clip_opener, face_embedding, face_opener
 from handlers.faces import Face
 from handlers.inference import MLInference, Pixels, Provenance, Result, Vector
 
@@ -114,11 +114,8 @@ def _align(pixels: Pixels, landmarks: NDArray[Any]) -> Pixels:
 def install() -> None:
     """Let this process build its handlers over the stand-ins, and be impatient."""
     worker.HOLD_SECONDS = 0.1
-    for name, stand_in in {
-        "ImageEmbeddingInference": ImageStandIn,
-        "TextEmbeddingInference": TextStandIn,
-        "FaceDetectionInference": DetectorStandIn,
-        "FaceEmbeddingInference": RecogniserStandIn,
-    }.items():
-        setattr(assembly, name, stand_in)
+    vars(clip_opener)["ImageEmbeddingInference"] = ImageStandIn
+    vars(clip_opener)["TextEmbeddingInference"] = TextStandIn
+    vars(face_opener)["FaceDetectionInference"] = DetectorStandIn
+    vars(face_opener)["FaceEmbeddingInference"] = RecogniserStandIn
     vars(face_embedding)["align"] = _align

@@ -18,7 +18,8 @@ from daemon.health import Health
 from daemon.jobs import TaskType
 from daemon.settings import DoorsSettings
 from handlers import direct
-from handlers.assembly import HandlerSet, open_handlers
+from handlers.assembly import open_handlers
+from handlers.handler_set import HandlerSet
 from handlers.model_change import ModelChange
 from http_shim.app import create_immich_app, serve
 from tests.acceptance.rig import MediaStore

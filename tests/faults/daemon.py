@@ -14,8 +14,8 @@ import time
 from pathlib import Path
 
 import daemon.database
-import handlers.assembly
 from daemon.__main__ import main
+from handlers import clip_opener, face_opener
 from tests.crash.faults import watch_connections
 from tests.faults import stand_ins
 
@@ -25,14 +25,14 @@ _true_time_ns, _true_time = time.time_ns, time.time
 def install_models() -> None:
     """Put the stand-ins where the daemon looks for models."""
     replaced = {
-        "ImageEmbeddingInference": stand_ins.QuickImages,
-        "TextEmbeddingInference": stand_ins.QuickTexts,
-        "FaceDetectionInference": stand_ins.QuickDetector,
-        "FaceEmbeddingInference": stand_ins.QuickFaces,
+        (clip_opener, "ImageEmbeddingInference"): stand_ins.QuickImages,
+        (clip_opener, "TextEmbeddingInference"): stand_ins.QuickTexts,
+        (face_opener, "FaceDetectionInference"): stand_ins.QuickDetector,
+        (face_opener, "FaceEmbeddingInference"): stand_ins.QuickFaces,
     }
-    for name, stand_in in replaced.items():
-        assert hasattr(handlers.assembly, name), name
-        setattr(handlers.assembly, name, stand_in)
+    for (module, name), stand_in in replaced.items():
+        assert hasattr(module, name), name
+        setattr(module, name, stand_in)
 
 
 def install_clock(file: Path) -> None:

@@ -9,9 +9,10 @@ import pytest
 
 from daemon.errors import ConfigError
 from daemon.wire.worker import LoadedModel
-from handlers import assembly
-from handlers.assembly import HandlerSet, open_handlers
+from handlers import model_lanes
+from handlers.assembly import open_handlers
 from handlers.clip_vendors import load_vendors
+from handlers.handler_set import HandlerSet
 from handlers.self_test import synthetic_picture
 from tests import clip_models
 
@@ -24,7 +25,7 @@ pytestmark = pytest.mark.skipif(
 async def opened(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **values: Any
 ) -> AsyncIterator[HandlerSet]:
-    monkeypatch.setattr(assembly, "lane_devices", lambda _asked: ["cuda:0", "cuda:1"])
+    monkeypatch.setattr(model_lanes, "lane_devices", lambda _asked: ["cuda:0", "cuda:1"])
     settings = clip_models.settings(
         data_dir=tmp_path,
         models_dir=tmp_path,

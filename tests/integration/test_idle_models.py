@@ -4,8 +4,8 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from handlers.assembly import HandlerSet
 from handlers.device import ModelRunner
+from handlers.handler_set import HandlerSet
 from handlers.lane import DeviceLane
 from tests.integration.test_little_memory import picture
 from tests.short_memory import Memory, ShortModel

@@ -15,8 +15,8 @@ import pytest
 from daemon.errors import OutOfMemoryError
 from daemon.health import Health
 from daemon.wire.worker import LoadedModel, UnloadedModel
-from handlers.assembly import HandlerSet
 from handlers.device import ModelRunner
+from handlers.handler_set import HandlerSet
 from handlers.lane import DeviceLane
 from tests.integration.rest_rig import rest
 from tests.short_memory import GPU, PLENTY, WEIGHTS, Memory, ShortModel

@@ -10,7 +10,8 @@ import pytest
 from daemon.errors import ConfigError, InvalidRequestError
 from daemon.jobs import Job, JobState, TaskType
 from daemon.settings import Settings
-from handlers.assembly import HandlerSet, open_handlers
+from handlers.assembly import open_handlers
+from handlers.handler_set import HandlerSet
 from handlers.inference import Pixels
 from handlers.model_change import ModelChange
 from tests.acceptance.rig import MediaStore

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from daemon.errors import ConfigError
-from handlers.assembly import HandlerSet, open_handlers
+from handlers.assembly import open_handlers
+from handlers.handler_set import HandlerSet
 from tests.acceptance.rig import MediaStore
 from tests.integration.test_other_clips import OTHER, OTHER_DIM, configured, job, picture
 from tests.waiting import until

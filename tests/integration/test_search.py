@@ -20,8 +20,9 @@ from PIL import Image
 from daemon.errors import DependencyDownError, NotFoundError
 from daemon.jobs import Job, JobState, TaskType
 from daemon.settings import ImageSettings, Settings
-from handlers.assembly import HandlerSet, open_handlers
+from handlers.assembly import open_handlers
 from handlers.decoders import Decoders
+from handlers.handler_set import HandlerSet
 from handlers.image_store import QdrantImageStore
 from handlers.search import Search
 from handlers.text_embedding import TextEmbeddingInference

@@ -15,10 +15,11 @@ from daemon.errors import DependencyDownError, PermanentError
 from daemon.health import Health
 from daemon.jobs import JsonObject
 from daemon.settings import Settings
-from handlers.assembly import HandlerSet, open_handlers
+from handlers.assembly import open_handlers
 from handlers.device import ModelRunner
 from handlers.face_detection import FaceDetectionInference
 from handlers.face_embedding import FaceEmbeddingInference
+from handlers.handler_set import HandlerSet
 from handlers.image_embedding import ImageEmbeddingInference
 from handlers.inference import Numbers
 from handlers.lane import DeviceLane

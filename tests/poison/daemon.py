@@ -14,8 +14,8 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-import handlers.assembly
 from daemon.__main__ import main
+from handlers import clip_opener
 from handlers.inference import Vector
 from tests.faults.daemon import install_models
 from tests.faults.stand_ins import QuickImages, colour
@@ -54,5 +54,5 @@ def is_poison(pixels: NDArray[Any]) -> bool:
 
 if __name__ == "__main__":
     install_models()
-    setattr(handlers.assembly, "ImageEmbeddingInference", PoisonedImages)  # noqa: B010 - mypy would hold it to the class
+    setattr(clip_opener, "ImageEmbeddingInference", PoisonedImages)  # noqa: B010 - mypy would hold it to the class
     sys.exit(main())

@@ -15,7 +15,6 @@ import pytest
 from daemon.errors import ConfigError, DependencyDownError, PermanentError, RetryableError
 from daemon.jobs import TaskType, dump_json
 from daemon.settings import FacesSettings, ImageSettings, Settings
-from handlers.assembly import HandlerSet
 from handlers.decoders import Decoders
 from handlers.device import ModelRunner
 from handlers.face_detection import FaceDetectionInference
@@ -23,6 +22,7 @@ from handlers.face_embedding import FaceEmbeddingInference, demo
 from handlers.face_embedding_handler import FaceEmbeddingHandler
 from handlers.face_models import FaceModel, FaceModels
 from handlers.face_store import QdrantFaceStore
+from handlers.handler_set import HandlerSet
 from handlers.inference import Vector
 from handlers.lane import DeviceLane
 from handlers.pictures import Pictures

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from daemon.errors import ConfigError, OutOfMemoryError, RetryableError
 from daemon.readings import Readings
 from daemon.wire.worker import LoadedModel
-from handlers.assembly import HandlerSet
 from handlers.device import ModelRunner
+from handlers.handler_set import HandlerSet
 from handlers.image_embedding import ImageEmbeddingInference
 from handlers.inference import Buffers, Numbers
 from handlers.lane import DeviceLane, turn_on
