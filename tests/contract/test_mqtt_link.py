@@ -442,14 +442,14 @@ async def test_publish_fails_at_once_without_a_connection(broker: Broker, versio
     setup = Setup(broker.url, version, publish_timeout_seconds=60)
     broker.stop()
     async with setup.running(up=False) as link:
-        async with asyncio.timeout(1):
+        async with asyncio.timeout(DEADLINE):
             with pytest.raises(PublishError):
                 await link.publish("event", b"")
         broker.start()
         await until(lambda: link.is_up)
         broker.stop()
         await until(lambda: not link.is_up)
-        async with asyncio.timeout(1):
+        async with asyncio.timeout(DEADLINE):
             with pytest.raises(PublishError) as caught:
                 await link.publish("event", b"")
         assert caught.value.reason_code is None
@@ -464,7 +464,7 @@ async def test_publish_fails_when_its_connection_is_lost(broker: Broker, version
         tasks = [asyncio.create_task(link.publish("event", b"")) for _ in range(200)]
         await until(lambda: unconfirmed(link) >= 97)
         broker.kill()
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(DEADLINE):
             outcomes = await asyncio.gather(*tasks, return_exceptions=True)
     assert {type(outcome) for outcome in outcomes} == {PublishError}
 
@@ -654,9 +654,9 @@ async def test_frozen_broker_is_noticed_with_unsent_bytes(broker: Broker) -> Non
         ]
         for link in (five, old):
             await has_unsent_bytes(link)
-        await until(lambda: not five.is_up and not old.is_up, 3 * keepalive)
+        await until(lambda: not five.is_up and not old.is_up)
         assert time.monotonic() - began > keepalive
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(DEADLINE):
             outcomes = await asyncio.gather(*tasks, return_exceptions=True)
         assert {type(outcome) for outcome in outcomes} == {PublishError}
         broker.thaw()

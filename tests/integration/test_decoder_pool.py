@@ -101,13 +101,16 @@ def test_how_it_died_is_told(bad: DecoderProcess) -> None:
 @pytest.mark.parametrize("deed", ["SLEP", "SPIN"])
 def test_a_codec_that_hangs_is_killed(monkeypatch: pytest.MonkeyPatch, deed: str) -> None:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    process = DecoderProcess(memory_bytes=0, seconds=1.0, command=BAD)
+    process = DecoderProcess(memory_bytes=0, seconds=30, command=BAD)
     try:
         assert _is_well(process)
         child = process._child
         assert child is not None
 
+        # So short for what hangs alone: a good picture may take its time on a busy machine.
+        process._seconds = 0.3
         assert _code(process, deed.encode() + _png()) == "decode_timeout"
+        process._seconds = 30
 
         assert child.process.returncode == -signal.SIGKILL
         assert _is_well(process)
@@ -243,7 +246,7 @@ def test_children_end_with_a_daemon_that_was_killed() -> None:
     assert daemon.returncode == -signal.SIGKILL
     pid = int(daemon.stdout)
 
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while Path(f"/proc/{pid}").exists() and _state(pid) != "Z":
         assert time.monotonic() < deadline
         time.sleep(0.02)

@@ -69,7 +69,7 @@ async def raw(serve: Serve) -> AsyncIterator[str]:
     server = await asyncio.start_server(accept, "127.0.0.1", 0)
     async with server:
         yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             await ended.wait()
 
 
@@ -208,7 +208,7 @@ async def test_at_most_as_many_transfers_as_configured_run_at_once() -> None:
         peak = max(peak, running)
         if running == 3:
             full.set()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             await full.wait()
         running -= 1
         return web.Response(body=b"x")
@@ -625,7 +625,7 @@ async def test_a_cancelled_fetch_is_cancelled() -> None:
 
     async with raw(serve) as url, MediaStoreClient(settings(url)) as client:
         task = asyncio.create_task(client.fetch(1))
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             await asked.wait()
         task.cancel()
         with pytest.raises(asyncio.CancelledError):

@@ -12,7 +12,7 @@ from daemon.errors import PublishError, StorageError
 from daemon.events import Message
 from daemon.mqtt_sender import TooLargeError
 from daemon.outbox import BATCH, Outbox
-from tests.queue_bench import Bench, open_bench, until
+from tests.queue_bench import DEADLINE, Bench, open_bench, until
 
 OWNER = "host/boot/ns/1/1"
 REFUSED = PublishError("quota exceeded", reason_code=0x97)
@@ -299,7 +299,7 @@ async def test_a_flush_without_a_link_is_over_at_once(
     link.is_up = False
     await tell(bench, "a")
 
-    await asyncio.wait_for(outbox.flush(timeout_seconds=60), 5)
+    await asyncio.wait_for(outbox.flush(timeout_seconds=60), DEADLINE)
 
     assert await waiting(bench) == ["a"]
 
@@ -310,7 +310,7 @@ async def test_a_flush_gives_up_in_time_and_loses_nothing(
     link.silence = asyncio.Event()
     await tell(bench, "a")
 
-    await asyncio.wait_for(outbox.flush(timeout_seconds=0.05), 5)
+    await asyncio.wait_for(outbox.flush(timeout_seconds=0.05), DEADLINE)
 
     assert await waiting(bench) == ["a"]
 
@@ -321,7 +321,7 @@ async def test_a_flush_ends_even_if_the_broker_refuses(
     link.answers["a"] = REFUSED
     await tell(bench, "a")
 
-    await asyncio.wait_for(outbox.flush(timeout_seconds=60), 5)
+    await asyncio.wait_for(outbox.flush(timeout_seconds=60), DEADLINE)
 
     assert await waiting(bench) == ["a"]
 

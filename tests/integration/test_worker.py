@@ -443,7 +443,7 @@ async def test_draining_waits_for_what_runs(bench: Bench) -> None:
         await turns()
         assert not draining.done()
         gate.open()
-        await asyncio.wait_for(draining, 10)
+        await asyncio.wait_for(draining, DEADLINE)
 
     assert (await bench.queue.get(ID)).status is JobState.COMPLETED
 
@@ -484,7 +484,7 @@ async def test_a_lease_that_was_under_way_at_the_drain_is_given_back(bench: Benc
         draining = asyncio.create_task(worker.drain())
         await turns()
         await door.open()
-        await asyncio.wait_for(draining, 10)
+        await asyncio.wait_for(draining, DEADLINE)
         await bench.execute("SELECT 1")  # through the same door, after the lease
 
         row = await bench.row(ID)
@@ -511,7 +511,7 @@ async def test_a_completion_on_its_way_is_not_undone_by_a_cancellation(bench: Be
         draining = asyncio.create_task(worker.drain())
         await turns()
         await door.open()
-        await asyncio.wait_for(draining, 10)
+        await asyncio.wait_for(draining, DEADLINE)
 
         for job in jobs:
             assert (await bench.queue.get(job.job_id)).status is JobState.COMPLETED
