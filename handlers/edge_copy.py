@@ -84,25 +84,34 @@ def require_room_for_copy(folder: Path) -> None:
         )
 
 
-def copy_shard(folder: Path, target: Path, *, seconds: float, is_stopped: threading.Event) -> None:
+def copy_shard(folder: Path, target: Path, *, go_on: Callable[[], None]) -> None:
     """Copy a shard that nobody writes to meanwhile; holes in its files stay holes.
 
+    Args:
+        folder: the shard's.
+        target: the copy's; what is there is removed.
+        go_on: called before each piece; what it raises ends the copy.
+
     Raises:
-        TimeoutError: it takes longer than `seconds`, or was stopped.
         OSError: the disk failed.
     """
-    ends_at = time.monotonic() + seconds
-
-    def go_on() -> None:
-        if is_stopped.is_set() or time.monotonic() > ends_at:
-            raise TimeoutError(f"it could not be copied within {seconds:g} s")
-
     shutil.rmtree(target, ignore_errors=True)
     for source, _, names in os.walk(folder):
         place = target / Path(source).relative_to(folder)
         place.mkdir()
         for name in names:
             _copy_file(Path(source) / name, place / name, go_on)
+
+
+def within(seconds: float, is_stopped: threading.Event) -> Callable[[], None]:
+    """Return a `go_on` that raises TimeoutError after so long, or once it is stopped."""
+    ends_at = time.monotonic() + seconds
+
+    def go_on() -> None:
+        if is_stopped.is_set() or time.monotonic() > ends_at:
+            raise TimeoutError(f"it could not be copied within {seconds:g} s")
+
+    return go_on
 
 
 def sync_tree(folder: Path) -> None:

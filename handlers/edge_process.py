@@ -3,6 +3,10 @@
 Runs as `python -m handlers.edge_process FOLDER PARENT_PID NICENESS`, started by edge_upkeep: the
 engine's `optimize()` keeps the GIL from its first to its last moment, so no thread could do it. It
 exits with 0 once the copy is optimised and on the disk, with 3 if there was nothing to do.
+
+How many threads build it the engine asks of QDRANT_NUM_CPUS, or else of the machine; of 49 cores
+and more it takes 12 or 16, of fewer 8 at most. `max_indexing_threads` of a collection's own vectors
+is lost whenever the collection is opened without it, as it is here.
 """
 
 import ctypes
@@ -15,9 +19,11 @@ from pathlib import Path
 
 import qdrant_edge as edge
 
+from daemon.cores import usable_cores
 from handlers.edge_copy import sync_tree
 
 NOTHING_TO_DO = 3
+CPUS = "QDRANT_NUM_CPUS"
 PR_SET_PDEATHSIG = 1
 """Of <linux/prctl.h>."""
 
@@ -28,6 +34,8 @@ def main(argv: list[str]) -> int:
     if not _end_with(parent=int(argv[1])):
         return 1
     _give_way(int(argv[2]))
+    # Before the engine looks: it goes by it for threads, and by those for the segments' sizes.
+    os.environ.setdefault(CPUS, str(usable_cores()))
     shard = edge.EdgeShard.load(str(folder))
     has_changed = shard.optimize()
     shard.flush()

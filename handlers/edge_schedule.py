@@ -4,12 +4,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, time
 
+from daemon.jobs import JsonObject
+
 QUIET_SECONDS = 60.0
 """So long nothing was stored or deleted: nobody is at work."""
 LEAST_CHANGED = 50_000
 """Fewer are searched one by one as fast as through an index (3.5 ms at 20,000), and exactly."""
 CHANGED_SHARE = 0.1
 RETRY_SECONDS = 3600.0
+BUILD_FAILED = "index_build_failed"
+"""What the log, /health and doctor call it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,10 +68,25 @@ class IndexState:
     failed: int = 0
     seconds: float = 0.0
     """How long the latest took."""
+    failed_since: int = 0
+    """How often it failed since it last was optimised, or there was nothing to do."""
+    failure: str = ""
+    """Why, the last time."""
 
-    def told(self) -> dict[str, int | bool]:
+    def has_failed(self, why: str) -> None:
+        """Take note of a failure."""
+        self.failed += 1
+        self.failed_since += 1
+        self.failure = why
+
+    def told(self) -> JsonObject:
         """Return what /health says of it."""
-        return {"changed": self.changed, "optimising": self.is_optimising}
+        told: JsonObject = {"changed": self.changed, "optimising": self.is_optimising}
+        if self.failed_since:
+            told["failed"] = self.failed_since
+            told["code"] = BUILD_FAILED
+            told["message"] = self.failure
+        return told
 
 
 @dataclass(slots=True)

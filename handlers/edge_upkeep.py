@@ -16,25 +16,28 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import TypeVar
 
-from daemon.errors import InferdError, RetryableError
+from daemon.errors import DependencyDownError, InferdError, RetryableError
 from handlers.edge_copy import copy_shard, recover, require_room_for_copy, working_copy
 from handlers.edge_process import NOTHING_TO_DO
-from handlers.edge_schedule import RETRY_SECONDS, IndexBoard, Schedule, is_enough
+from handlers.edge_schedule import BUILD_FAILED, RETRY_SECONDS, IndexBoard, Schedule, is_enough
 from handlers.edge_shard import Shard
+from handlers.write_gate import WriteGate
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
 CHECK_SECONDS = 15.0
-COPY_SECONDS = 30.0
-"""Writes wait no longer than that for a copy."""
+WRITE_SECONDS = 30.0
+"""A write that waits so long for a copy ends it; a copy that nobody waits for may take its time."""
+MOST_WRITE_SECONDS = 120.0
+"""After a copy that a write ended, the next have twice as long, up to this: jobs have limits."""
 PROCESS_SECONDS = 12 * 3600.0
 """On a machine that is never idle it may not come to an end."""
 NICENESS = 19
@@ -43,32 +46,6 @@ the copy would lie there for ever."""
 SLICES = 4000
 """A million points: where even more change during the catching up, writes wait for the rest."""
 LAST_WORDS = 300
-
-
-class WriteGate:
-    """Holds the writes of a collection while its folder is copied or swapped."""
-
-    def __init__(self) -> None:
-        self._closed: dict[str, asyncio.Event] = {}
-
-    async def passing(self, collection: str) -> None:
-        """Return once the collection may be written to."""
-        while (closed := self._closed.get(collection)) is not None:
-            await closed.wait()
-
-    @asynccontextmanager
-    async def hold(self, collection: str) -> AsyncIterator[None]:
-        """Let no write begin meanwhile; those that have begun are the thread's to end first.
-
-        Whoever else holds it is waited for.
-        """
-        await self.passing(collection)
-        opened = self._closed[collection] = asyncio.Event()
-        try:
-            yield
-        finally:
-            del self._closed[collection]
-            opened.set()
 
 
 class Upkeep:
@@ -99,6 +76,8 @@ class Upkeep:
         self._task: asyncio.Task[None] | None = None
         self._changed_at = time.monotonic()
         self._not_before: dict[str, float] = {}
+        self._patience: dict[str, float] = {}
+        """For how many seconds a write waits for a copy, where that is not WRITE_SECONDS."""
         self._settled: dict[str, int] = {}
         """How much had changed where the engine found nothing to do."""
 
@@ -122,8 +101,8 @@ class Upkeep:
     def forget(self, collection: str) -> None:
         """Take a collection that was dropped off the board; from any thread."""
         self._board.remove(collection)
-        self._settled.pop(collection, None)
-        self._not_before.pop(collection, None)
+        for each in (self._settled, self._not_before, self._patience):
+            each.pop(collection, None)
 
     async def _keep(self) -> None:
         while True:
@@ -164,11 +143,17 @@ class Upkeep:
         log.info("optimising %s", collection, extra={"changed": shard.changed})
         try:
             is_new = await self._optimise(collection, shard, copy)
-        except (InferdError, OSError, TimeoutError) as error:
-            state.failed += 1
+        except Exception as error:
+            # Whatever it was: not again within the hour.
             self._not_before[collection] = time.monotonic() + RETRY_SECONDS
-            said = error.message if isinstance(error, InferdError) else str(error)
-            log.warning("%s was not optimised, and stays as it was: %s", collection, said)
+            state.has_failed(error.message if isinstance(error, InferdError) else str(error))
+            log.warning(
+                "%s was not optimised, and stays as it was: %s",
+                collection,
+                state.failure,
+                extra={"code": BUILD_FAILED, "failed": state.failed_since},
+                exc_info=None if isinstance(error, InferdError | OSError) else error,
+            )
             return False
         finally:
             state.is_optimising = False
@@ -176,6 +161,7 @@ class Upkeep:
             with suppress(RuntimeError):
                 await self._call(shard.drop_copy)
             await asyncio.to_thread(shutil.rmtree, copy, ignore_errors=True)
+        state.failed_since = 0
         if not is_new:
             self._settled[collection] = shard.changed
             log.info("%s needs no optimising", collection)
@@ -192,7 +178,7 @@ class Upkeep:
         require_room_for_copy(shard.folder)
         async with self._gate.hold(collection):
             await self._call(shard.begin_copy)
-            await _copy(shard.folder, copy)
+            await self._copy(collection, shard.folder, copy)
         if not await _optimise_apart(copy):
             return False
         await self._call(lambda: shard.open_copy(copy))
@@ -205,18 +191,29 @@ class Upkeep:
             await self._call(lambda: shard.take_over(copy))
         return True
 
+    async def _copy(self, collection: str, folder: Path, copy: Path) -> None:
+        patience = self._patience.get(collection, WRITE_SECONDS)
+        is_stopped = threading.Event()
+
+        def go_on() -> None:
+            if is_stopped.is_set():
+                raise TimeoutError("it was stopped")
+            if self._gate.waited(collection) > patience:
+                raise DependencyDownError(
+                    f"its folder was still being copied when a write had waited {patience:g} s",
+                    code="vector_store_error",
+                )
+
+        try:
+            await asyncio.to_thread(copy_shard, folder, copy, go_on=go_on)
+        except DependencyDownError:
+            self._patience[collection] = min(2 * patience, MOST_WRITE_SECONDS)
+            raise
+        finally:
+            is_stopped.set()
+
     async def _call(self, call: Callable[[], T]) -> T:
         return await self._run(call)  # type: ignore[return-value]
-
-
-async def _copy(folder: Path, copy: Path) -> None:
-    is_stopped = threading.Event()
-    try:
-        await asyncio.to_thread(
-            copy_shard, folder, copy, seconds=COPY_SECONDS, is_stopped=is_stopped
-        )
-    finally:
-        is_stopped.set()
 
 
 async def _optimise_apart(copy: Path) -> bool:
@@ -235,6 +232,11 @@ async def _optimise_apart(copy: Path) -> bool:
     try:
         async with asyncio.timeout(PROCESS_SECONDS):
             _, said = await process.communicate()
+    except TimeoutError:
+        raise RetryableError(
+            f"the process that optimised it was not done after {PROCESS_SECONDS / 3600:g} h",
+            code="vector_store_error",
+        ) from None
     finally:
         if process.returncode is None:
             process.kill()

@@ -25,11 +25,12 @@ from handlers.disk_room import require_room
 from handlers.edge_copy import collections_in, remove, sweep
 from handlers.edge_schedule import NEVER, IndexBoard, Schedule
 from handlers.edge_shard import Shard
-from handlers.edge_upkeep import Upkeep, WriteGate
+from handlers.edge_upkeep import Upkeep
 from handlers.edge_vendor import dimension_in, to_filter, to_id, to_point, translated
 from handlers.engine_folder import EngineThread, FolderLock
 from handlers.inference import Vector
 from handlers.vector_engine import CollectionSpec, Filter, Match, Page, Point, PointId
+from handlers.write_gate import WriteGate
 
 log = logging.getLogger(__name__)
 

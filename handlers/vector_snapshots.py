@@ -21,7 +21,7 @@ from typing import Protocol, runtime_checkable
 from daemon.errors import DependencyDownError, NotFoundError
 from daemon.jobs import JsonObject
 from handlers.disk_room import ROOM_BYTES
-from handlers.edge_copy import CHANGED, collections_in, copy_shard
+from handlers.edge_copy import CHANGED, collections_in, copy_shard, within
 from handlers.vector_engine import SharedEngine
 
 log = logging.getLogger(__name__)
@@ -182,12 +182,11 @@ def _copy(folder: Path, target: Path, is_stopped: threading.Event) -> None:
     made = target / folder.name
     made.mkdir(parents=True)
     (target / READER_LOCK).touch()
-    ends_at = time.monotonic() + COPY_SECONDS
+    go_on = within(COPY_SECONDS, is_stopped)
     parts = collections_in(folder) if folder.name == "edge" else ["collection"]
     for name in parts:
-        left = ends_at - time.monotonic()
         if (folder / name).is_dir():
-            copy_shard(folder / name, made / name, seconds=left, is_stopped=is_stopped)
+            copy_shard(folder / name, made / name, go_on=go_on)
     names = [f"{name}{CHANGED}" for name in parts] if folder.name == "edge" else ["meta.json"]
     for name in names:
         if (folder / name).is_file():

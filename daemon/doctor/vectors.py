@@ -30,6 +30,7 @@ from handlers.vector_engine import CollectionSpec
 PART = qdrant.PART
 COPY_BYTES = 512 << 20
 """More is not copied for a look."""
+_HOURS = "INFERD_QDRANT__OPTIMIZE=HH:MM-HH:MM, hours"
 _Embedding: TypeAlias = ImageEmbeddingInference | FaceEmbeddingInference
 MANY_CHANGED = 100_000
 """Some 10 to 20 ms a search, in which the daemon does nothing else."""
@@ -60,15 +61,24 @@ def look(facts: Facts) -> Iterator[Finding]:
 
 def _indexes(said: object) -> Iterator[Finding]:
     for name, state in said.items() if isinstance(said, dict) else ():
-        changed = state.get("changed") if isinstance(state, dict) else None
+        if not isinstance(state, dict):
+            continue
+        if state.get("failed"):
+            failed = f"{name}: its search index was not built, {state['failed']} times: "
+            yield warn(
+                PART,
+                str(state.get("code")),
+                f"{failed}{state.get('message')}; it is tried again each hour",
+                f"{_HOURS}, in which little is stored; room and a fast disk for INFERD_DATA_DIR",
+            )
+        changed = state.get("changed")
         if isinstance(changed, int) and changed >= MANY_CHANGED:
             found = f"{name}: {changed} vectors changed since its search index was built; each"
-            mend = "INFERD_QDRANT__OPTIMIZE=HH:MM-HH:MM, hours in which it is built"
             yield warn(
                 PART,
                 "vectors_not_indexed",
                 f"{found} search looks at them one by one",
-                f"{mend} (auto waits for a quiet minute)",
+                f"{_HOURS} in which it is built (auto waits for a quiet minute)",
             )
 
 

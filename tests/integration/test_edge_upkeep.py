@@ -1,11 +1,15 @@
 """Embedded vectors are optimised while they are used: nothing is lost, whatever is cut short."""
 
 import asyncio
+import os
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +18,7 @@ import qdrant_edge as edge
 
 from daemon.errors import RetryableError
 from handlers import edge_copy, edge_upkeep
-from handlers.edge_copy import working_copy
+from handlers.edge_copy import copy_shard, working_copy
 from handlers.edge_schedule import IndexBoard, Schedule
 from handlers.edge_shard import Shard
 from handlers.inference import Vector
@@ -121,6 +125,39 @@ async def test_an_index_finds_what_comparing_with_each_finds(engine: EdgeEngine)
     assert hits >= 190
 
 
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no affinity here")
+async def test_an_index_is_built_by_as_many_threads_as_there_are_cores_or_as_was_said(
+    engine: EdgeEngine, tmp_path: Path
+) -> None:
+    await fill(engine, vectors(MANY))
+    engine._shards["c"].flush()
+    one = {min(os.sched_getaffinity(0))}
+    for said, expected in (({}, 1), ({"QDRANT_NUM_CPUS": "3"}, 3)):
+        copy = tmp_path / f"copy-{expected}"
+        copy_shard(tmp_path / "c", copy, go_on=lambda: None)
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "handlers.edge_process", str(copy), str(os.getpid()), "0"),
+            env={"PATH": "", "PYTHONPATH": str(ROOT), **said},
+            preexec_fn=lambda: os.sched_setaffinity(0, one),
+        )
+        try:
+            await until(partial(builders, process.pid, expected))
+            await asyncio.sleep(0.05)
+            assert not builders(process.pid, expected + 1)
+        finally:
+            process.kill()
+            await process.wait()
+
+
+def builders(pid: int, count: int) -> bool:
+    """Return whether so many threads of a process build an index; the engine names them."""
+    found = 0
+    for task in Path(f"/proc/{pid}/task").glob("*"):
+        with suppress(OSError):
+            found += (task / "comm").read_text().startswith("hnsw-build")
+    return found >= count
+
+
 async def test_what_changes_meanwhile_is_in_the_new_index_too(engine: EdgeEngine) -> None:
     await fill(engine, vectors(MANY))
     other = vectors(1000, seed=1)
@@ -208,6 +245,71 @@ async def test_writes_wait_while_the_folder_is_copied_and_searches_do_not(
     await writing
 
     assert await engine.count("c") == 9
+
+
+async def test_a_write_that_waits_too_long_ends_the_copy_and_the_next_one_may_take_longer(
+    engine: EdgeEngine,
+    board: IndexBoard,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    await fill(engine, vectors(10))
+    copying = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def endless(_: Path, __: Path, *, go_on: Callable[[], None]) -> None:
+        loop.call_soon_threadsafe(copying.set)
+        while True:
+            go_on()
+            time.sleep(0.005)
+
+    monkeypatch.setattr(edge_upkeep, "copy_shard", endless)
+    monkeypatch.setattr(edge_upkeep, "WRITE_SECONDS", 0.05)
+    monkeypatch.setattr(edge_upkeep, "MOST_WRITE_SECONDS", 0.08)
+    for failed in (1, 2):
+        copying.clear()
+        working = asyncio.create_task(engine.optimise("c"))
+        await copying.wait()
+
+        await engine.delete("c", [failed])
+
+        assert not await working
+        assert board.state("c").failed_since == failed
+    assert await engine.count("c") == 8
+    assert board.state("c").told() == {
+        "changed": 0,
+        "optimising": False,
+        "failed": 2,
+        "code": "index_build_failed",
+        "message": "its folder was still being copied when a write had waited 0.08 s",
+    }
+    assert "a write had waited 0.05 s" in caplog.text
+    assert {getattr(each, "code", None) for each in caplog.records} >= {"index_build_failed"}
+
+
+async def test_a_copy_that_nobody_waits_for_takes_its_time_and_ends_what_was_told(
+    engine: EdgeEngine, board: IndexBoard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await fill(engine, vectors(10))
+    board.state("c").has_failed("before")
+    monkeypatch.setattr(edge_upkeep, "WRITE_SECONDS", 0)
+
+    assert not await engine.optimise("c")  # too few for an index
+
+    assert board.state("c").told() == {"changed": 0, "optimising": False}
+    assert board.state("c").failed == 1
+
+
+async def test_a_fault_of_ours_is_not_tried_again_at_once_either(
+    engine: EdgeEngine, board: IndexBoard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await fill(engine, vectors(10))
+    monkeypatch.setattr(Shard, "begin_copy", lambda _: 1 // 0)
+
+    assert not await engine.optimise("c")
+
+    assert "c" in engine._upkeep._not_before
+    assert board.state("c").failure.endswith("by zero")
 
 
 async def test_a_process_that_dies_leaves_the_shard_as_it_was(

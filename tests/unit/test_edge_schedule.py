@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from daemon.doctor import vectors
 from daemon.settings import QdrantSettings
 from handlers import edge_copy
-from handlers.edge_schedule import Schedule, is_enough
+from handlers.edge_schedule import IndexState, Schedule, is_enough
 
 
 def at(clock: str) -> datetime:
@@ -69,11 +69,23 @@ def test_doctor_warns_of_an_index_that_is_never_built() -> None:
     assert list(vectors._indexes(None)) == []
 
 
+def test_doctor_tells_why_an_index_was_not_built() -> None:
+    state = IndexState(points=60_000, changed=60_000)
+    assert list(vectors._indexes({"a": state.told()})) == []
+    state.has_failed("no room")
+    state.has_failed("a write had waited 30 s")
+
+    (found,) = vectors._indexes({"a": state.told()})
+
+    assert found.code == "index_build_failed"
+    assert "a: its search index was not built, 2 times: a write had waited 30 s" in found.found
+
+
 # ---- folders
 
 
 def copy(folder: Path, target: Path, *, seconds: float = 60) -> None:
-    edge_copy.copy_shard(folder, target, seconds=seconds, is_stopped=threading.Event())
+    edge_copy.copy_shard(folder, target, go_on=edge_copy.within(seconds, threading.Event()))
 
 
 def test_a_copy_is_equal_and_keeps_the_holes(tmp_path: Path) -> None:
