@@ -45,10 +45,10 @@
     command_line what the commands' parsers share: help, examples, guesses
     settings/    what can be configured, a file for each thought; environment reads it
     jobs, topics, stage, stored_filter, bell, urgency, clock_steps, noted_file, cores, errors,
-    holes, redaction, program, spelling:
+    holes, redaction, program, spelling, wall_clock:
                  small tools
 
 Imports go downward only, row by row; `handlers` may import cores, errors, holes, jobs,
-redaction, settings, stage, stored_filter and urgency; app's http_doors opens `http_shim`.
-tests/unit/test_architecture.py holds the tree to this.
+redaction, settings, stage, stored_filter, urgency and wall_clock; app's http_doors opens
+`http_shim`. tests/unit/test_architecture.py holds the tree to this.
 """

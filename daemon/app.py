@@ -6,7 +6,6 @@ Reading `run` tells how inferd is wired.
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 
@@ -42,6 +41,7 @@ from daemon.scrub import Scrub
 from daemon.server_watch import ServerWatch
 from daemon.settings import Settings, WorkerSettings
 from daemon.stop_signals import first_of, stop_signals
+from daemon.wall_clock import epoch_ms
 from daemon.watchdog import EXIT_STALLED, LEAVE_SECONDS, Watchdog, leave
 from daemon.worker import Worker
 from daemon.worker_topics import WorkerTopics
@@ -272,11 +272,6 @@ def _leave_if_hung(watchdog: Watchdog, handlers: HandlerSet) -> None:
 async def _take_back(queue: JobQueue) -> None:
     for job in await queue.reclaim_dead(is_dead):
         log.warning("taken back from a process that died", extra={"job_id": job.job_id})
-
-
-def epoch_ms() -> int:
-    """Return the wall clock in epoch milliseconds."""
-    return time.time_ns() // 1_000_000
 
 
 def _grace(settings: WorkerSettings, watchdog: Watchdog, handlers: HandlerSet) -> float:

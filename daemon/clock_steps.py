@@ -4,6 +4,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from daemon.wall_clock import epoch_ms
+
 SMALLEST_MS = 2_000
 """Less than this is a clock that is slewed, or a process that was not given its turn."""
 
@@ -30,7 +32,7 @@ class ClockSteps:
 
     def __init__(
         self,
-        wall: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+        wall: Callable[[], int] = epoch_ms,
         steady: Callable[[], int] = lambda: time.monotonic_ns() // 1_000_000,
     ) -> None:
         self._wall, self._steady = wall, steady

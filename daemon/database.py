@@ -37,6 +37,7 @@ from daemon.migration import (
 )
 from daemon.queue_backend import Row, Vital
 from daemon.sqlite_writer import Connection, SQLiteWriter, is_busy
+from daemon.wall_clock import epoch_ms
 
 log = logging.getLogger(__name__)
 
@@ -302,7 +303,7 @@ async def _apply(connection: aiosqlite.Connection, step: Migration) -> None:
         cursor = await connection.execute(
             "INSERT INTO schema_migrations (version, name, sha256, applied_at)"
             " VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",
-            (step.version, step.name, step.sha256, time.time_ns() // 1_000_000),
+            (step.version, step.name, step.sha256, epoch_ms()),
         )
         if cursor.rowcount == 0:
             return

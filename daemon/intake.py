@@ -3,7 +3,6 @@
 import hashlib
 import json
 import logging
-import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from daemon.requests import (
     parse_task_type,
 )
 from daemon.topics import is_reply_topic, requested_task
+from daemon.wall_clock import epoch_ms
 
 log = logging.getLogger(__name__)
 
@@ -213,7 +213,7 @@ def _usable_reply(value: Any, request: MqttRequest) -> str | None:
 
 def new_job_id() -> str:
     """Return a UUID of version 7: ids that rise with time keep the index's pages together."""
-    value = time.time_ns() // 1_000_000 << 80 | uuid.uuid4().int & (1 << 76) - 1
+    value = epoch_ms() << 80 | uuid.uuid4().int & (1 << 76) - 1
     value = value & ~(0xF << 76) | 0x7 << 76
     value = value & ~(0x3 << 62) | 0x2 << 62
     return str(uuid.UUID(int=value))

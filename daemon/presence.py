@@ -1,11 +1,11 @@
 """The words of a daemon's retained availability: what it says of itself at each moment."""
 
-import time
 import uuid
 from collections.abc import Mapping
 from typing import Literal
 
 from daemon.jobs import JsonObject, dump_json
+from daemon.wall_clock import epoch_ms
 
 
 class Presence:
@@ -51,7 +51,7 @@ class Presence:
                 "state": state,
                 "reason": reason,
                 "session_id": self._session_id,
-                "timestamp": time.time_ns() // 1_000_000,
+                "timestamp": epoch_ms(),
                 **paused,
             }
         ).encode()

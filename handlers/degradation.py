@@ -1,6 +1,5 @@
 """What is told of a model that is short of memory: the steps taken, and how long it waits."""
 
-import time
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -84,8 +83,3 @@ class QuietTime:
     def note_recovery(self, now: float) -> None:
         """Remember when it went well."""
         self._recovered_at = now
-
-
-def epoch_ms() -> int:
-    """Return the wall clock in epoch milliseconds."""
-    return time.time_ns() // 1_000_000

@@ -14,7 +14,8 @@ from typing import Any, Generic, TypeAlias
 from numpy.typing import NDArray
 
 from daemon.errors import ConfigError, OutOfMemoryError
-from handlers.degradation import Degradation, QuietTime, Step, epoch_ms
+from daemon.wall_clock import epoch_ms
+from handlers.degradation import Degradation, QuietTime, Step
 from handlers.inference import Buffers, MLInference, Provenance, Result
 from handlers.lane import Work
 from handlers.memory import HOST, memory_watched

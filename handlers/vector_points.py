@@ -9,7 +9,6 @@ The ids are deterministic, so that doing a job twice changes nothing; their form
 
 import json
 import re
-import time
 from typing import Any
 from uuid import UUID, uuid5
 
@@ -17,6 +16,7 @@ import numpy as np
 
 from daemon.errors import PermanentError
 from daemon.jobs import Job, JsonObject, dump_json
+from daemon.wall_clock import epoch_ms
 from handlers.inference import Vector
 from handlers.vector_engine import Match, Point, PointId
 
@@ -53,7 +53,7 @@ def job_payload(job: Job, model: str) -> JsonObject:
         "job_id": job.job_id,
         "media_store_id": job.media_store_id,
         "model": model,
-        "stored_at": time.time_ns() // 1_000_000,
+        "stored_at": epoch_ms(),
     }
     if job.request_id is not None:
         payload["request_id"] = job.request_id

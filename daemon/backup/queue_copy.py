@@ -8,13 +8,13 @@ the place of waits again, since its vector may be gone by then and the other's n
 
 import contextlib
 import sqlite3
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
 from daemon.errors import ConfigError
+from daemon.wall_clock import epoch_ms
 
 PAGES = 512
 """Copied between two words on how far it is: 2 MiB."""
@@ -100,7 +100,7 @@ class PinnedQueue:
                 # Ctrl-C too: `with` closes nothing whose entering failed.
                 self._source.close()
                 raise
-        self.pinned_at = time.time_ns() // 1_000_000
+        self.pinned_at = epoch_ms()
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -3,7 +3,6 @@
 import argparse
 import asyncio
 import json
-import time
 from collections import Counter
 from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import AsyncExitStack
@@ -24,6 +23,7 @@ from daemon.program import program
 from daemon.queue_engine import queue_database
 from daemon.schema import read_schema
 from daemon.settings import Settings
+from daemon.wall_clock import epoch_ms
 from demos.client import ClientError, UnreachableError
 from demos.client.exit_codes import COMPLETED, INTERRUPTED, REJECTED, UNREACHABLE
 from demos.client.management import PATIENCE, Door, RefusedError, add_place, say
@@ -188,7 +188,7 @@ class OverFiles:
             JobQueue(
                 database,
                 settings.queue,
-                clock=database.clock or _epoch_ms,
+                clock=database.clock or epoch_ms,
                 worker=own_identity(),
                 worker_id=settings.mqtt.client_id,
             )
@@ -212,7 +212,7 @@ class OverFiles:
             queue,
             JobLedger(database),
             StoredVectors(stores),
-            clock=database.clock or _epoch_ms,
+            clock=database.clock or epoch_ms,
             prune_after_days=settings.queue.prune_after_days,
         )
 
@@ -342,10 +342,6 @@ def _check_queue(settings: Settings) -> None:
             f"{settings.queue_path} is of an older version: `{program()} migrate` first",
             code="queue_unusable",
         )
-
-
-def _epoch_ms() -> int:
-    return time.time_ns() // 1_000_000
 
 
 def make_parser(prog: str, settings: Settings) -> argparse.ArgumentParser:

@@ -20,6 +20,7 @@ from daemon.errors import ConfigError
 from daemon.identity import is_alive
 from daemon.migration import Applied, check_ledger, released_migrations, to_ledger
 from daemon.program import program
+from daemon.wall_clock import epoch_ms
 
 PART = "database"
 BUSY_SECONDS = 2.0
@@ -138,7 +139,7 @@ def _soundness(file: sqlite3.Connection, path: Path) -> Iterator[Finding]:
 def _contents(file: sqlite3.Connection, facts: Facts) -> Iterator[Finding]:
     if not (_has_table(file, "jobs") and _has_table(file, "outbox")):
         return
-    now = time.time_ns() // 1_000_000
+    now = epoch_ms()
     facts.has_live_process |= any(
         is_alive(row["worker"])
         for row in _ask(file, "SELECT DISTINCT worker FROM jobs WHERE status = 'processing'")

@@ -9,7 +9,6 @@ from typing import Any, cast
 import pytest
 from hypothesis import event, given
 
-from daemon.app import epoch_ms
 from daemon.cancellation import Cancellation
 from daemon.database import Database
 from daemon.inbox import receiver
@@ -21,6 +20,7 @@ from daemon.removal import Removal
 from daemon.requests import MqttRequest
 from daemon.settings import QueueSettings
 from daemon.topics import is_probe
+from daemon.wall_clock import epoch_ms
 from tests.documents import Mqtt
 from tests.fuzz.answers import asked, check_topic
 from tests.fuzz.messages import conversations

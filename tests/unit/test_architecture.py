@@ -150,6 +150,7 @@ LAYERS = (
         "daemon.spelling",
         "daemon.stop_signals",
         "daemon.urgency",
+        "daemon.wall_clock",
     },
 )
 """From the top down; a module imports from layers below its own only."""
@@ -164,6 +165,7 @@ SEEN_BY_HANDLERS = {
     "daemon.stage",
     "daemon.stored_filter",
     "daemon.urgency",
+    "daemon.wall_clock",
 }
 
 CLIP = {
@@ -172,7 +174,9 @@ CLIP = {
     "handlers.clip_checkpoint",
     "handlers.clip_cuda",
     "handlers.clip_layers",
+    "handlers.clip_packing",
     "handlers.clip_passes",
+    "handlers.clip_reduction",
     "handlers.clip_text",
     "handlers.clip_tower",
     "handlers.clip_vendors",
