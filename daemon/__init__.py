@@ -45,7 +45,7 @@
     command_line what the commands' parsers share: help, examples, guesses
     settings/    what can be configured, a file for each thought; environment reads it
     jobs, topics, stage, stored_filter, bell, urgency, clock_steps, noted_file, cores, errors,
-    holes, redaction, program, spelling, wall_clock:
+    holes, redaction, program, spans, spelling, wall_clock:
                  small tools
 
 Imports go downward only, row by row; `handlers` may import cores, errors, holes, jobs,

@@ -10,6 +10,7 @@ from urllib.parse import urlencode
 from daemon.command_line import Parser
 from daemon.jobs import JsonObject
 from daemon.settings import Settings
+from daemon.spans import span
 from demos.client import ClientError, UnreachableError
 from demos.client.exit_codes import COMPLETED, INTERRUPTED, JOB_FAILED, REJECTED, UNREACHABLE
 from demos.client.management import Door, RefusedError, add_place, say
@@ -182,13 +183,8 @@ def _progress(change: JsonObject) -> str:
     return (
         f"{change['done']:,} of {change['total']:,}"
         + (f", {change['failed']:,} failed" if change["failed"] else "")
-        + ("" if left is None else f", some {_duration(left)} left")
+        + ("" if left is None else f", some {span(left)} left")
     )
-
-
-def _duration(seconds: int) -> str:
-    hours, minutes = seconds // 3600, seconds // 60 % 60
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min" if minutes else f"{seconds} s"
 
 
 def _lines(told: JsonObject) -> list[str]:

@@ -10,6 +10,7 @@ from daemon.doctor.web import Answer, AwayError, ask
 from daemon.identity import own_version
 from daemon.jobs import JsonObject
 from daemon.program import program
+from daemon.spans import span
 
 PART = "daemon"
 SECONDS = 5.0
@@ -60,7 +61,9 @@ def judge(url: str, answer: Answer, facts: Facts) -> Iterator[Finding]:
         )
         return
     facts.health = report
-    said = f"{url}: version {report.get('version')}, up {_span(report.get('uptime_seconds'))}"
+    up = report.get("uptime_seconds")
+    up = up if isinstance(up, int | float) else 0
+    said = f"{url}: version {report.get('version')}, up {span(up)}"
     if report.get("status") == "draining":
         mend = f"wait until it ended, then start it: {program()}"
         yield warn(PART, "daemon_draining", f"{said}, is stopping and takes no jobs", mend)
@@ -126,8 +129,3 @@ def _silent(url: str, error: AwayError, facts: Facts) -> Finding:
         f"no daemon answers at {url}: {error.message}",
         mends.START,
     )
-
-
-def _span(seconds: Any) -> str:
-    whole = int(seconds) if isinstance(seconds, int | float) else 0
-    return f"{whole // 3600} h {whole % 3600 // 60} min" if whole >= 3600 else f"{whole} s"  # noqa: PLR2004 - an hour

@@ -8,6 +8,7 @@ from daemon.doctor.facts import Facts
 from daemon.doctor.findings import Finding, fail, ok, warn
 from daemon.doctor.running import address
 from daemon.program import program
+from daemon.spans import span
 
 PART = "queue"
 STUCK_SECONDS = 120.0
@@ -44,7 +45,7 @@ def judge(waiting: Waiting, facts: Facts) -> Iterator[Finding]:
     if not waiting.pending:
         yield ok(PART, f"no job waits, {waiting.processing} run")
         return
-    said = f"{waiting.pending} wait, the oldest for {_span(waiting.oldest_seconds)}"
+    said = f"{waiting.pending} wait, the oldest for {span(waiting.oldest_seconds)}"
     causes = list(_causes(waiting, facts, said))
     yield from causes
     if causes:
@@ -89,9 +90,3 @@ def _cause(waiting: Waiting, code: str, found: str, mend: str) -> Finding:
     """Return a cause; it fails once a job has waited for too long."""
     make = fail if waiting.oldest_seconds > STUCK_SECONDS else warn
     return make(PART, code, found, mend)
-
-
-def _span(seconds: float) -> str:
-    if seconds < 120:  # noqa: PLR2004 - readable so far
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"  # noqa: PLR2004 - as above

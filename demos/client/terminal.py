@@ -10,11 +10,12 @@ from typing import Any, Self
 
 from tqdm import tqdm
 
+from daemon.spans import span
+
 PLAIN_SECONDS = 5.0
 """Distance of the lines that tell how far it is where there is no terminal."""
 TICK_SECONDS = 1.0
 USUAL_SIZE = {"ncols": 80, "nrows": 24}
-MINUTE, HOUR = 60, 3600
 MEGABYTE = 1_000_000
 
 
@@ -147,7 +148,7 @@ class Meter:
             total = None if self._total is None else self._total // self._scale
         rate = done / self.seconds if self.seconds else 0.0
         of = f" of {total:,} ({done / total:.0%})" if total else ""
-        left = f", {_span((total - done) / rate)} left" if total and rate else ""
+        left = f", {span((total - done) / rate)} left" if total and rate else ""
         failures = f", {failed:,} failed" if failed else ""
         return f"{done:,}{of} {self._unit}, {rate:.1f}/s{left}{failures}"
 
@@ -191,11 +192,3 @@ class Waiting:
         with tqdm(bar_format=line, file=sys.stderr, leave=False, **USUAL_SIZE) as bar:
             while not self._ended.wait(TICK_SECONDS):
                 bar.refresh()
-
-
-def _span(seconds: float) -> str:
-    if seconds < 2 * MINUTE:
-        return f"{seconds:.0f} s"
-    if seconds < 2 * HOUR:
-        return f"{seconds / MINUTE:.0f} min"
-    return f"{seconds / HOUR:.1f} h"

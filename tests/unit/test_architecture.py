@@ -147,6 +147,7 @@ LAYERS = (
         "daemon.holes",
         "daemon.program",
         "daemon.redaction",
+        "daemon.spans",
         "daemon.spelling",
         "daemon.stop_signals",
         "daemon.urgency",
