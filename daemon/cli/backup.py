@@ -10,7 +10,8 @@ from contextlib import ExitStack, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
-from daemon.backup.archive import Archive, ArchiveWriter
+from daemon.backup.archive import Archive
+from daemon.backup.archive_writer import ArchiveWriter
 from daemon.backup.destination import part_file, publish, require_room, scratch
 from daemon.backup.qdrant_server import QdrantSnapshots
 from daemon.backup.queue_copy import PinnedQueue, follow_removals, look_into, release_all

@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from daemon.backup.archive import Archive, ArchiveWriter, Entry
+from daemon.backup.archive import Archive, Entry
+from daemon.backup.archive_writer import ArchiveWriter
 from daemon.database import Database
 from daemon.errors import ConfigError
 from daemon.identity import is_dead

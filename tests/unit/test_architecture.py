@@ -20,6 +20,7 @@ LAYERS = (
     {"daemon.cli.models"},
     {"daemon.cli"},
     {"daemon.backup"},
+    {"daemon.backup.archive"},
     {"daemon.doctor.checks"},
     {
         "daemon.doctor.broker",
