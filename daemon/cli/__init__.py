@@ -4,6 +4,7 @@ A command reads its arguments, says what came of it, and leaves the work to the 
 library for whatever a running daemon does, `handlers` for models and vectors. Heavy libraries are
 imported where they are used, so that a command starts at once. Each module also has
 `make_parser(prog, settings)`, from which shell completion and the tests of --help are made.
+audit_steps and backup_vectors are no commands, but what those two read from.
 """
 
 COMMANDS = {

@@ -1,43 +1,31 @@
 """`backup`: writes all that a daemon knows into one file, while it works or while it rests."""
 
 import argparse
-import asyncio
-import fcntl
 import json
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Sequence
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 
 from daemon.backup.archive import Archive
 from daemon.backup.archive_writer import ArchiveWriter
 from daemon.backup.destination import part_file, publish, require_room, scratch
-from daemon.backup.qdrant_server import QdrantSnapshots
 from daemon.backup.queue_copy import PinnedQueue, follow_removals, look_into, release_all
 from daemon.backup.settings_copy import settings_to_keep
+from daemon.cli.backup_vectors import VectorSource
 from daemon.command_line import Parser, settings_for
-from daemon.errors import ConfigError, InferdError
+from daemon.errors import ConfigError
 from daemon.identity import own_identity, own_version
 from daemon.jobs import JsonObject
 from daemon.settings import Settings
 from demos.client import UnreachableError
 from demos.client.exit_codes import COMPLETED, INTERRUPTED, REJECTED, UNREACHABLE
-from demos.client.management import Door, RefusedError, add_place
+from demos.client.management import RefusedError, add_place
 from demos.client.terminal import Meter, print_out
 from handlers.model_file import State
-from handlers.model_record import MODELS, Record, record_ids, record_of
-from handlers.model_sums import engine_version, model_sums
-from handlers.records_at_rest import read_records
-from handlers.vector_copying import STORED, is_ours
-from handlers.vector_snapshots import (
-    COPY_SECONDS,
-    READER_LOCK,
-    collections_of,
-    kept_files,
-    size_of,
-)
-from handlers.vectors_at_rest import at_rest
+from handlers.model_sums import model_sums
+from handlers.vector_snapshots import size_of
 
 _EPILOG = """\
 In the file are the queue, the vectors with their models' names, the settings but for secrets, and
@@ -149,7 +137,7 @@ def _back_up(
         if queue_path is not None and queue_path.exists():
             # Before the vectors: a job that is completed by now has stored its own.
             pinned = stack.enter_context(PinnedQueue(queue_path))
-        vectors = _Vectors(settings, options, parser)
+        vectors = VectorSource(settings, options, parser)
         files = vectors.open(stack)
         models, examined = model_sums(settings, vectors.records)
         if not options.with_models:
@@ -199,126 +187,6 @@ def _back_up(
     if options.with_models:
         _tell_left_out(examined)
     return COMPLETED
-
-
-class _Vectors:
-    """Where the vectors are read: at rest, from a copy of the running daemon's, or at a server."""
-
-    def __init__(
-        self, settings: Settings, options: argparse.Namespace, parser: argparse.ArgumentParser
-    ) -> None:
-        self._settings, self._options, self._parser = settings, options, parser
-        self._server: QdrantSnapshots | None = None
-        self.server_collections: list[str] = []
-        self.told: JsonObject = {"engine": None, "collections": []}
-        self.records: list[Record] = []
-        """Which models they are of."""
-        self.unknown = ""
-        """Why nobody can tell which models they are of."""
-
-    def open(self, stack: ExitStack) -> list[tuple[str, Path]]:
-        """Return the files, by their names in the archive; they stay as they are until it closes.
-
-        Raises:
-            ConfigError: the server does not answer, or the folder cannot be used.
-            ClientError: the daemon does not answer, or says no.
-        """
-        if self._settings.qdrant.url:
-            key = self._settings.qdrant.api_key
-            self._server = QdrantSnapshots(
-                self._settings.qdrant.url, key.get_secret_value() if key else None
-            )
-            # The models' names first: each collection that they call active is whole from then on,
-            # while one that they come to call so later may have been copied half filled.
-            self.server_collections = sorted(
-                filter(is_ours, self._server.collections()), key=lambda each: each != MODELS.name
-            )
-            self.records = self._server_records()
-            self.told = {"engine": "server", "collections": self.server_collections}
-            return []
-        place = self._settings.data_dir / "vectors"
-        try:
-            # Before it is kept from every process, this one too.
-            self._read_records(place)
-            folder = stack.enter_context(at_rest(place))
-        except ConfigError as error:
-            if error.code != "vector_store_locked":
-                raise
-            folder = self._have_copied(stack)
-            self._read_records(folder.parent)
-        if folder is None:
-            return []
-        self.told = {
-            "engine": folder.name,
-            "made_by": engine_version(folder.name),
-            "collections": collections_of(folder),
-        }
-        below = folder.parent
-        return [(f"vectors/{each.relative_to(below)}", each) for each in kept_files(folder)]
-
-    def fetch(self, collection: str, target: Path, tell: Callable[[int], None]) -> None:
-        """Write a server's collection to a file, as of a moment of its own."""
-        assert self._server is not None  # noqa: S101 - opened first
-        snapshot = self._server.make(collection)
-        try:
-            self._server.fetch(snapshot, target, tell)
-        finally:
-            self._server.remove(snapshot)
-
-    def _read_records(self, folder: Path) -> None:
-        try:
-            self.records = asyncio.run(read_records(folder))
-        except InferdError as error:
-            if error.code == "vector_store_locked":
-                raise
-            # Rather a backup without some weights than none.
-            self.unknown = error.message
-
-    def _server_records(self) -> list[Record]:
-        assert self._server is not None  # noqa: S101 - opened first
-        if MODELS.name not in self.server_collections:
-            return []
-        names = [store.collection for store in STORED]
-        found = [
-            record_of(name, self._server.points(MODELS.name, record_ids(name))) for name in names
-        ]
-        return [record for record in found if record is not None]
-
-    def _have_copied(self, stack: ExitStack) -> Path:
-        door = Door(self._options, self._parser)
-        made = door.ask("POST", "/vectors/snapshots", seconds=COPY_SECONDS + 60)
-        stack.callback(_remove_copy, door, str(made["snapshot_id"]))
-        folder = Path(str(made["folder"]))
-        ours = (self._settings.data_dir / "vectors").resolve()
-        if not folder.resolve().is_relative_to(ours):
-            raise ConfigError(
-                f"the daemon that answers keeps its vectors in {folder.parent.parent}, and not in"
-                f" {ours}: name the other daemon with --inference, or set INFERD_DATA_DIR as it is"
-                " set for this one",
-                code="backup_failed",
-            )
-        try:
-            reader = stack.enter_context((folder / READER_LOCK).open("a"))
-        except OSError as error:
-            raise ConfigError(
-                f"the daemon copied its vectors to {folder}, which cannot be read here ({error}):"
-                " run this on its machine, as its user",
-                code="backup_failed",
-            ) from error
-        fcntl.flock(reader, fcntl.LOCK_SH)
-        copied = folder / str(made["engine"])
-        if collections_of(copied) != made["collections"]:
-            raise ConfigError(
-                "the daemon removed the copy of its vectors before it was read: back up again",
-                code="backup_failed",
-            )
-        return copied
-
-
-def _remove_copy(door: Door, snapshot_id: str) -> None:
-    # A daemon that is gone by now removes it when it starts.
-    with suppress(UnreachableError, RefusedError):
-        door.ask("DELETE", f"/vectors/snapshots/{snapshot_id}")
 
 
 def _finish_queue(copy: Path, pinned: PinnedQueue, settings: Settings) -> JsonObject:

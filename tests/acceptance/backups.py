@@ -101,7 +101,7 @@ from daemon import __main__
 from daemon.cli import backup
 
 PLACES = {
-    "PINNED": (backup._Vectors, "open"),
+    "PINNED": (backup.VectorSource, "open"),
     "COPIED": (backup.PinnedQueue, "copy_to"),
     "WRITTEN": (backup, "publish"),
 }

@@ -19,6 +19,7 @@ LAYERS = (
     {"daemon.cli.completion"},
     {"daemon.cli.models"},
     {"daemon.cli"},
+    {"daemon.cli.audit_steps", "daemon.cli.backup_vectors"},
     {"daemon.backup"},
     {"daemon.backup.archive"},
     {"daemon.doctor.checks"},
