@@ -12,7 +12,8 @@
     outbox       events -> broker, until confirmed      health   what the daemon says of itself
     cancellation a cancel -> the job's end              progress how far running jobs are
     removal      all of a picture goes                  live     events for who watches the console
-    audit        completed jobs beside stored vectors: audit_findings, over the job_ledger
+    audit        completed jobs beside stored vectors, over the job_ledger, slice by slice:
+                 audit_slice; audit_examination: a picture's; audit_findings: what is wrong
     scrub          asks anew for vectors that went with a machine: last_life (this one),
                    server_watch (that of the vectors' server)
     home_assistant announces this daemon there, obeys its switches

@@ -1,17 +1,16 @@
 """Audit: compares completed jobs with stored vectors, slice by slice, and mends on request.
 
 Nothing is kept between two slices: each comes with a cursor, which is sent back for the next one.
-What looks wrong at first is looked at once more, the jobs before the vectors and again after them:
-a picture whose jobs live, or changed in between, is no finding. A mend does the same, and then asks
-for what only holds while nothing has changed: a job that takes the place of one job alone, a delete
-of what one job stored. So neither harms what somebody else does to the picture meanwhile.
+What looks wrong at first is looked at once more (audit_examination): a picture whose jobs live, or
+changed meanwhile, is no finding. A mend does the same, and then asks for what only holds while
+nothing has changed: a job that takes the place of one job alone, a delete of what one job stored.
+So neither harms what somebody else does to the picture meanwhile.
 """
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
-from typing import Protocol
 
 from daemon.admission import Accepted, Submission
+from daemon.audit_examination import Examination, Vectors
 from daemon.audit_findings import (
     DELETED_BY_MEND,
     UNMENDABLE,
@@ -19,106 +18,19 @@ from daemon.audit_findings import (
     Kind,
     Outcome,
     completed,
-    is_live,
     may_be_pruned,
-    of_job,
     of_point,
 )
+from daemon.audit_slice import Cursor, Slice
 from daemon.errors import InvalidRequestError
 from daemon.intake import new_job_id
 from daemon.job_ledger import JobLedger
 from daemon.job_queue import JobQueue
-from daemon.jobs import MAX_MEDIA_STORE_ID, Clock, Job, JobState, JsonObject, TaskType
-from daemon.stored_filter import StoredVector
+from daemon.jobs import Clock, Job, JobState, TaskType
 
 JOBS_A_SLICE = 500
 VECTORS_A_SLICE = 1000
 LOWEST_PRIORITY = 0
-DAY_MS = 86_400_000
-
-
-class Vectors(Protocol):
-    """The collections, as `handlers.stored_vectors` reads them."""
-
-    @property
-    def task_types(self) -> Collection[TaskType]:
-        """Those whose vectors can be looked at."""
-
-    async def count(self, task_type: TaskType) -> int:
-        """Return how many vectors of a task type are stored."""
-
-    async def page(
-        self, task_type: TaskType, *, after: str | None, limit: int, deep: bool
-    ) -> tuple[list[StoredVector], str | None]:
-        """Return the next vectors by id, and the last of these where more follow."""
-
-    async def has(self, task_type: TaskType, wanted: Sequence[tuple[int, int]]) -> list[bool]:
-        """Return of each picture and face_index whether its vector is stored."""
-
-    async def of_pictures(
-        self, task_type: TaskType, media_store_ids: Sequence[int], *, deep: bool = False
-    ) -> list[StoredVector]:
-        """Return all that is stored of some pictures."""
-
-    async def remove(
-        self, task_type: TaskType, point_ids: Sequence[int | str], job_id: str
-    ) -> None:
-        """Delete those of the points that this job stored."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Slice:
-    """What one step found."""
-
-    findings: list[Finding]
-    jobs: int
-    """Completed jobs that were looked at."""
-    vectors: int
-    """Vectors that were looked at."""
-    pruned: int = 0
-    """Vectors that have no job, most likely since jobs of their age are pruned."""
-    total_vectors: int | None
-    """How many the collection has; where a collection is begun only."""
-    next: str | None
-    """Where the next step begins; None after the last one."""
-
-    def to_wire(self) -> JsonObject:
-        """Return it as clients see it."""
-        return {
-            "findings": [each.to_wire() for each in self.findings],
-            "jobs": self.jobs,
-            "vectors": self.vectors,
-            "pruned": self.pruned,
-            "total_vectors": self.total_vectors,
-            "next": self.next,
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class _Cursor:
-    """Where a step begins: `{task_type}.jobs.{media_store_id}` or `{task_type}.vectors.{id}`."""
-
-    task_type: TaskType
-    part: str
-    after: str
-
-    @classmethod
-    def of(cls, text: str) -> "_Cursor":
-        words = text.split(".")
-        try:
-            task_type, part, after = words
-            cursor = cls(TaskType(task_type), part, after)
-            is_place = part == "vectors" or (
-                part == "jobs" and -1 <= int(after) <= MAX_MEDIA_STORE_ID
-            )
-            if not is_place:
-                raise ValueError
-        except ValueError:
-            raise InvalidRequestError("after must be the `next` of a step", field="after") from None
-        return cursor
-
-    def __str__(self) -> str:
-        return f"{self.task_type}.{self.part}.{self.after}"
 
 
 class Audit:
@@ -144,7 +56,9 @@ class Audit:
     ) -> None:
         self._queue, self._ledger, self._vectors = queue, ledger, vectors
         self._clock = clock
-        self._kept_ms = int(prune_after_days * DAY_MS)
+        self._pictures = Examination(
+            ledger, vectors, clock=clock, prune_after_days=prune_after_days
+        )
 
     async def step(self, after: str | None, *, deep: bool = False) -> Slice:
         """Look at the next few hundred jobs or vectors.
@@ -162,9 +76,9 @@ class Audit:
         if after is None:
             if not kinds:
                 return Slice(findings=[], jobs=0, vectors=0, total_vectors=None, next=None)
-            cursor = _Cursor(kinds[0], "jobs", "-1")
+            cursor = Cursor(kinds[0], "jobs", "-1")
         else:
-            cursor = _Cursor.of(after)
+            cursor = Cursor.of(after)
             if cursor.task_type not in kinds:
                 raise InvalidRequestError(f"{cursor.task_type} does not run here", field="after")
         if cursor.part == "jobs":
@@ -185,7 +99,7 @@ class Audit:
         """
         return [
             each
-            for each in await self._examine(task_type, pictures)
+            for each in await self._pictures.look(task_type, pictures)
             if each.kind in (Kind.MISSING_VECTOR, Kind.MISSING_FACES)
         ]
 
@@ -218,13 +132,9 @@ class Audit:
                 outcomes.append(redone[pair])
         return outcomes
 
-    @property
-    def _pruned_before(self) -> int | None:
-        return self._clock() - self._kept_ms if self._kept_ms else None
-
     # ---- steps
 
-    async def _jobs(self, cursor: _Cursor) -> Slice:
+    async def _jobs(self, cursor: Cursor) -> Slice:
         task_type = cursor.task_type
         jobs = await self._ledger.completed(task_type, after=int(cursor.after), limit=JOBS_A_SLICE)
         wanted = [(job.media_store_id, index) for job in jobs for index in range(job.vectors)]
@@ -235,9 +145,9 @@ class Audit:
         findings = await self.missing(task_type, sorted(suspects))
         is_last = len(jobs) < JOBS_A_SLICE
         follows = (
-            _Cursor(task_type, "vectors", "")
+            Cursor(task_type, "vectors", "")
             if is_last
-            else _Cursor(task_type, "jobs", str(jobs[-1].media_store_id))
+            else Cursor(task_type, "jobs", str(jobs[-1].media_store_id))
         )
         return Slice(
             findings=findings,
@@ -247,7 +157,7 @@ class Audit:
             next=str(follows),
         )
 
-    async def _stored(self, cursor: _Cursor, kinds: Sequence[TaskType], *, deep: bool) -> Slice:
+    async def _stored(self, cursor: Cursor, kinds: Sequence[TaskType], *, deep: bool) -> Slice:
         task_type = cursor.task_type
         points, last = await self._vectors.page(
             task_type, after=cursor.after or None, limit=VECTORS_A_SLICE, deep=deep
@@ -260,26 +170,27 @@ class Audit:
             if not point.is_ours and (found := of_point(task_type, point, []))
         ]
         ours = {point.point_id: point for point in points if point.is_ours}
+        pruned_before = self._pictures.pruned_before
         suspects = {
             point.media_store_id
             for point in ours.values()
             if point.media_store_id is not None
-            and of_point(task_type, point, jobs.get(point.media_store_id, []), self._pruned_before)
+            and of_point(task_type, point, jobs.get(point.media_store_id, []), pruned_before)
         }
         pruned = sum(
-            may_be_pruned(point, jobs.get(point.media_store_id or 0, []), self._pruned_before)
+            may_be_pruned(point, jobs.get(point.media_store_id or 0, []), pruned_before)
             for point in ours.values()
         )
         findings += [
             each
-            for each in await self._examine(task_type, sorted(suspects), deep=deep)
+            for each in await self._pictures.look(task_type, sorted(suspects), deep=deep)
             if each.point_id in ours
         ]
         follows = None
         if last is not None:
-            follows = str(_Cursor(task_type, "vectors", last))
+            follows = str(Cursor(task_type, "vectors", last))
         elif later := [kind for kind in kinds if kind > task_type]:
-            follows = str(_Cursor(later[0], "jobs", "-1"))
+            follows = str(Cursor(later[0], "jobs", "-1"))
         return Slice(
             findings=findings,
             jobs=0,
@@ -289,41 +200,10 @@ class Audit:
             next=follows,
         )
 
-    async def _examine(
-        self, task_type: TaskType, pictures: Sequence[int], *, deep: bool = False
-    ) -> list[Finding]:
-        """Return all that is wrong with some pictures whose jobs do not change meanwhile."""
-        if not pictures:
-            return []
-        before = await self._ledger.of_pictures(task_type, pictures)
-        stored: dict[int, list[StoredVector]] = {}
-        for point in await self._vectors.of_pictures(task_type, pictures, deep=deep):
-            if point.is_ours and point.media_store_id is not None:
-                stored.setdefault(point.media_store_id, []).append(point)
-        after = await self._ledger.of_pictures(task_type, pictures)
-        found: list[Finding] = []
-        for picture in pictures:
-            jobs, points = after.get(picture, []), stored.get(picture, [])
-            if jobs != before.get(picture, []) or is_live(jobs):
-                continue
-            found += [
-                finding
-                for finding in (
-                    of_job(task_type, jobs, points),
-                    *(
-                        of_point(task_type, point, jobs, self._pruned_before)
-                        for point in points
-                        if point.has_face
-                    ),
-                )
-                if finding is not None
-            ]
-        return found
-
     # ---- mends
 
     async def _delete(self, asked: Finding, picture: int) -> Outcome:
-        for found in await self._examine(asked.task_type, [picture]):
+        for found in await self._pictures.look(asked.task_type, [picture]):
             if (found.kind, found.point_id, found.job_id) == (
                 asked.kind,
                 asked.point_id,
@@ -337,7 +217,7 @@ class Audit:
 
     async def _redo(self, asked: Finding, picture: int) -> tuple[Outcome, str | None]:
         deep = asked.kind is Kind.BAD_VECTOR
-        found = await self._examine(asked.task_type, [picture], deep=deep)
+        found = await self._pictures.look(asked.task_type, [picture], deep=deep)
         if not any(each.kind is asked.kind for each in found):
             return Outcome.GONE, None
         jobs = (await self._ledger.of_pictures(asked.task_type, [picture])).get(picture, [])

@@ -11,7 +11,7 @@ from typing import Any
 import aiohttp
 
 from daemon.audit import Audit
-from daemon.audit import Vectors as AuditedVectors
+from daemon.audit_examination import Vectors as AuditedVectors
 from daemon.cancellation import Cancellation
 from daemon.database import Database
 from daemon.health import Health

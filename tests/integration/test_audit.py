@@ -321,7 +321,7 @@ async def test_a_vector_that_is_older_than_jobs_are_kept_is_no_orphan(world: Wor
         await world.store(job, stored_at=stored_at)
         await world.bench.queue.forget(job.job_id)
     assert len(await world.run()) == 3
-    world.audit._kept_ms = 3_600_000
+    world.audit._pictures._kept_ms = 3_600_000
 
     found = await world.run()
 

@@ -50,6 +50,7 @@ LAYERS = (
     {"daemon.server_watch"},
     {"daemon.scrub"},
     {"daemon.removal", "daemon.audit"},
+    {"daemon.audit_examination", "daemon.audit_slice"},
     {"daemon.worker", "daemon.intake", "daemon.cancellation", "daemon.outbox", "daemon.health"},
     {"daemon.attempt", "daemon.lease_keeper", "daemon.metered_handler", "daemon.pruning"},
     {"daemon.delivery"},
