@@ -6,7 +6,7 @@
     backup/      what a backup is made of
     http_doors, health_checks   app's: REST and the other doors; what health looks at
     inbox        a message over MQTT -> who it is for   stop_signals   SIGTERM and SIGINT
-    intake       what came -> a job in the queue        worker   leases jobs, runs their attempts:
+    intake       what came -> a job in the queue        worker   leases jobs: running_jobs,
     attempt      handle -> deliver -> settle            delivery results the media store refused
     lease_keeper renews ours, takes back others'        pruning  jobs that ended long ago go
     outbox       events -> broker, until confirmed      health   what the daemon says of itself

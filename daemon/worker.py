@@ -1,4 +1,4 @@
-"""Leases jobs and runs their attempts; gives back what it cannot finish.
+"""Leases jobs and has them run (running_jobs); gives back what does not finish in time.
 
 Task types run side by side. A job that is more urgent than what runs begins at once, a little
 beyond the limit (daemon/room.py), and is first wherever jobs wait for one another. A job whose
@@ -7,25 +7,22 @@ kills the process takes nobody with it.
 """
 
 import asyncio
-import contextlib
 import logging
-from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from daemon.attempt import Attempts
 from daemon.bell import Bell, wait_any
 from daemon.clock_steps import ClockSteps
 from daemon.delivery import Delivery
-from daemon.errors import LeaseLostError, StorageError
+from daemon.errors import StorageError
 from daemon.handler import Handler
 from daemon.job_queue import JobQueue
 from daemon.jobs import Clock, Job, Lease, TaskType
 from daemon.lease_keeper import LeaseKeeper
-from daemon.logs import about
 from daemon.pruning import prune
 from daemon.room import Room
+from daemon.running_jobs import RunningJobs
 from daemon.settings import QueueSettings, WorkerSettings
-from daemon.urgency import URGENCY
 
 log = logging.getLogger(__name__)
 
@@ -67,10 +64,6 @@ class Worker:
         self._settings = settings
         self._policy = queue_settings
         self._clock = clock
-        self._suspects = suspects
-        self._running: dict[str, tuple[Lease, asyncio.Task[None]]] = {}
-        self._cancelled: set[str] = set()
-        self._jobs = _Nursery()
         self._gate = asyncio.Lock()
         self._taking = asyncio.Lock()
         self._rooms = {each: Room(settings.in_flight) for each in self._handlers}
@@ -89,12 +82,18 @@ class Worker:
             report=report,
             stop=self._stop,
         )
+        self._running = RunningJobs(
+            queue,
+            carry_out=self._carry_out,
+            rooms=self._rooms,
+            suspects=suspects,
+        )
         self._keeper = LeaseKeeper(
             queue,
             lease_seconds=queue_settings.lease_seconds,
             clock_steps=steps,
-            held=lambda: {job_id: lease for job_id, (lease, _) in self._running.items()},
-            lost=self._drop_lost,
+            held=self._running.leases,
+            lost=self._running.drop_lost,
         )
 
     @property
@@ -136,11 +135,11 @@ class Worker:
         async with self._taking:
             # A lease that was under way when we stopped has begun by now, and is waited for too.
             pass
-        running = [task for _, task in self._running.values()]
+        running = self._running.tasks
         if running:
             log.info("waiting for %d running jobs", len(running))
             await asyncio.wait(running, timeout=grace_seconds)
-        await self._jobs.cancel()
+        await self._running.give_back()
 
     async def cancel(self, job_id: str) -> bool:
         """End a job that runs here in error cancelled; return False where none of this id does.
@@ -149,16 +148,8 @@ class Worker:
         """
         async with self._taking:
             # Whatever is leased has begun by now.
-            _, task = self._running.get(job_id, (None, None))
-        if task is None:
-            return False
-        if job_id not in self._cancelled:
-            self._cancelled.add(job_id)
-            # A task that is cancelled before its first step could settle nothing.
-            await asyncio.sleep(0)
-            task.cancel()
-        await asyncio.wait([task])
-        return True
+            pass
+        return await self._running.cancel(job_id)
 
     # -- leasing -------------------------------------------------------------------------------
 
@@ -224,7 +215,7 @@ class Worker:
             except StorageError as error:
                 log.warning("cannot lease: %s", error)
                 return None
-            return [self._start(lease) for lease in leases]
+            return [self._running.start(lease) for lease in leases]
 
     async def _suspect_loop(self) -> None:
         task_types = list(self._handlers)
@@ -240,8 +231,7 @@ class Worker:
 
     async def _run_suspect(self, task_types: Sequence[TaskType]) -> None:
         async with self._gate:
-            running = [task for _, task in self._running.values()]
-            if running:
+            if running := self._running.tasks:
                 await asyncio.wait(running)
             async with self._taking:
                 if self._stop.rings:
@@ -256,80 +246,8 @@ class Worker:
                     lease.job.lost,
                     extra={"job_id": lease.job.job_id},
                 )
-                task = self._start(lease)
+                task = self._running.start(lease)
             await asyncio.wait([task])
 
-    def _start(self, lease: Lease) -> asyncio.Task[None]:
-        job_id = lease.job.job_id
-        task = self._jobs.start(self._work(lease), name=f"job-{job_id}")
-        self._running[job_id] = lease, task
-        self._rooms[lease.job.task_type].begin(job_id, lease.rank)
-        task.add_done_callback(lambda task: self._ended(lease, task))
-        return task
-
-    def _ended(self, lease: Lease, task: asyncio.Task[None]) -> None:
-        job_id = lease.job.job_id
-        if self._running.get(job_id, (None, None))[1] is task:
-            del self._running[job_id]
-            self._cancelled.discard(job_id)
-            self._rooms[lease.job.task_type].end(job_id)
-
-    # -- one job -------------------------------------------------------------------------------
-
-    async def _work(self, lease: Lease) -> None:
-        # This task's own, for as long as it lasts.
-        URGENCY.set(lease.rank)
-        with about(lease.job):
-            await self._carry_out(lease)
-
     async def _carry_out(self, lease: Lease) -> None:
-        try:
-            await self._attempts.carry_out(lease, self._handlers[lease.job.task_type])
-        except asyncio.CancelledError:
-            # Shutting down is not the job's fault. The release itself must not be cancelled.
-            with contextlib.suppress(LeaseLostError, StorageError):
-                await asyncio.shield(self._let_go(lease))
-        except LeaseLostError as error:
-            log.warning("%s: its result is dropped", error, extra={"job_id": lease.job.job_id})
-        except StorageError as error:
-            # The lease runs out and the job comes back: nothing is lost.
-            log.error("cannot settle: %s", error, extra={"job_id": lease.job.job_id})  # noqa: TRY400 - the sentence has it all
-
-    async def _let_go(self, lease: Lease) -> None:
-        job_id = lease.job.job_id
-        if job_id in self._cancelled:
-            await self._queue.bury(
-                lease, code="cancelled", message="the job was cancelled while it ran"
-            )
-        elif job_id in self._suspects():
-            # Its picture may be why the model hangs: whoever takes the lease back counts it lost,
-            # so that it runs alone the next time, and not for ever.
-            log.error("left behind with a model that hangs", extra={"job_id": job_id})
-        else:
-            await self._queue.release(lease)
-
-    def _drop_lost(self, lost: Lease) -> None:
-        lease, task = self._running.get(lost.job.job_id, (None, None))
-        # A job that settled meanwhile is not lost.
-        if task is not None and lease is lost:
-            task.cancel()
-
-
-class _Nursery:
-    """Running jobs: one that fails does not end the others, and all can be cancelled."""
-
-    def __init__(self) -> None:
-        self._tasks: set[asyncio.Task[None]] = set()
-
-    def start(self, work: Coroutine[Any, Any, None], *, name: str) -> asyncio.Task[None]:
-        task = asyncio.create_task(work, name=name)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
-
-    async def cancel(self) -> None:
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
+        await self._attempts.carry_out(lease, self._handlers[lease.job.task_type])
