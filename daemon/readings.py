@@ -188,7 +188,7 @@ class Readings:
                         "inferd_lane_fit",
                         "0 while a model's copy on a lane fails, or left its GPU for want of"
                         " memory: the others take its batches.",
-                        float(copy.is_fit),
+                        float(copy.life.is_fit),
                         labels,
                     ),
                 ]

@@ -12,7 +12,9 @@ imports no model library; those load when the daemon opens a handler.
     lane                     the one thread that owns a device, and what it is busy with;
                              lane_threads: it, and those beside it; gpus: which devices there are
     device                   a model on all lanes, and who has the next batch; model_copy: its
-                             copy on one: idle unloading, tests (self_test)
+                             copy on one, and how many go there together; model_life: that on the
+                             lane's thread: loads, tests (self_test), idle unloading; copy_standing:
+                             whether it is left out since it failed
     memory_ladder            what a model does when memory runs out, and how it comes back;
                              degradation: what is told of it; memory: the vendors' words for it
     clip, clip_text          CLIP's image tower and text tower, on clip_tower; with clip_checkpoint,

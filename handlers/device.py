@@ -20,7 +20,8 @@ from handlers.degradation import Degradation
 from handlers.inference import Batch, MLInference, Provenance, Result
 from handlers.lane import DeviceLane, turn_on
 from handlers.memory_ladder import Item, Outcome
-from handlers.model_copy import Elsewhere, ModelCopy
+from handlers.model_copy import ModelCopy
+from handlers.model_life import Elsewhere, ModelLife
 
 log = logging.getLogger(__name__)
 
@@ -65,15 +66,20 @@ class ModelRunner(Generic[Result]):
         self.name = name
         self.copies: list[ModelCopy[Result]] = [
             ModelCopy(
-                name,
-                each,
-                on,
+                ModelLife(
+                    name,
+                    each,
+                    on,
+                    max_batch=max_batch,
+                    require_gpu=require_gpu,
+                    retry_seconds=retry_seconds,
+                    idle_seconds=idle_seconds,
+                    is_only=not others,
+                    expected=lambda: self._fingerprint,
+                ),
                 max_batch=max_batch,
-                require_gpu=require_gpu,
-                retry_seconds=retry_seconds,
                 idle_seconds=idle_seconds,
                 is_only=not others,
-                expected=lambda: self._fingerprint,
             )
             for each, on in ((inference, lane), *others)
         ]
@@ -147,43 +153,43 @@ class ModelRunner(Generic[Result]):
     @property
     def degradation(self) -> Degradation | None:
         """What a copy makes do with since memory ran out; None where nothing is amiss."""
-        return next((copy.degradation for copy in self.copies if copy.degradation), None)
+        return next((copy.life.degradation for copy in self.copies if copy.life.degradation), None)
 
     @property
     def memory_steps(self) -> dict[str, int]:
         """How often each step was taken because memory ran out."""
-        steps = dict.fromkeys(self._first.memory_steps, 0)
+        steps = dict.fromkeys(self._first.life.memory_steps, 0)
         for copy in self.copies:
-            for step, count in copy.memory_steps.items():
+            for step, count in copy.life.memory_steps.items():
                 steps[step] += count
         return steps
 
     @property
     def load_error(self) -> str | None:
         """Why no copy could be loaded at the latest attempt."""
-        found = [copy.load_error for copy in self.copies]
+        found = [copy.life.load_error for copy in self.copies]
         return found[0] if all(found) else None
 
     @property
     def error(self) -> str | None:
         """Why it cannot be used: it could not be loaded, or failed its self-test."""
-        found = [copy.error for copy in self.copies]
+        found = [copy.life.error for copy in self.copies]
         return found[0] if all(found) else None
 
     @property
     def self_tests(self) -> tuple[int, int]:
         """How often it was tested, and how often it failed."""
-        found = [copy.self_tests for copy in self.copies]
+        found = [copy.life.self_tests for copy in self.copies]
         return sum(runs for runs, _ in found), sum(failures for _, failures in found)
 
     @property
     def idle_unloads(self) -> int:
         """How often it was unloaded because nobody used it."""
-        return sum(copy.idle_unloads for copy in self.copies)
+        return sum(copy.life.idle_unloads for copy in self.copies)
 
     def tell_copies(self) -> list[JsonObject]:
         """Return what each copy does, where there are several."""
-        return [copy.to_wire() for copy in self.copies] if len(self.copies) > 1 else []
+        return [copy.life.to_wire() for copy in self.copies] if len(self.copies) > 1 else []
 
     # -- what is done --------------------------------------------------------------------------
 
@@ -231,7 +237,7 @@ class ModelRunner(Generic[Result]):
             HandlerError: as `infer`.
         """
         # The first is the one that an idle system uses.
-        self._first.mark_use()
+        self._first.life.mark_use()
         return await self._stage.submit((buffer, copy_context()))
 
     async def test(self) -> None:
@@ -264,7 +270,9 @@ class ModelRunner(Generic[Result]):
         tried, is_last = {turn.copy}, False
         while left := [number for number, each in enumerate(found) if isinstance(each, Elsewhere)]:
             rest = [
-                copy for copy in self.copies if copy not in tried and (copy.is_fit or copy.is_due)
+                copy
+                for copy in self.copies
+                if copy not in tried and (copy.life.is_fit or copy.life.is_due)
             ]
             if not rest:
                 if is_last or not await self._fall_back():
@@ -283,8 +291,8 @@ class ModelRunner(Generic[Result]):
         """Return who may have the next batch, first whom it is to be tried with first."""
         if len(self.copies) == 1:
             return self.copies
-        due = [copy for copy in self.copies if copy.is_due]
-        fit = [copy for copy in self.copies if copy.is_fit]
+        due = [copy for copy in self.copies if copy.life.is_due]
+        fit = [copy for copy in self.copies if copy.life.is_fit]
         # What few pictures come stays with few copies: the others may go idle, and be unloaded.
         fit.sort(key=lambda copy: not copy.inference.is_loaded)
         return [*due, *fit] if fit else self.copies
@@ -303,7 +311,7 @@ class ModelRunner(Generic[Result]):
             return self._fell_back
 
     async def _settle_on_cpu(self) -> bool:
-        why = self._first.load_error
+        why = self._first.life.load_error
         log.warning("%s runs on no GPU, so on the CPU, slower: %s", self.name, why)
         try:
             await self._first.settle_on_cpu()

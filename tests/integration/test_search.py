@@ -543,6 +543,6 @@ async def test_a_daemon_is_ready_without_the_text_tower(
     """Texts cannot be searched then; every job can be done."""
     parts = world.handlers.search._images
     assert parts is not None
-    monkeypatch.setattr(parts.text.copies[0], "load_error", "broken")
+    monkeypatch.setattr(parts.text.copies[0].life, "load_error", "broken")
 
     assert "degraded" not in await world.handlers.check_models()
