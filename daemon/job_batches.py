@@ -10,7 +10,7 @@ from daemon import statements as sql
 from daemon.announcer import Announcer
 from daemon.bell import Bell
 from daemon.events import Event, Message
-from daemon.job_rows import jobs_from_rows
+from daemon.job_rows import jobs_from_rows, pair
 from daemon.jobs import Clock, Job, TaskType, dump_json
 from daemon.queue_backend import Connection, QueueBackend
 
@@ -94,6 +94,9 @@ class JobBatches:
             jobs = jobs_from_rows(
                 await connection.execute_fetchall(sql.REQUEUE_ALL, (dump_json(ids),))
             )
+            # They stand for their pairs now: older results are no longer delivered.
+            pairs = dump_json([pair(job) for job in jobs])
+            await connection.execute(sql.SUPERSEDE_SYNC, (pairs,))
             messages: list[Message] = []
             for job in jobs:
                 messages += self._announcer.happened(Event.ACCEPTED, job, now, duplicate=False)

@@ -77,6 +77,9 @@ class ByHand(Verbs):
             if not rows:
                 return None
             job = job_from_row(rows[0])
+            if not job.status.is_terminal:
+                # It stands for its pair now: an older result is no longer delivered.
+                await connection.execute(sql.SUPERSEDE_SYNC, (dump_json([pair(job)]),))
             await self._announcer.write(connection, messages(job, now))
             return job
 

@@ -1,10 +1,8 @@
 """Results that the media store did not take at first: taken at last, or refused again."""
 
-import contextlib
-
 from daemon import statements as sql
-from daemon.job_rows import jobs_from_rows
-from daemon.jobs import Job
+from daemon.job_rows import jobs_from_rows, pair
+from daemon.jobs import Job, dump_json
 from daemon.queue_backend import Connection, TakenError
 from daemon.settlement import told
 from daemon.verbs.shared import Verbs
@@ -30,10 +28,18 @@ class LateResults(Verbs):
                 await self._announcer.write(connection, self._announcer.ended(healed, now))
             return jobs
 
-        with contextlib.suppress(TakenError):
-            for healed in await self._database.write(work):
-                self._metrics.job_ended(healed)
-            self.message_ready.ring()
+        async def take_over(connection: Connection) -> None:
+            await connection.execute(sql.SUPERSEDE_SYNC, (dump_json([pair(job)]),))
+
+        try:
+            ended = await self._database.write(work)
+        except TakenError:
+            # A former version let a job of the pair start again and left this one due, for ever.
+            await self._database.write(take_over)
+            return
+        for healed in ended:
+            self._metrics.job_ended(healed)
+        self.message_ready.ring()
 
     async def delay_sync(self, job: Job, *, run_at: int | None, code: str, message: str) -> None:
         """Note that the result was refused again; without `run_at` it is offered no more.

@@ -925,6 +925,37 @@ async def test_a_job_whose_pair_has_a_newer_one_is_not_healed(bench: Bench) -> N
     assert (await bench.queue.get(ID)).status is JobState.SYNC_FAILED
 
 
+@pytest.mark.parametrize("is_one_of_many", [False, True], ids=["one", "many"])
+async def test_a_job_that_starts_again_takes_over_from_an_undelivered_result(
+    bench: Bench, is_one_of_many: bool
+) -> None:
+    # It was given to the media store again and again, since no job of the pair could be healed
+    # beside it, and with a few such jobs at the head no other result's turn ever came.
+    await bench.accept(1, FACES, job_id=OTHER)
+    await bench.queue.bury(await bench.lease_one(FACES), code="media_not_found", message="m")
+    await sync_failed(bench, {}, run_at=NOON)
+
+    if is_one_of_many:
+        await bench.queue.batches.retry_failed("media_not_found", limit=10)
+    else:
+        await bench.queue.requeue(OTHER)
+
+    assert (await bench.queue.get(OTHER)).status is JobState.PENDING
+    assert await bench.queue.due_syncs([FACES], 10) == []
+
+
+async def test_an_undelivered_result_that_a_former_version_left_beside_a_newer_job_is_given_up(
+    bench: Bench,
+) -> None:
+    await sync_failed(bench, {}, run_at=NOON)
+    await bench.accept(1, FACES)
+    await bench.execute("UPDATE jobs SET run_at = ? WHERE job_id = ?", NOON, ID)
+
+    await bench.queue.heal(await bench.queue.get(ID))
+
+    assert await bench.queue.due_syncs([FACES], 10) == []
+
+
 async def test_a_refused_delivery_is_put_off(bench: Bench) -> None:
     await sync_failed(bench, {}, run_at=NOON)
 
