@@ -173,6 +173,12 @@ SELECT * FROM jobs WHERE status = 'sync_failed' AND run_at IS NOT NULL AND run_a
   AND task_type IN (SELECT value FROM json_each(?))
 ORDER BY run_at LIMIT ?
 """
+# Daemons on one queue see the same results due; and of one that was seen before, a newer job of the
+# pair may have taken over since.
+CLAIM_SYNC = """
+UPDATE jobs SET run_at = ?
+WHERE job_id = ? AND status = 'sync_failed' AND run_at IS NOT NULL AND run_at <= ?
+"""
 HEAL = """
 UPDATE jobs SET status = 'completed', run_at = NULL, error_code = NULL, error_message = NULL,
                 completed_at = ?, seq = seq + 1

@@ -11,6 +11,23 @@ from daemon.verbs.shared import Verbs
 class LateResults(Verbs):
     """The verbs over jobs in sync_failed."""
 
+    async def claim_sync(self, job: Job, *, seconds: float) -> bool:
+        """Say that its result is being offered now; return False where that is not to be done.
+
+        Somebody else does it, or a newer job has taken over, or the job is no more. Who dies
+        meanwhile leaves it to the others after so many seconds.
+
+        Raises:
+            StorageError: nothing changed.
+        """
+
+        async def work(connection: Connection) -> int:
+            now = self._clock()
+            until = now + int(seconds * 1000)
+            return (await connection.execute(sql.CLAIM_SYNC, (until, job.job_id, now))).rowcount
+
+        return bool(await self._database.write(work))
+
     async def heal(self, job: Job) -> None:
         """Complete a job in sync_failed whose result was delivered at last, with its event.
 

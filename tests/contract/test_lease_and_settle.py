@@ -968,6 +968,27 @@ async def test_a_refused_delivery_is_put_off(bench: Bench) -> None:
     assert await bench.queue.due_syncs([FACES], 10) == []
 
 
+async def test_a_due_result_is_offered_by_one_daemon_at_a_time(bench: Bench) -> None:
+    # Each daemon on the queue gave the media store all results that were due.
+    await sync_failed(bench, {}, run_at=NOON)
+    job = await bench.queue.get(ID)
+
+    claimed = [await bench.queue.claim_sync(job, seconds=60) for _ in range(2)]
+    bench.clock.advance(seconds=61)
+
+    assert claimed == [True, False]
+    assert await bench.queue.claim_sync(job, seconds=60)
+
+
+async def test_a_result_that_a_newer_job_has_taken_over_is_not_offered(bench: Bench) -> None:
+    # It was, after the newer one's, by a daemon that had found it due before and was busy since.
+    await sync_failed(bench, {}, run_at=NOON)
+    stale = await bench.queue.get(ID)
+    await bench.accept(1, FACES)
+
+    assert not await bench.queue.claim_sync(stale, seconds=60)
+
+
 async def test_a_delivery_refused_for_good_is_never_due(bench: Bench) -> None:
     await sync_failed(bench, {}, run_at=NOON)
 

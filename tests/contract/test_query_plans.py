@@ -79,6 +79,7 @@ PLANS = {
     "FORGET": [BY_JOB_ID],
     "DROP": [BY_JOB_ID],
     "DUE_SYNC": ["SEARCH jobs USING INDEX jobs_unsynced (run_at>? AND run_at<?)"],
+    "CLAIM_SYNC": [BY_JOB_ID],
     "HEAL": [BY_JOB_ID],
     "DELAY_SYNC": [BY_JOB_ID],
     "COUNT_PENDING": [

@@ -90,7 +90,7 @@ def _transactions() -> Iterator[Point]:
     yield from _transaction(Phase.RESUME, "RESUME")
     for name in ("HEAL", "REQUEUE", "REQUEUE_ALL", "FORGET_ALL"):
         yield from _transaction(Phase.LATE, name, "ANNOUNCE")
-    for name in ("DELAY_SYNC", "FORGET"):
+    for name in ("CLAIM_SYNC", "DELAY_SYNC", "FORGET"):
         yield from _transaction(Phase.LATE, name)
 
 

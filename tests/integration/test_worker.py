@@ -700,6 +700,44 @@ async def test_a_result_nobody_takes_ends_in_sync_failed_and_heals_later(bench: 
     ]
 
 
+async def test_two_daemons_give_a_late_result_to_the_media_store_once(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The store is slow, which is why results are late: the other daemon found it due meanwhile.
+    await bench.accept(7, FACES, job_id=ID)
+    lease = await bench.lease_one(FACES)
+    await bench.queue.give_up_sync(lease, {"a": 1}, run_at=NOON, code="c", message="m")
+    began, go = asyncio.Event(), asyncio.Event()
+    looks, look = 0, bench.queue.due_syncs
+
+    async def counted(*asked: Any) -> list[Job]:
+        nonlocal looks
+        looks += 1
+        return await look(*asked)
+
+    async def has_dealt_with_it() -> bool:
+        # What the first of two looks found is dealt with before the second.
+        return looks >= before + 2 or len(one.delivered + other.delivered) > 1
+
+    monkeypatch.setattr(bench.queue, "due_syncs", counted)
+
+    class Slow(Handler):
+        async def deliver(self, job: Job, result: JsonObject) -> None:
+            await super().deliver(job, result)
+            began.set()
+            await go.wait()
+
+    one, other = (Slow(task_type=FACES, delivers=True) for _ in range(2))
+    async with working(bench, one), working(bench, other):
+        await began.wait()
+        before = looks
+        await until(has_dealt_with_it, "the other daemon looks")
+        go.set()
+        await reaches(bench, ID, "completed")
+
+    assert one.delivered + other.delivered == [{"a": 1}]
+
+
 async def test_a_result_that_is_refused_for_good_is_offered_no_more(bench: Bench) -> None:
     await bench.accept(7, FACES, job_id=ID)
     handler = Handler(task_type=FACES, delivers=True)
