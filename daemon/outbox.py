@@ -23,7 +23,8 @@ LOOK_MS = 500
 """How often refused events are looked for whose next try has come."""
 REFUSED_MAX_SECONDS = 300
 LOST_ALONE = 3
-"""How often an event may be lost with its connection, sent alone, before it has to wait."""
+"""How often an event may be lost with its connection, sent alone, before it is to blame: it loses
+its result then, and without one it has to wait."""
 
 
 class Publisher(Protocol):
@@ -123,12 +124,12 @@ class Outbox:
         ]
         shortened: list[tuple[str, int, int]] = []
         suspect = self._suspect(rows, outcomes, was_up=was_up)
-        if suspect is not None:
+        if suspect is not None and self._is_poison(suspect):
             shorter = _without_result(suspect["payload"])
             if shorter != suspect["payload"]:
                 # A 3.1.1 broker does not say how much it takes: it hangs up on what is too large.
                 shortened = [(shorter, suspect["id"], suspect["created_at"])]
-            elif self._is_poison(suspect):
+            else:
                 run_at = self._clock() + _delay_ms(suspect["attempt"])
                 refused = [[suspect["id"], run_at, suspect["created_at"]]]
 

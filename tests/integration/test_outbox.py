@@ -419,6 +419,20 @@ async def test_an_event_the_broker_hangs_up_on_goes_without_its_result(bench: Be
     ]
 
 
+async def test_a_connection_that_is_lost_once_costs_an_event_nothing(bench: Bench) -> None:
+    # A broker that was started anew just then cost the one event on its way its result, for good.
+    event = json.dumps({"job_id": "j", "data": {"result": {"a": 1}, "status": "completed"}})
+    link = Link(answers={"one": NOT_SENT})
+    outbox = Outbox(bench.database, link, bench.queue.message_ready, owner=OWNER, clock=bench.clock)
+    await tell(bench, "one", payload=event)
+    await outbox.relay()
+
+    link.answers.clear()
+    await outbox.relay()
+
+    assert [sent for _, sent, _ in link.took] == [event]
+
+
 async def test_many_events_wait_only_a_few_connections_for_one_the_broker_hangs_up_on(
     bench: Bench,
 ) -> None:
