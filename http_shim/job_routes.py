@@ -5,7 +5,7 @@ from typing import Annotated
 from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field
 
-from daemon.errors import InvalidRequestError, JobNotFoundError
+from daemon.errors import ConflictError, InvalidRequestError, JobNotFoundError
 from daemon.jobs import MAX_MEDIA_STORE_ID, Job, JobState, TaskType, dump_json
 from daemon.requests import (
     MAX_TIME_MS,
@@ -130,10 +130,12 @@ async def delete_job(request: web.Request) -> web.Response:
     if job.status is JobState.PENDING:
         await queue.cancel(job.job_id)
         return web.Response(status=204)
+    if job.status is JobState.PROCESSING:
+        # It may complete before the queue could refuse it, and its vectors would stay.
+        raise ConflictError("the job is processing", existing_job_id=job.job_id)
     if job.status is JobState.COMPLETED:
         # Before the row: should it fail, the job is still there to ask again with.
         await request.app[FORGET_VECTORS](job)
-    # Refused by the queue where the job is being processed.
     await queue.forget(job.job_id)
     return web.Response(status=204)
 

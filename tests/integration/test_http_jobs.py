@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from daemon.errors import ConfigError, DependencyDownError
-from daemon.jobs import TaskType
+from daemon.jobs import Job, TaskType
 from http_shim import bodies
 from http_shim.app import serve
 from tests.integration.rest_rig import DEADLINE, NOW, RAN, RESULT, Rig, errors, rest
@@ -567,6 +567,27 @@ async def test_deleting_a_job_that_is_processed_is_a_conflict(rig: Rig) -> None:
 
     assert (answer.status, answer.body["code"]) == (409, "conflict")
     assert answer.body["detail"] == "the job is processing"
+
+
+async def test_a_job_that_completes_while_it_is_deleted_stays_with_its_vectors(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Its row went, and its vectors stayed, which nobody could find by a job any more.
+    job = await rig.post()
+    lease = await rig.lease()
+    look = rig.queue.get
+
+    async def just_before_its_end(job_id: str) -> Job:
+        found = await look(job_id)
+        await rig.queue.complete(lease, RESULT)
+        return found
+
+    with monkeypatch.context() as patched:
+        patched.setattr(rig.queue, "get", just_before_its_end)
+        answer = await rig.ask("DELETE", f"/job/{job['job_id']}")
+
+    assert (answer.status, answer.body["code"]) == (409, "conflict")
+    assert (await rig.ask("GET", f"/job/{job['job_id']}")).body["status"] == "completed"
 
 
 async def test_a_job_whose_vectors_cannot_be_forgotten_stays(
