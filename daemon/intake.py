@@ -1,5 +1,6 @@
 """From what a client sent to a job in the queue: the one way in, for MQTT and REST alike."""
 
+import base64
 import hashlib
 import json
 import logging
@@ -15,6 +16,7 @@ from daemon.job_queue import JobQueue
 from daemon.jobs import Clock, Job, JobState, TaskType
 from daemon.metrics import Metrics
 from daemon.requests import (
+    MAX_CORRELATION_BYTES,
     JobRequest,
     MqttRequest,
     parse_batch,
@@ -89,6 +91,11 @@ class Intake:
             raise InvalidRequestError(
                 f"{len(request.payload)} bytes; at most {self._max_request_bytes} are read",
                 code="too_large",
+            )
+        if len(base64.b64decode(request.correlation_data or "")) > MAX_CORRELATION_BYTES:
+            raise InvalidRequestError(
+                f"correlation data of more than {MAX_CORRELATION_BYTES} bytes",
+                field="correlation_data",
             )
         body = parse_json(request.payload)
         batch = parse_batch(body)

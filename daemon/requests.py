@@ -21,6 +21,8 @@ from daemon.topics import MAX_REPLY_BYTES, ROOT, UUID, is_job_id, is_reply_topic
 MAX_REQUEST_ID = 256
 MAX_BATCH = 1000
 """Requests in one message."""
+MAX_CORRELATION_BYTES = 1024
+"""MQTT 5 allows 65,535; each request of a message keeps them, and so does each of its answers."""
 MAX_TIME_MS = 2**53
 """Times beyond it are not exact in every client's JSON."""
 

@@ -1,5 +1,6 @@
 """One way in: whatever comes is durably accepted or durably refused, and never raises."""
 
+import base64
 import json
 import uuid
 from pathlib import Path
@@ -128,6 +129,23 @@ async def test_a_refusal_is_told_once_however_often_the_request_comes(
     again = await send(intake, bench, b"nonsense")
 
     assert first[0].event["event_id"] == again[0].event["event_id"]
+
+
+async def test_large_correlation_data_is_refused_once_for_all_of_a_message(
+    bench: Bench, intake: Intake
+) -> None:
+    # MQTT's 64 KiB, kept for each of 1,000 requests and for each of their answers, were 170 MB.
+    told = await send(
+        intake,
+        bench,
+        {"requests": [{"media_store_id": 1}, {"media_store_id": 2}]},
+        response_topic="inference/reply/me",
+        correlation_data=base64.b64encode(bytes(1025)).decode(),
+    )
+
+    assert [each.name for each in told] == ["image_embedding", "me"]
+    assert told[0].event["data"]["field"] == "correlation_data"
+    assert await bench.rows("SELECT count(*) FROM jobs") == [(0,)]
 
 
 async def test_the_response_topic_and_correlation_data_are_honoured(
