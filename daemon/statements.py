@@ -129,7 +129,12 @@ FIND_HELD_BY = """
 SELECT * FROM jobs WHERE status = 'processing' AND worker IN (SELECT value FROM json_each(?))
 """
 FIND_OLD_OWNERS = "SELECT DISTINCT owner FROM outbox WHERE owner <> ? AND created_at < ?"
-ADOPT = "UPDATE outbox SET owner = ? WHERE owner IN (SELECT value FROM json_each(?))"
+# The oldest first and a few at a time: after a broker was away for long there may be millions.
+ADOPT = """
+UPDATE outbox SET owner = ?1 WHERE id IN (
+    SELECT id FROM outbox WHERE owner = ?2 AND run_at IS NULL ORDER BY id LIMIT ?3)
+"""
+ADOPT_DELAYED = "UPDATE outbox SET owner = ? WHERE owner = ? AND run_at IS NOT NULL"
 CANCEL = """
 UPDATE jobs SET status = 'error', completed_at = ?, run_at = NULL, error_code = 'cancelled',
                 error_message = 'cancelled: the job was cancelled before it began', seq = seq + 2

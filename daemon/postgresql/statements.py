@@ -126,8 +126,8 @@ TEXTS: dict[str, str] = {
         FOR UPDATE SKIP LOCKED
     """,
     sql.ADOPT: """
-        UPDATE outbox SET owner = $1
-        WHERE owner = ANY (ARRAY(SELECT jsonb_array_elements_text($2::jsonb)))
+        UPDATE outbox SET owner = $1 WHERE id = ANY (ARRAY(
+            SELECT id FROM outbox WHERE owner = $2 AND run_at IS NULL ORDER BY id LIMIT $3))
     """,
     # Of several jobs of one pair the oldest starts again, as with UPDATE OR IGNORE.
     sql.REQUEUE_ALL: """

@@ -17,6 +17,9 @@ FAR = 1.25
 ORPHANED_MS = 300_000
 """Age at which another daemon's event is no longer taken to be on its way."""
 
+ADOPT_BATCH = 5000
+"""Events of another daemon taken over in one transaction: leases are renewed between two."""
+
 
 class Reclaiming(Verbs):
     """The verbs that take back what nobody holds any more."""
@@ -87,11 +90,18 @@ class Reclaiming(Verbs):
             await self._adopt(orphaned)
 
     async def _adopt(self, owners: list[str]) -> None:
-        async def work(connection: Connection) -> None:
-            await connection.execute(sql.ADOPT, (self._worker, dump_json(owners)))
-
-        await self._database.write(work)
+        for owner in owners:
+            while await self._adopt_some(owner) == ADOPT_BATCH:
+                pass
         self.message_ready.ring()
+
+    async def _adopt_some(self, owner: str) -> int:
+        async def work(connection: Connection) -> int:
+            await connection.execute(sql.ADOPT_DELAYED, (self._worker, owner))
+            adopting = await connection.execute(sql.ADOPT, (self._worker, owner, ADOPT_BATCH))
+            return adopting.rowcount
+
+        return await self._database.write(work)
 
     async def _reclaim(self, statement: str, parameter: Callable[[], Any]) -> list[Job]:
         async def work(connection: Connection) -> list[Job]:

@@ -15,6 +15,7 @@ from daemon.identity import is_alive, is_dead, own_identity
 from daemon.job_queue import JobQueue
 from daemon.jobs import Job, JobState, Lease, TaskType
 from daemon.settlement import Settlement
+from daemon.verbs import reclaiming
 from daemon.verbs.reclaiming import ORPHANED_MS
 from tests.queue_bench import (
     FACES,
@@ -652,6 +653,34 @@ async def test_events_of_a_dead_process_are_adopted(place: Path | str) -> None:
 
         assert {told.owner for told in await bench.told()} == {own_identity()}
         assert bench.queue.message_ready.rings > 0
+
+
+async def test_many_events_are_adopted_a_few_in_each_transaction(
+    place: Path | str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Hundreds of thousands in one kept all others from writing until their leases ran out, and were
+    # more than PostgreSQL's time for a statement: no start came to its end.
+    monkeypatch.setattr(reclaiming, "ADOPT_BATCH", 2)
+    async with open_bench(place, worker="a/dead/one/1/1") as bench:
+        for number in range(5):
+            await bench.accept(number)
+        first = (await bench.told())[0].topic
+        await bench.execute("UPDATE outbox SET run_at = 1 WHERE topic = ?", first)
+
+    async with open_bench(place, worker="b") as bench:
+        written, write = 0, bench.database.write
+
+        async def counted(work: Any, **how: Any) -> Any:
+            nonlocal written
+            written += 1
+            return await write(work, **how)
+
+        monkeypatch.setattr(bench.database, "write", counted)
+        await bench.queue.reclaim_dead(lambda name: name == "a/dead/one/1/1")
+
+        assert {told.owner for told in await bench.told()} == {"b"}
+        # Two, two, none left; and the jobs.
+        assert written == 4
 
 
 async def test_old_events_of_an_owner_nobody_can_judge_are_adopted(place: Path | str) -> None:

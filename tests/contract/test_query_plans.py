@@ -121,7 +121,11 @@ PLANS = {
     # Once at a start or a few times a minute, over the unpublished events only.
     "FIND_OWNERS": ["SCAN outbox"],
     "FIND_OLD_OWNERS": ["SCAN outbox"],
-    "ADOPT": ["SCAN outbox"],
+    "ADOPT": [
+        OUTBOX_BY_ROWID,
+        "SEARCH outbox USING INDEX outbox_ready (owner=?)",
+    ],
+    "ADOPT_DELAYED": ["SEARCH outbox USING INDEX outbox_delayed (run_at>?)"],
 }
 OUTBOX_PLANS = {
     "NEXT": ["SEARCH outbox USING INDEX outbox_ready (owner=? AND id>?)"],
