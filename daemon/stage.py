@@ -6,14 +6,13 @@ free: an idle system runs a single item at once, a busy one fills its batches by
 """
 
 import asyncio
-import itertools
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, nullcontext
 from functools import partial
 from types import TracebackType
 from typing import Generic, Self, TypeAlias, TypeVar
 
-from daemon.urgency import URGENCY
+from daemon.urgency import Waiting
 
 In = TypeVar("In")
 Out = TypeVar("Out")
@@ -26,10 +25,6 @@ class StageClosedError(RuntimeError):
     """Something was submitted to, or still waited in, a stage that is closed."""
 
 
-_Waiting: TypeAlias = tuple[int, int, In, asyncio.Future[Out]]
-"""Urgency, arrival, which is no other's, the item and its outcome."""
-
-
 class Stage(Generic[In, Out]):
     """Runs items in batches of at most `max_batch`, by at most `workers` batches at once.
 
@@ -37,7 +32,7 @@ class Stage(Generic[In, Out]):
     outcome that is an exception is raised to the one caller it belongs to. If `run_batch` itself
     raises, every caller of the batch gets that exception.
 
-    Who waits is taken by urgency (daemon/urgency.py), then in order of arrival. That is why nothing
+    Who waits is taken by urgency (daemon/urgency.py), hardly by arrival. That is why nothing
     bounds how many wait: an urgent caller would stand behind those who wait for room. `submit`
     returns with the outcome, so there are never more than callers, and the worker bounds those.
     A caller that is cancelled leaves the queue; its batch, if it began, runs on without it.
@@ -67,8 +62,8 @@ class Stage(Generic[In, Out]):
         self.max_batch = max_batch
         """Most items of the next batch; may be changed at any time."""
         self._workers = workers
-        self._waiting: asyncio.PriorityQueue[_Waiting[In, Out]] = asyncio.PriorityQueue()
-        self._arrivals = itertools.count()
+        self._waiting: Waiting[tuple[In, asyncio.Future[Out]]] = Waiting()
+        self._came = asyncio.Event()
         self._taking = asyncio.Lock()
         """One worker at a time waits for its turn: the others would take turns to do nothing."""
         self._tasks: list[asyncio.Task[None]] = []
@@ -94,15 +89,15 @@ class Stage(Generic[In, Out]):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks.clear()
-        while not self._waiting.empty():
-            *_, outcome = self._waiting.get_nowait()
+        while self._waiting:
+            _, outcome = self._waiting.pop()
             if not outcome.done():
                 outcome.set_exception(StageClosedError(self.name))
 
     @property
     def depth(self) -> int:
         """How many items wait."""
-        return self._waiting.qsize()
+        return len(self._waiting)
 
     async def submit(self, item: In) -> Out:
         """Return the outcome of one item.
@@ -114,7 +109,8 @@ class Stage(Generic[In, Out]):
         if self._closed:
             raise StageClosedError(self.name)
         outcome: asyncio.Future[Out] = asyncio.get_running_loop().create_future()
-        self._waiting.put_nowait((URGENCY.get(), next(self._arrivals), item, outcome))
+        self._waiting.put((item, outcome))
+        self._came.set()
         return await outcome
 
     async def _work(self) -> None:
@@ -130,14 +126,16 @@ class Stage(Generic[In, Out]):
             await self._something_waits()
             run_batch = await stack.enter_async_context(self._turn())
             batch: list[tuple[In, asyncio.Future[Out]]] = []
-            while len(batch) < self.max_batch and not self._waiting.empty():
-                _, _, item, outcome = self._waiting.get_nowait()
+            while len(batch) < self.max_batch and self._waiting:
+                item, outcome = self._waiting.pop()
                 if not outcome.done():
                     batch.append((item, outcome))
             return run_batch, batch
 
     async def _something_waits(self) -> None:
-        self._waiting.put_nowait(await self._waiting.get())
+        while not self._waiting:
+            self._came.clear()
+            await self._came.wait()
 
     async def _settle(
         self, run_batch: RunBatch[In, Out], batch: list[tuple[In, asyncio.Future[Out]]]

@@ -1,30 +1,27 @@
 """A bound on how many do something at a time, where the most urgent of those who wait is next."""
 
 import asyncio
-import heapq
-import itertools
 from types import TracebackType
 
-from daemon.urgency import URGENCY
+from daemon.urgency import Waiting
 
 
 class Turns:
-    """Lets at most `count` in at a time, by `async with`; the others wait by urgency, then arrival.
+    """Lets at most `count` in at a time, by `async with`; the others wait (daemon/urgency.py).
 
     As asyncio.Semaphore, which would let them in by arrival alone.
     """
 
     def __init__(self, count: int) -> None:
         self._free = count
-        self._waiting: list[tuple[int, int, asyncio.Future[None]]] = []
-        self._arrivals = itertools.count()
+        self._waiting: Waiting[asyncio.Future[None]] = Waiting()
 
     async def __aenter__(self) -> None:
         if self._free:
             self._free -= 1
             return
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        heapq.heappush(self._waiting, (URGENCY.get(), next(self._arrivals), turn))
+        self._waiting.put(turn)
         try:
             await turn
         except asyncio.CancelledError:
@@ -43,7 +40,7 @@ class Turns:
 
     def _pass_on(self) -> None:
         while self._waiting:
-            *_, turn = heapq.heappop(self._waiting)
+            turn = self._waiting.pop()
             if not turn.done():
                 turn.set_result(None)
                 return

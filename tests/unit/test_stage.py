@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from daemon.stage import Stage, StageClosedError
-from daemon.urgency import URGENCY
+from daemon.urgency import EVERY, URGENCY
 
 Outcome = int | Exception
 
@@ -106,6 +106,24 @@ async def test_the_most_urgent_caller_is_next_whoever_came_before() -> None:
         await asyncio.gather(*first, *asked)
 
     assert oven.batches == [[0], [5, 3], [1, 2], [4]]
+
+
+async def test_a_less_urgent_caller_does_not_wait_out_a_backlog() -> None:
+    oven = Oven()
+    async with Stage("s", oven.bake) as stage:
+        asked = ask(stage, 0)
+        await oven.began.wait()
+        for item, urgency in ((1, 500), *((item, 300) for item in range(2, 30))):
+            token = URGENCY.set(urgency)
+            asked += ask(stage, item)
+            URGENCY.reset(token)
+        await turns()
+        oven.go.set()
+        await asyncio.gather(*asked)
+
+    assert [1] in oven.batches[: EVERY + 1]
+    others = [batch for batch in oven.batches if batch != [1]]
+    assert others == sorted(others)
 
 
 async def test_nothing_is_taken_before_there_is_a_turn_to_run_it() -> None:

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from daemon.urgency import URGENCY
+from daemon.urgency import EVERY, LATEST, URGENCY
 from handlers.turns import Turns
 from tests.unit.test_stage import turns as loop_turns
 
@@ -57,6 +57,24 @@ async def test_no_more_are_in_than_there_are_turns_and_the_most_urgent_is_next()
 
     assert line.came == ["a", "b", "f", "d", "c", "e"]
     assert line.most == 2
+
+
+async def test_one_turn_of_a_few_goes_to_who_has_waited_longest_whoever_comes_meanwhile() -> None:
+    line = Line(1)
+    tasks = [line.join("u0"), line.join("late", LATEST)]
+    await loop_turns()
+    for number in range(2 * EVERY):
+        if "late" in line.came:
+            break
+        tasks.append(line.join(f"u{number + 1}", number % 3))
+        await loop_turns()
+        line.let_go(line.came[-1])
+        await loop_turns()
+
+    assert line.came[-1] == "late"
+    for name in [f"u{number}" for number in range(len(tasks) - 1)] + ["late"]:
+        line.let_go(name)
+    await asyncio.gather(*tasks)
 
 
 async def test_who_leaves_the_line_takes_no_turn() -> None:
