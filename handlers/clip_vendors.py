@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import logging
 import os
 import sys
 import threading
@@ -12,6 +13,8 @@ from typing import Any
 from daemon.errors import ConfigError
 from handlers.clip_checkpoint import Vendors
 from handlers.memory import is_out_of_memory
+
+log = logging.getLogger(__name__)
 
 _vendors: list[Vendors] = []
 _turn = threading.Lock()
@@ -114,6 +117,8 @@ def choose_device(asked: str, *, require_gpu: bool) -> str:
             f"INFERD_DEVICE={asked}, INFERD_REQUIRE_GPU={str(require_gpu).lower()}: "
             f"no GPU runs here: {why}"
         )
+    if torch.cuda.is_available():
+        log.warning("CLIP runs on the CPU, slower: %s does not run: %s", name, why)
     return "cpu"
 
 

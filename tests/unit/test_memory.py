@@ -200,6 +200,16 @@ def test_a_gpu_that_is_full_is_no_reason_for_auto_to_mean_cpu(
         choose_device("auto", require_gpu=False)
 
 
+def test_a_gpu_that_does_not_run_is_told_where_auto_means_the_cpu(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch, "ones", failing(RuntimeError("CUDA error: no kernel image")))
+
+    assert choose_device("auto", require_gpu=False) == "cpu"
+    assert "no kernel image" in caplog.text
+
+
 def test_clip_that_does_not_fit_on_the_gpu_stays_whole_where_it_was(
     tower: ClipModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
