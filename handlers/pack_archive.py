@@ -4,6 +4,7 @@ import os
 import stat
 import tempfile
 import zipfile
+import zlib
 from pathlib import Path, PurePosixPath
 
 from daemon.errors import ConfigError
@@ -39,8 +40,14 @@ def unpack(archive: Path, folder: Path) -> None:
             # Takes the place of an empty folder; fails on one that holds something else.
             made.replace(folder)
             sync_folder(folder.parent)
-    # zipfile's own words for a compression or a password that it does not know.
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:
+    # zipfile's own words for a compression or a password that it does not know, and zlib's.
+    except (
+        zipfile.BadZipFile,
+        NotImplementedError,
+        RuntimeError,
+        EOFError,
+        zlib.error,
+    ) as error:
         raise ConfigError(f"{archive} is no usable zip archive: {error}") from error
     except OSError as error:
         raise ConfigError(

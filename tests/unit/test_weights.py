@@ -1,6 +1,7 @@
 """Model files are found, downloaded whole and checked, or their absence is told with its mend."""
 
 import hashlib
+import io
 import os
 import stat
 import subprocess
@@ -291,10 +292,22 @@ def test_no_archive_writes_outside_its_folder(tmp_path: Path) -> None:
     assert names(tmp_path) == ["models"]
 
 
+def spoilt_zip() -> bytes:
+    """Return an archive whose one file is no deflated data, as a failing disk leaves it."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("det.onnx", b"x" * 5000)
+    body = bytearray(file.getvalue())
+    # Behind the 30 bytes of its header, and its name.
+    body[30 + len("det.onnx")] = 0xFF
+    return bytes(body)
+
+
 @pytest.mark.parametrize(
     ("body", "reason"),
     [
         (b"this is no zip", "no usable zip"),
+        (spoilt_zip(), "no usable zip"),
         (pack_zip(("det.onnx", b"x" * 5000))[:2000], "no usable zip"),
         (pack_zip(("README", b"")), "holds no .onnx file"),
         (pack_zip(("a/det.onnx", b""), ("b/det.onnx", b"")), "twice"),
