@@ -64,6 +64,7 @@ class Stage(Generic[In, Out]):
         self._workers = workers
         self._waiting: Waiting[tuple[In, asyncio.Future[Out]]] = Waiting()
         self._came = asyncio.Event()
+        self._begun: set[asyncio.Future[Out]] = set()
         self._taking = asyncio.Lock()
         """One worker at a time waits for its turn: the others would take turns to do nothing."""
         self._tasks: list[asyncio.Task[None]] = []
@@ -106,12 +107,30 @@ class Stage(Generic[In, Out]):
             StageClosedError: the stage is closed.
             Exception: whatever `run_batch` gave for this item.
         """
+        return await self._put(item)
+
+    async def submit_to_end(self, item: In) -> Out:
+        """As `submit`, but who is cancelled once its batch began leaves when that is over.
+
+        For batches that change something: what the caller does next, they do not undo.
+        """
+        outcome = self._put(item)
+        try:
+            return await asyncio.shield(outcome)
+        except asyncio.CancelledError:
+            if outcome in self._begun:
+                await asyncio.wait([outcome])
+            else:
+                outcome.cancel()
+            raise
+
+    def _put(self, item: In) -> asyncio.Future[Out]:
         if self._closed:
             raise StageClosedError(self.name)
         outcome: asyncio.Future[Out] = asyncio.get_running_loop().create_future()
         self._waiting.put((item, outcome))
         self._came.set()
-        return await outcome
+        return outcome
 
     async def _work(self) -> None:
         while True:
@@ -130,6 +149,8 @@ class Stage(Generic[In, Out]):
                 item, outcome = self._waiting.pop()
                 if not outcome.done():
                     batch.append((item, outcome))
+                    self._begun.add(outcome)
+                    outcome.add_done_callback(self._begun.discard)
             return run_batch, batch
 
     async def _something_waits(self) -> None:

@@ -98,7 +98,8 @@ class ImageEmbeddingHandler:
         with timings.stage("infer"):
             points, ran = await self._embed(job, models, pictures)
         with timings.stage("store"):
-            while missing := await self._upserts.submit(points):
+            # To its end: who cancels this job to remove its picture must not do so too early.
+            while missing := await self._upserts.submit_to_end(points):
                 # A change of the model began or ended meanwhile.
                 models = [await self._models.of(part) for part in missing]
                 more, ran_more = await self._embed_anew(job, models)

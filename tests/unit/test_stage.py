@@ -296,6 +296,24 @@ async def test_a_batch_runs_on_without_a_caller_that_left() -> None:
     assert oven.batches == [[0], [1, 2]]
 
 
+async def test_a_caller_can_stay_to_the_end_of_its_batch_though_it_is_cancelled() -> None:
+    # A picture was removed while its cancelled job's vector was on the way, which was stored then.
+    oven = Oven()
+    async with Stage("s", oven.bake) as stage:
+        begun, waiting = (asyncio.create_task(stage.submit_to_end(item)) for item in (1, 2))
+        await oven.began.wait()
+        for task in (begun, waiting):
+            task.cancel()
+        await turns()
+
+        assert (begun.done(), waiting.cancelled()) == (False, True)
+
+        oven.go.set()
+        with pytest.raises(asyncio.CancelledError):
+            await begun
+        assert (oven.running, oven.batches) == (0, [[1]])
+
+
 async def test_closing_tells_everyone_who_waits() -> None:
     oven = Oven()
     stage: Stage[int, int] = Stage("s", oven.bake)
