@@ -33,6 +33,7 @@ from http_shim.doors.model_names import ModelNames
 from http_shim.doors.openai import OpenAIDoor
 from http_shim.errors import answer_errors
 from http_shim.face_routes import add_face_routes
+from http_shim.foreign_pages import refuse_foreign_pages
 from http_shim.health_routes import add_health_routes
 from http_shim.job_routes import add_job_routes
 from http_shim.media_routes import add_media_routes
@@ -110,7 +111,8 @@ def create_app(
         models: what changes collections' models, by the collections' names.
     """
     app = web.Application(
-        middlewares=[count_refusals, answer_errors], client_max_size=max_body_bytes
+        middlewares=[count_refusals, answer_errors, refuse_foreign_pages],
+        client_max_size=max_body_bytes,
     )
     app[keys.METRICS] = metrics or Metrics()
     app[keys.INTAKE] = intake

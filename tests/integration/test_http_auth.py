@@ -424,6 +424,35 @@ async def test_switched_off_no_header_is_demanded(
     assert [record.getMessage()[:21] for record in warnings] == ["AUTHENTICATION IS OFF"]
 
 
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 200),
+        ({"Sec-Fetch-Site": "same-origin", "Origin": "http://photos.example"}, 200),
+        ({"Sec-Fetch-Site": "cross-site"}, 403),
+        ({"Sec-Fetch-Site": "same-site"}, 403),
+        ({"Origin": "http://photos.example", "Host": "photos.example"}, 200),
+        ({"Origin": "https://evil.example"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Origin": "http://[evil"}, 403),
+    ],
+)
+async def test_switched_off_another_sites_page_changes_nothing(
+    tmp_path: Path, headers: dict[str, str], status: int
+) -> None:
+    async with rest(tmp_path / "q.db") as rig:
+        answer = await rig.ask("POST", "/queue/image_embedding/pause", headers=headers)
+        assert answer.status == status
+        assert ("image_embedding" in await rig.queue.pauses.active()) is (status == 200)
+        assert (await rig.ask("GET", "/queue", headers=headers)).status == 200
+
+
+async def test_with_tokens_the_token_counts_and_not_the_page(rig: Rig, issuer: Issuer) -> None:
+    headers = {"Authorization": f"Bearer {issuer.token()}", "Origin": "https://photos.example"}
+    answer = await rig.ask("POST", "/queue/image_embedding/pause", headers=headers)
+    assert answer.status == 200
+
+
 def test_the_switch_beats_the_key_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
     authenticator = Authenticator(AuthSettings(public_key_path=Path("issuer.pem"), disabled=True))
 
