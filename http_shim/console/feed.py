@@ -71,16 +71,20 @@ class Feed:
             began = self._monotonic()
             try:
                 if self._live.is_watched:
-                    self._tell("queue", await self.queue())
+                    # The daemon first, which says so where the queue cannot be read.
                     if looks % SLOW_LOOKS == 0:
                         for name, look in self._slow.items():
                             self._tell(name, await look())
+                    self._tell("queue", await self.queue())
                     looks += 1
+                    self._told.pop("trouble", None)
                 else:
                     self._depths.clear()
                     self._sample()
             except StorageError as error:
                 self._tell("trouble", {"code": error.code, "message": error.message})
+                # How long it waited in vain is no work.
+                looks, began = 0, self._monotonic()
             except Exception:
                 # A look that breaks is told in the log; the daemon's work does not depend on it.
                 log.exception("the console could not look")
@@ -90,6 +94,8 @@ class Feed:
     async def snapshot(self) -> bytes:
         """Return everything at once, as server-sent events, for somebody who begins to watch."""
         looks = {"queue": self.queue, **self._slow}
+        # Who begins to watch may not have heard what was told last: it is told to all once more.
+        self._told.clear()
         return b"".join([encode(name, dump_json(await look())) for name, look in looks.items()])
 
     async def failures(self) -> JsonObject:
