@@ -10,7 +10,7 @@ import jwt
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from playwright.sync_api import Browser, expect
+from playwright.sync_api import Browser, Route, expect
 
 from tests.acceptance.rig import CASCADE_ONLY
 from tests.console.conftest import Opener
@@ -80,6 +80,33 @@ def test_a_token_opens_the_page_and_signing_out_forgets_it(
     page.by("#leave").click()
     expect(page.by("#login")).to_be_visible()
     assert page.page.evaluate("sessionStorage.length") == 0
+
+
+def test_a_refusal_of_before_the_sign_in_does_not_sign_out(
+    guarded: Stack, token: Tokens, open_page: Opener
+) -> None:
+    page = open_page(guarded)
+    expect(page.by("#login")).to_be_visible()
+    held: list[Route] = []
+
+    def hold(route: Route) -> None:
+        held.append(route)
+
+    page.page.route("**/job?limit=1", hold)
+    with page.page.expect_request("**/job?limit=1"):
+        page.page.evaluate(
+            """() => { window.late = import("./console/api.js")
+                .then((api) => api.ask("job?limit=1")).catch((error) => error.status); }"""
+        )
+    sign_in(page, token())
+    expect(page.by("#link")).to_have_text("All well")
+
+    held[0].continue_()
+    assert page.page.evaluate("window.late") == 401
+
+    expect(page.by("#main")).to_be_visible()
+    expect(page.by("#link")).to_have_text("All well")
+    without_401(page)
 
 
 def test_what_a_token_may_not_do_is_not_offered(

@@ -5,7 +5,7 @@ import urllib.request
 from typing import Any
 
 import pytest
-from playwright.sync_api import FilePayload, expect
+from playwright.sync_api import FilePayload, Route, expect
 
 from tests.console.conftest import Opener, picture
 from tests.console.rig import Stack
@@ -293,6 +293,49 @@ def test_a_task_type_is_paused_and_resumed_by_the_keyboard_alone(
     card.get_by_role("button", name="Resume: Faces found").press("Enter")
     expect(card.locator(".task-note")).to_have_text("Up to date")
     assert running.daemon.job(job_id)["status"] == "completed"
+
+
+def test_a_card_that_is_out_of_date_undoes_nobodys_pause(running: Stack, open_page: Opener) -> None:
+    page = open_page(running).ready()
+
+    def another_is_quicker(route: Route) -> None:
+        running.daemon.request("POST", "/queue/face_detection/pause", {})
+        route.continue_()
+
+    page.page.route("**/queue/face_detection/pause*", another_is_quicker)
+    card = page.by("#tasks > li").filter(has_text="Faces found")
+    card.get_by_role("button", name="Pause: Faces found").click()
+    card.get_by_role("menuitem", name="For 1 hour").click()
+
+    expect(card.locator(".task-note")).to_have_text("Paused until somebody resumes it")
+    _, queue = running.daemon.request("GET", "/queue")
+    assert queue["task_types"]["face_detection"]["paused_until"] is None
+    card.get_by_role("button", name="Resume: Faces found").click()
+    expect(card.locator(".task-note")).to_have_text("Up to date")
+    page.errors = [each for each in page.errors if "409" not in each]
+
+
+def test_what_fails_once_more_while_all_are_tried_again_is_not_tried_twice(
+    running: Stack, open_page: Opener
+) -> None:
+    page = open_page(running).ready()
+    asked: list[Any] = []
+
+    def retried(route: Route) -> None:
+        asked.append(route.request.post_data_json)
+        body = {"retried": 1000, "left_out": 0, "more": len(asked) < 2, "before": 5}
+        route.fulfill(json=body)
+
+    page.page.route("**/job/retry", retried)
+    page.page.evaluate(
+        """async () => (await import("./console/failures.js")).showFailures({ groups: [{ code: "x",
+            task_type: "face_detection", number: 2, latest: 1, message: "x: y" }] },
+            { mayWrite: true })"""
+    )
+    page.by("#failures > li").filter(has_text="x").get_by_role("button").click()
+
+    expect(page.by("#toast")).to_have_text("2,000 jobs will be tried again")
+    assert [each.get("before") for each in asked] == [None, 5]
 
 
 def test_failures_are_grouped_by_code_and_all_tried_again(

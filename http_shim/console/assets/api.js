@@ -18,7 +18,8 @@ export const token = {
 
 export async function ask(path, options = {}) {
   const headers = new Headers(options.headers);
-  if (token.get()) headers.set("Authorization", `Bearer ${token.get()}`);
+  const shown = token.get();
+  if (shown) headers.set("Authorization", `Bearer ${shown}`);
   let response;
   try {
     response = await fetch(path, { ...options, headers, credentials: "omit" });
@@ -33,7 +34,8 @@ export async function ask(path, options = {}) {
   } catch {
     // A proxy's page: the status says enough.
   }
-  if (response.status === 401) dispatchEvent(new Event("inferd:locked"));
+  // One that was asked before the latest sign-in says nothing of the token of now.
+  if (response.status === 401 && shown === token.get()) dispatchEvent(new Event("inferd:locked"));
   throw new ApiError(response.status, body.code ?? `http_${response.status}`, body.detail ?? response.statusText, body.field);
 }
 

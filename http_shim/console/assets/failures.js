@@ -29,9 +29,12 @@ async function retry(group, button) {
   button.disabled = true;
   try {
     let retried = 0;
+    let before;
     for (;;) {
-      const told = await post("job/retry", { code: group.code, task_type: group.task_type });
+      const told = await post("job/retry", { code: group.code, task_type: group.task_type, before });
       retried += told.retried;
+      // What fails once more meanwhile has the same code, and is not started a second time.
+      before = told.before;
       // What a newer job stands for is left out each time: without progress there is an end.
       if (!told.more || !told.retried) break;
       toast(`${number(retried)} so far…`);

@@ -16,6 +16,8 @@ const state = { mayWrite: false, taskTypes: [], report: null, up: false, queue: 
 let stream = null;
 
 function locked(reason = "") {
+  // Several requests may be refused: the first says why, and nobody's typing is disturbed.
+  if (!byId("login").hidden) return;
   stream?.stop();
   stream = null;
   const had = Boolean(token.get());

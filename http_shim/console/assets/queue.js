@@ -64,6 +64,7 @@ function fill(element, name, task, mayWrite) {
   const all = ended + task.pending + task.processing;
   element.querySelector(".bar > i").style.setProperty("--share", all ? String(ended / all) : "0");
   setText(element.querySelector(".task-note"), note(task));
+  element.dataset.seen = !task.paused ? "running" : task.paused_until ?? "open";
   const act = element.querySelector(".act");
   const wanted = !mayWrite ? "none" : task.paused ? "resume" : "pause";
   if (act.dataset.is !== wanted) {
@@ -84,7 +85,9 @@ function note(task) {
 async function change(name, verb, body, button) {
   button.disabled = true;
   try {
-    await post(`queue/${name}/${verb}`, body);
+    // What is shown here: where another admin changed it meanwhile, nothing is done.
+    const { seen } = button.closest(".task").dataset;
+    await post(`queue/${name}/${verb}?${new URLSearchParams({ seen })}`, body);
     toast(`${taskName(name)}: ${verb === "pause" ? "paused" : "resumed"}`);
   } catch (error) {
     toast(error.message);
