@@ -60,7 +60,11 @@ class Stack:
             "INFERD_DATA_DIR": str(folder / "data"),
             "INFERD_MQTT__URL": f"mqtt://127.0.0.1:{self.broker_port}",
             "INFERD_MEDIA_STORE__URL": self.media_store_url,
+            # Nobody is asked for a token: this machine only, whatever one's own daemon listens on.
+            "INFERD_HTTP__ENABLED": "true",
+            "INFERD_HTTP__HOST": "127.0.0.1",
             "INFERD_HTTP__PORT": str(self.http_port),
+            "INFERD_DOORS__IMMICH": "false",
             "AUTH_DISABLED": "true",
         }
         self._processes: dict[str, subprocess.Popen[bytes]] = {}

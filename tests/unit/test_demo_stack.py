@@ -35,6 +35,22 @@ def test_a_demo_has_nothing_of_the_installation_in_the_environment(
     assert told.client.inference_url == ""
 
 
+def test_a_demo_asks_for_no_token_and_so_listens_on_this_machine_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = tmp_path / "inferd.toml"
+    settings.write_text(
+        '[http]\nhost = "0.0.0.0"\n[doors]\nimmich = true\nimmich_host = "0.0.0.0"\n'
+    )
+    monkeypatch.setenv("INFERD_CONFIG", str(settings))
+    monkeypatch.setenv("INFERD_HTTP__HOST", "0.0.0.0")
+
+    told = Settings.from_env(Stack(tmp_path / "demo", {}, ports=[1, 2, 3]).environ)
+
+    assert told.auth.disabled
+    assert (told.http.enabled, told.http.host, told.doors.immich) == (True, "127.0.0.1", False)
+
+
 def test_a_second_ctrl_c_leaves_no_process(tmp_path: Path) -> None:
     stack = Stack(tmp_path, {}, ports=[1, 2, 3])
     stubborn = (
