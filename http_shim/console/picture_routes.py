@@ -15,6 +15,7 @@ from http_shim.bodies import read_body
 from http_shim.console.parts import console_of
 from http_shim.errors import DrainingError, error_response
 from http_shim.keys import AUTHENTICATOR, HEALTH
+from http_shim.media_routes import MAX_DIGITS
 from http_shim.queries import parse_query
 from http_shim.search_door import BusyError
 
@@ -59,7 +60,8 @@ async def show_picture(request: web.Request) -> web.Response:
     console = console_of(request)
     asked = parse_query(request, ShowQuery)
     found = request.match_info["media_store_id"]
-    if not (found.isascii() and found.isdigit() and int(found[:20]) <= MAX_MEDIA_STORE_ID):
+    is_plain = found.isascii() and found.isdigit() and len(found) <= MAX_DIGITS
+    if not is_plain or int(found) > MAX_MEDIA_STORE_ID:
         raise NotFoundError("a picture is named by its media_store_id in decimal digits")
     try:
         picture = await _in_time(console.pictures.show(int(found), int(asked.side)))
