@@ -10,6 +10,7 @@ from daemon.settings import Settings
 from demos.client import ClientError
 from demos.client.exit_codes import COMPLETED, REJECTED, UNREACHABLE
 from demos.client.management import Door, RefusedError, add_place, say
+from demos.client.sources import shown
 from demos.client.terminal import print_out
 
 _EPILOG = """\
@@ -56,6 +57,21 @@ def main(argv: Sequence[str], *, prog: str) -> int:
 
 
 def _row(worker: JsonObject) -> tuple[str, ...]:
+    # What daemons say of themselves may hold what a terminal obeys.
+    return tuple(map(shown, _cells(worker)))
+
+
+def _when(since: int | None) -> str:
+    if since is None:
+        return ""
+    try:
+        return f"{datetime.fromtimestamp(since / 1000):%Y-%m-%d %H:%M:%S}"  # noqa: DTZ006 - people's own time
+    except (ValueError, OverflowError, OSError):
+        # A clock that is beyond all years.
+        return "?"
+
+
+def _cells(worker: JsonObject) -> tuple[str, ...]:
     rate, since = worker["images_per_second"], worker["since"]
     state = worker["state"]
     if state == "offline" and worker["reason"] not in ("shutdown", "unknown"):
@@ -63,7 +79,7 @@ def _row(worker: JsonObject) -> tuple[str, ...]:
     return (
         f"{worker['worker_id']}{' *' if worker['is_self'] else ''}",
         state,
-        "" if since is None else f"{datetime.fromtimestamp(since / 1000):%Y-%m-%d %H:%M:%S}",  # noqa: DTZ006 - people's own time
+        _when(since),
         "" if rate is None else f"{rate:g}",
         str(sum(worker["done"].values())),
         str(sum(worker["failed"].values())),
