@@ -13,6 +13,8 @@ export PYTHON ?=
 export TORCH_INDEX ?=
 # Further words for demo, run, token and test.
 ARGS ?=
+# So many processes run the tests side by side, a file's tests in one; 0: one after the other.
+WORKERS ?= 0
 
 # GPU=1 and GPU=0 choose; without either, what is installed stays.
 ifeq ($(GPU),1)
@@ -48,8 +50,8 @@ pictures: setup mosquitto ## your own: FOLDER=~/Pictures made searchable, and ke
 token: setup ## a development key and a token for REST (ARGS='--sub me --hours 8 --admin')
 	@$(python) -m demos.make_token $(ARGS)
 
-test: setup-dev mosquitto postgresql chromium ## all tests (ARGS='-k name' for some)
-	@$(python) -m pytest $(ARGS)
+test: setup-dev mosquitto postgresql chromium ## all tests (ARGS='-k name' for some, WORKERS=2)
+	@$(python) -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 crash: setup-dev mosquitto $(if $(findstring postgresql,$(ARGS)),postgresql) ## kill daemons N=200 times by chance; nothing may be lost (SEED=)
 	@$(python) -m tests.crash.run --kills $(or $(N),200) $(if $(SEED),--seed $(SEED)) $(ARGS)
