@@ -31,11 +31,11 @@ class Announcer:
 
     def happened(self, event: Event, job: Job, now: int, **extra: bool) -> list[Message]:
         """Return the messages of one event; the job's seq must be that of the event."""
-        return job_messages(event, job, worker_id=self.worker_id, now=now, **extra)
+        return job_messages(event, job, worker_id=self.worker_id, now=now, extra=extra)
 
-    def ended(self, job: Job, now: int) -> list[Message]:
+    def ended(self, job: Job, now: int, result_text: str | None = None) -> list[Message]:
         """Return the messages of a terminal state; the job's seq must be that of the last."""
-        return terminal_messages(job, worker_id=self.worker_id, now=now)
+        return terminal_messages(job, worker_id=self.worker_id, now=now, result_text=result_text)
 
     async def write(self, connection: Connection, messages: Sequence[Message]) -> None:
         """Put the messages into the outbox; they are published once the transaction committed."""

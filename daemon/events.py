@@ -2,12 +2,14 @@
 
 import hashlib
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from functools import partial
 
 from daemon import topics
 from daemon.errors import InvalidRequestError
-from daemon.jobs import Job, JobState, JsonObject, dump_event
+from daemon.jobs import Job, JobState, JsonObject, dump_event, dump_scalar
 
 NAMESPACE = uuid.UUID("8d4a1a0e-33f4-5e0c-9a53-6d1d3a1f6d5b")
 """Namespace of event ids: the same event has the same id however often it is sent."""
@@ -39,27 +41,34 @@ class Message:
 
 
 def job_messages(
-    event: Event, job: Job, *, worker_id: str, now: int, **extra: bool
+    event: Event,
+    job: Job,
+    *,
+    worker_id: str,
+    now: int,
+    result_text: str | None = None,
+    extra: Mapping[str, bool] | None = None,
 ) -> list[Message]:
     """Return an event of a job as messages: its own topic, and the client's reply topic if any.
 
-    `extra` stands beside `data` in the envelope. The job's `seq` must be that of this event.
+    `extra` stands beside `data` in the envelope; `result_text` is the job's result as JSON, where
+    that is known. The job's `seq` must be that of this event.
     """
-    envelope: JsonObject = {
-        "v": 1,
-        "event": f"job_{event}",
-        "event_id": _event_id(job, event),
-        "seq": job.seq,
-        "timestamp": now,
-        "job_id": job.job_id,
-        "request_id": job.request_id,
-        "worker_id": worker_id,
-        "status": job.status.value,
-        "data": job.to_wire(),
-        **extra,
-    }
+    # Written out, since each job has three: as dictionaries they took a fifth of its transactions.
+    payload = (
+        f'{{"v":1,"event":"job_{event}"'
+        f',"event_id":"{_event_id(job, event)}"'
+        f',"seq":{job.seq}'
+        f',"timestamp":{now}'
+        f',"job_id":{dump_scalar(job.job_id)}'
+        f',"request_id":{dump_scalar(job.request_id)}'
+        f',"worker_id":{dump_scalar(worker_id)}'
+        f',"status":"{job.status}"'
+        f',"data":{job.to_wire_text(result_text)}'
+        f"{_more(extra)}}}"
+    )
     topic = topics.job_event(job.job_id, event)
-    return _addressed(topic, envelope, job.reply_to, job.correlation_data)
+    return _addressed(topic, payload, job.reply_to, job.correlation_data)
 
 
 def progress_messages(
@@ -80,7 +89,7 @@ def progress_messages(
         "data": {"stage": stage, "fraction": fraction},
     }
     topic = topics.job_event(job.job_id, Event.PROGRESS)
-    return _addressed(topic, envelope, job.reply_to, job.correlation_data)
+    return _addressed(topic, dump_event(envelope), job.reply_to, job.correlation_data)
 
 
 def terminal_events(status: JobState) -> int:
@@ -90,19 +99,19 @@ def terminal_events(status: JobState) -> int:
     return 1 if status is JobState.COMPLETED else 2
 
 
-def terminal_messages(job: Job, *, worker_id: str, now: int) -> list[Message]:
+def terminal_messages(
+    job: Job, *, worker_id: str, now: int, result_text: str | None = None
+) -> list[Message]:
     """Return what a terminal state says: `completed` always, `failed` too unless all went well.
 
     A client that knows only the documented topic must never wait for ever. The job's `seq` must
-    be that of the last of these events.
+    be that of the last of these events; `result_text` is as for `job_messages`.
     """
+    said = partial(job_messages, worker_id=worker_id, now=now, result_text=result_text)
     if job.status is JobState.COMPLETED:
-        return job_messages(Event.COMPLETED, job, worker_id=worker_id, now=now)
+        return said(Event.COMPLETED, job)
     first = replace(job, seq=job.seq - 1)
-    return [
-        *job_messages(Event.COMPLETED, first, worker_id=worker_id, now=now),
-        *job_messages(Event.FAILED, job, worker_id=worker_id, now=now),
-    ]
+    return [*said(Event.COMPLETED, first), *said(Event.FAILED, job)]
 
 
 def rejection_messages(
@@ -160,7 +169,7 @@ def rejection_messages(
         "data": data,
     }
     topic = topics.job_event(job_id, Event.REJECTED) if job_id else topics.dead_letter(topic_task)
-    return _addressed(topic, envelope, reply_to, correlation_data)
+    return _addressed(topic, dump_event(envelope), reply_to, correlation_data)
 
 
 def removal_messages(
@@ -183,7 +192,9 @@ def removal_messages(
         "worker_id": worker_id,
         "data": removed,
     }
-    return _addressed(topics.media_deleted(media_store_id), envelope, reply_to, correlation_data)
+    return _addressed(
+        topics.media_deleted(media_store_id), dump_event(envelope), reply_to, correlation_data
+    )
 
 
 def _event_id(job: Job, event: Event) -> str:
@@ -200,10 +211,14 @@ def _uuid5(name: str) -> str:
     return f"{text[:8]}-{text[8:12]}-5{text[13:16]}-{variant}{text[17:20]}-{text[20:32]}"
 
 
+def _more(extra: Mapping[str, bool] | None) -> str:
+    """Return further members of a JSON object, from the comma on."""
+    return f",{dump_event(dict(extra))[1:-1]}" if extra else ""
+
+
 def _addressed(
-    topic: str, envelope: JsonObject, reply_to: str | None, correlation_data: str | None
+    topic: str, payload: str, reply_to: str | None, correlation_data: str | None
 ) -> list[Message]:
-    payload = dump_event(envelope)
     messages = [Message(topic, payload)]
     if reply_to:
         messages.append(Message(reply_to, payload, correlation_data))

@@ -89,7 +89,7 @@ async def settle(
         key = row["job_id"], row["fence"]
         jobs[key] = job = asked[key].to_job(row, now)
         if job.status.is_terminal:
-            messages += announcer.ended(job, now)
+            messages += announcer.ended(job, now, asked[key].result_text)
     await announcer.write(connection, messages)
     return jobs
 

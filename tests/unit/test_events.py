@@ -143,6 +143,40 @@ def test_a_result_is_shown_once_the_job_is_over() -> None:
     assert JOB.to_wire()["result"] == {"faces": []}
 
 
+ODD = 'a "quote", a \\ and \n, é 😀'
+
+
+@pytest.mark.parametrize(
+    "job",
+    [
+        JOB,
+        replace(JOB, request_id=None, started_at=None, media_store_id=2**63 - 1),
+        replace(JOB, status=JobState.PENDING, completed_at=None, error_message="c: m"),
+        replace(JOB, status=JobState.ERROR, error_message=ODD, result=None, request_id=ODD),
+        replace(JOB, status=JobState.SYNC_FAILED, error_message=ODD, result={"é": [0.1, ODD]}),
+        replace(JOB, result={}),
+    ],
+)
+def test_a_job_in_an_event_is_as_in_an_answer_whether_its_result_is_text_already_or_not(
+    job: Job,
+) -> None:
+    known = None if job.result is None else dump_result(job.result)
+    for text in (None, known):
+        (message,) = job_messages(Event.STARTED, job, worker_id=ODD, now=9, result_text=text)
+
+        event = body(message)
+        assert (event["worker_id"], event["request_id"]) == (ODD, job.request_id)
+        assert list(event["data"].items()) == list(job.to_wire().items())
+        assert message.payload == dump_json(event)
+
+
+def test_what_else_an_event_says_stands_beside_its_job() -> None:
+    (message,) = job_messages(Event.ACCEPTED, JOB, worker_id="w", now=9, extra={"duplicate": False})
+
+    assert list(body(message))[-2:] == ["data", "duplicate"]
+    assert body(message)["duplicate"] is False
+
+
 def test_an_error_is_shown_once_the_job_is_over() -> None:
     waiting = replace(JOB, status=JobState.PENDING, error_message="c: m")
     failed = replace(JOB, status=JobState.ERROR, error_message="c: m")
