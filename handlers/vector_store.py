@@ -38,6 +38,7 @@ class VectorStore(ABC):
 
     def __init__(self) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._opening: tuple[asyncio.AbstractEventLoop, asyncio.Lock] | None = None
         self._sync_turn = threading.RLock()
         self._is_sync = False
 
@@ -46,22 +47,29 @@ class VectorStore(ABC):
     async def open(self) -> None:
         """Open the collection, creating it where it is absent; does nothing the second time.
 
+        Whoever comes while another one opens it waits for that, and tries himself where it failed.
+
         Raises:
             ConfigError: it is locked, unreadable, of another dimension or distance, or the server
                 refuses us.
             DependencyDownError: the server is away.
         """
         loop = asyncio.get_running_loop()
-        if self._loop is loop:
-            return
-        if self._loop is not None:
+        if self._loop not in (None, loop):
             raise RuntimeError(self._in_use())
-        self._loop = loop
-        try:
-            await self._open()
-        except BaseException:
-            self._loop = None
-            raise
+        if self._opening is None or self._opening[0] is not loop:
+            self._opening = loop, asyncio.Lock()
+        async with self._opening[1]:
+            if self._loop is loop:
+                return
+            if self._loop is not None:
+                raise RuntimeError(self._in_use())
+            self._loop = loop
+            try:
+                await self._open()
+            except BaseException:
+                self._loop = None
+                raise
 
     async def close(self) -> None:
         """Give everything back; the store may be opened again. Safe twice."""

@@ -462,6 +462,44 @@ async def test_stores_share_an_engine_until_the_last_one_closes(place: Place) ->
         assert await images.count() == 0
 
 
+async def test_who_comes_while_a_store_opens_waits_for_it(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began, answers = asyncio.Event(), asyncio.Event()
+    is_away = True
+    shared = place()
+    engine = await shared.open()
+    collections = engine.collections
+
+    async def hang() -> list[str]:
+        began.set()
+        await answers.wait()
+        if is_away:
+            raise DependencyDownError("away", code="vector_store_unreachable")
+        return await collections()
+
+    monkeypatch.setattr(engine, "collections", hang)
+    store = QdrantImageStore(engine=shared)
+
+    async def look() -> int:
+        await store.open()
+        return await store.count()
+
+    for expected in (DependencyDownError, int):
+        began.clear()
+        answers.clear()
+        first = asyncio.create_task(look())
+        await began.wait()
+        others = [asyncio.create_task(look()) for _ in range(2)]
+        await asyncio.sleep(0)
+        answers.set()
+        found = await asyncio.gather(first, *others, return_exceptions=True)
+        assert [type(each) for each in found] == [expected] * 3
+        is_away = False
+    await store.close()
+    await shared.close()
+
+
 async def test_a_closed_store_says_so(place: Place) -> None:
     store = QdrantImageStore(engine=place())
 
