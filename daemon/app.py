@@ -181,6 +181,7 @@ async def run(settings: Settings, *, started: Callable[[int | None], None] = _te
             handlers.stored,
             clock=clock,
             prune_after_days=settings.queue.prune_after_days,
+            is_leaving=removal.is_leaving,
         )
         port = await open_doors(
             stack,

@@ -7,7 +7,7 @@ nothing has changed: a job that takes the place of one job alone, a delete of wh
 So neither harms what somebody else does to the picture meanwhile.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from daemon.admission import Accepted, Submission
 from daemon.audit_examination import Examination, Vectors
@@ -43,6 +43,7 @@ class Audit:
         clock: epoch milliseconds.
         prune_after_days: how long jobs are kept; 0 is for ever. A vector that is older and has no
             job is counted, and is no finding.
+        is_leaving: whether a picture is being removed by somebody now; it is not asked for again.
     """
 
     def __init__(
@@ -53,9 +54,10 @@ class Audit:
         *,
         clock: Clock,
         prune_after_days: float = 0,
+        is_leaving: Callable[[int], bool] = lambda _media_store_id: False,
     ) -> None:
         self._queue, self._ledger, self._vectors = queue, ledger, vectors
-        self._clock = clock
+        self._clock, self._is_leaving = clock, is_leaving
         self._pictures = Examination(
             ledger, vectors, clock=clock, prune_after_days=prune_after_days
         )
@@ -218,7 +220,7 @@ class Audit:
     async def _redo(self, asked: Finding, picture: int) -> tuple[Outcome, str | None]:
         deep = asked.kind is Kind.BAD_VECTOR
         found = await self._pictures.look(asked.task_type, [picture], deep=deep)
-        if not any(each.kind is asked.kind for each in found):
+        if self._is_leaving(picture) or not any(each.kind is asked.kind for each in found):
             return Outcome.GONE, None
         jobs = (await self._ledger.of_pictures(asked.task_type, [picture])).get(picture, [])
         old = completed(jobs)

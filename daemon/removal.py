@@ -7,6 +7,7 @@ MQTT tells them; each says for itself what it removed.
 """
 
 import logging
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
@@ -78,6 +79,11 @@ class Removal:
         self._queue, self._cancellation = queue, cancellation
         self._forget_vectors = forget_vectors
         self._clock, self._worker_id = clock, worker_id
+        self._leaving: Counter[int] = Counter()
+
+    def is_leaving(self, media_store_id: int) -> bool:
+        """Whether a picture is being removed now: its vectors may be gone before its jobs are."""
+        return self._leaving[media_store_id] > 0
 
     async def remove(
         self, media_store_id: int, *, reply_to: str | None = None, correlation: str | None = None
@@ -89,6 +95,16 @@ class Removal:
                 there, so that asking again does the rest.
             StorageError: the queue's database failed; the same.
         """
+        self._leaving[media_store_id] += 1
+        try:
+            return await self._remove(media_store_id, reply_to, correlation)
+        finally:
+            self._leaving[media_store_id] -= 1
+            self._leaving += Counter()  # keeps no picture that is done
+
+    async def _remove(
+        self, media_store_id: int, reply_to: str | None, correlation: str | None
+    ) -> Removed:
         cancelled, left = 0, list[str]()
         ended = list[str]()
         for job in await self._queue.batches.of_media(media_store_id):

@@ -13,10 +13,12 @@ from daemon import audit as audit_module
 from daemon import scrub
 from daemon.audit import Audit
 from daemon.audit_findings import Finding, Kind, Outcome
+from daemon.cancellation import Cancellation
 from daemon.errors import InvalidRequestError, RetryableError
 from daemon.job_ledger import JobLedger
 from daemon.jobs import Job, JobState, JsonObject, TaskType
 from daemon.last_life import LastLife
+from daemon.removal import Removal
 from daemon.scrub import Scrub
 from handlers.face_store import QdrantFaceStore
 from handlers.faceless import Faceless
@@ -474,6 +476,36 @@ async def test_a_picture_that_is_deleted_at_the_last_moment_does_not_come_back(
 
     assert await world.audit.mend([finding]) == [(Outcome.GONE, None)]
     assert await jobs_of(world, 1) == []
+
+
+async def test_a_picture_that_is_being_removed_is_not_done_again(world: World) -> None:
+    await world.good(1)
+    queue, clock = world.bench.queue, world.bench.clock
+
+    async def runs_nothing(_job_id: str) -> bool:
+        return False
+
+    async def forget_vectors(media_store_id: int) -> dict[str, int]:
+        await world.images.remove_by_media_store_id(media_store_id)
+        # Somebody's audit, between its vectors' end and that of its jobs.
+        assert await audit.mend(await world.run()) == [(Outcome.GONE, None)]
+        return {}
+
+    cancellation = Cancellation(queue, stop_running=runs_nothing, clock=clock, worker_id="w")
+    removal = Removal(
+        queue, cancellation, forget_vectors=forget_vectors, clock=clock, worker_id="w"
+    )
+    audit = Audit(
+        queue,
+        JobLedger(world.bench.database),
+        world.vectors,
+        clock=clock,
+        is_leaving=removal.is_leaving,
+    )
+
+    assert (await removal.remove(1)).jobs == 1
+    assert await jobs_of(world, 1) == []
+    assert not removal.is_leaving(1)
 
 
 async def test_a_full_queue_takes_no_mends(tmp_path: Path) -> None:
