@@ -1,7 +1,9 @@
 """Fixtures that every layer of tests shares."""
 
+import compileall
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,11 +11,22 @@ import pytest
 
 from tests.postgresql import Cluster
 
+ROOT = Path(__file__).parents[1]
+STARTED = ("daemon", "handlers", "http_shim", "demos", "tests")
+"""Packages that tests start as programs, hundreds of times."""
 
-def pytest_configure() -> None:
-    """Let Ctrl-C through: what a shell starts with `&` ignores it, and so would all children."""
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let Ctrl-C through, and let no daemon compile itself.
+
+    What a shell starts with `&` ignores Ctrl-C, and so would all children. Where Python is told to
+    write no bytecode, each start would compile hundreds of files anew.
+    """
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if sys.dont_write_bytecode and not hasattr(config, "workerinput"):
+        for package in STARTED:
+            compileall.compile_dir(ROOT / package, quiet=2)
 
 
 @pytest.fixture(scope="session")
