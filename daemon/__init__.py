@@ -33,7 +33,7 @@
     sqlite_writer  its transactions, many in a commit
     postgresql/  the other engine                       outbox_statements
     mqtt         the link to the broker; mqtt_client (the only file that imports gmqtt),
-                 mqtt_sender, mqtt_vendor: one connection of it     broker_tls, logs
+                 mqtt_reception, mqtt_sender, mqtt_vendor: one connection of it     broker_tls, logs
     presence     what the availability says
     metrics      the only file that knows Prometheus    readings  what it reads of all parts
     handler      what a task type must do               metered_handler  measures one that does

@@ -9,7 +9,8 @@ from daemon.identity import is_dead
 from daemon.installation import Installation, read_installation
 from daemon.job_queue import JobQueue
 from daemon.jobs import Clock, TaskType
-from daemon.mqtt import MqttLink, OnRequest
+from daemon.mqtt import MqttLink
+from daemon.mqtt_reception import OnRequest
 from daemon.queue_backend import QueueBackend
 from daemon.role_keeper import LEASE_SECONDS, RoleKeeper
 from daemon.roles import Roles

@@ -6,7 +6,7 @@ from daemon import topics
 from daemon.cancellation import Cancellation
 from daemon.home_assistant import HomeAssistant
 from daemon.intake import Intake
-from daemon.mqtt import OnRequest
+from daemon.mqtt_reception import OnRequest
 from daemon.removal import Removal
 from daemon.requests import MqttRequest
 

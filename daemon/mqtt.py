@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from daemon import topics
-from daemon.errors import PublishError, StorageError
+from daemon.errors import PublishError
 from daemon.events import Message
 from daemon.mqtt_client import (
     ConnectRefusedError,
@@ -25,10 +25,10 @@ from daemon.mqtt_client import (
     make_client,
     open_client,
 )
+from daemon.mqtt_reception import OnNews, OnRequest, Reception
 from daemon.mqtt_sender import Outgoing, Sender
-from daemon.mqtt_vendor import DISCONNECT_SECONDS, SentIds, abort, disconnect, to_request, watch
+from daemon.mqtt_vendor import DISCONNECT_SECONDS, SentIds, disconnect, watch
 from daemon.presence import Presence
-from daemon.requests import MqttRequest
 from daemon.settings import MqttSettings
 
 log = logging.getLogger(__name__)
@@ -39,13 +39,7 @@ STEADY_SECONDS = 10.0
 """A connection that ends sooner does not start the waits anew: a rival with our client_id, or a
 database that cannot store, would else make us reconnect many times a second."""
 
-OnRequest = Callable[[MqttRequest], Awaitable[None]]
-"""Returns once a request is durable or durably refused; raises only if it could not be stored."""
-OnNews = Callable[[str, bytes, bool], bool]
-"""Topic, payload, and whether it was retained; must not raise, and takes no time."""
 MayConnect = Callable[[], Awaitable[bool]]
-OnMessage = Callable[[Any, str | bytes, bytes, int, dict[str, Any]], Awaitable[int]]
-"""As gmqtt calls it; returns the reason code of our PUBACK."""
 
 
 class MqttLink:
@@ -80,22 +74,23 @@ class MqttLink:
         self._settings = settings
         self._url = urlsplit(settings.url.get_secret_value())
         self._filters = Filters(subscriptions, dispensable, watched)
-        self._on_request = on_request
         self._up = asyncio.Event()
         self._presence = Presence(settings.client_id)
+        self._reception = Reception(
+            on_request, on_news, is_open=lambda: self._presence.phase == "online"
+        )
         self._is_worker = is_worker
-        self._on_news = on_news
         self._dropped = dropped
         self._may_connect = may_connect
-        self._handling = 0
-        self._idle = asyncio.Event()
-        self._idle.set()
         self._client: Any = None
         self._sender: Sender | None = None
         self.connects = 0
-        self.heard_at = time.monotonic()
-        """When the latest message came, or the latest connection began to stand."""
         self.last_error: str | None = None
+
+    @property
+    def heard_at(self) -> float:
+        """When the latest request came, or the latest connection began to stand (monotonic)."""
+        return self._reception.heard_at
 
     @property
     def is_up(self) -> bool:
@@ -138,7 +133,7 @@ class MqttLink:
 
         Where another client takes over our session, mosquitto drops what it has not read yet.
         """
-        await self._idle.wait()
+        await self._reception.wait_idle()
         client = self._client
         if client is None:
             return
@@ -232,7 +227,7 @@ class MqttLink:
         sent = SentIds()
         will = self._presence.will() if self._is_worker else None
         client = make_client(self._settings, sent, will=will)
-        client.on_message = self._taking(client, lost)
+        client.on_message = self._reception.of(client, lost)
         sender = Sender(client, sent, self._settings)
         seconds = self._settings.connect_timeout_seconds
         try:
@@ -275,48 +270,13 @@ class MqttLink:
         # Now that nothing falls between: what the session holds from an earlier configuration.
         self._unsubscribe(client)
 
-    def _taking(self, client: Any, lost: asyncio.Event) -> OnMessage:
-        # Must be `async def`: gmqtt never acknowledges for any other callable. It must not raise
-        # and must return a reason code, or the slot in the broker's window leaks.
-        async def on_message(
-            _client: Any, topic: str | bytes, payload: bytes, _qos: int, properties: dict[str, Any]
-        ) -> int:
-            is_retained = bool(properties.get("retain"))
-            if isinstance(topic, str) and self._on_news(topic, bytes(payload), is_retained):
-                return 0
-            self.heard_at = time.monotonic()
-            if self._presence.phase != "online":
-                # Unconfirmed: the broker keeps it for the next start.
-                await lost.wait()
-                return 0
-            self._handling += 1
-            self._idle.clear()
-            try:
-                await self._on_request(to_request(topic, payload, properties))
-            except Exception as error:
-                # Not stored. Only a new connection makes the broker send it again; what is
-                # acknowledged after the abort goes nowhere.
-                log.error(  # noqa: TRY400 - only a bug brings its traceback
-                    "a request could not be stored, dropping the connection: %s",
-                    _brief(error),
-                    exc_info=None if isinstance(error, StorageError) else error,
-                )
-                abort(client)
-            finally:
-                self._handling -= 1
-                if not self._handling:
-                    self._idle.set()
-            return 0
-
-        return on_message
-
     def _begin(self, client: Any, sender: Sender) -> None:
         sender.begin()
         self._sender = sender
         self._client = client
         self.connects += 1
         self.last_error = None
-        self.heard_at = time.monotonic()
+        self._reception.begin()
         self._up.set()
 
     def _end(self) -> None:

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from daemon.bell import Bell
 from daemon.errors import StorageError
 from daemon.jobs import JsonObject
-from daemon.mqtt import MqttLink, OnRequest
+from daemon.mqtt import MqttLink
 from daemon.mqtt_client import end_session
+from daemon.mqtt_reception import OnRequest
 from daemon.requests import MqttRequest
 from daemon.roles import GROUP, Roles, Standing
 from daemon.settings import MqttSettings

@@ -250,7 +250,7 @@ async def test_a_member_that_lost_its_role_does_not_fight_for_it(
             # The lease is over: what reached it before the broker cut it off is not stored.
             one.keeper._valid_until = 0
             with pytest.raises(StorageError):
-                await role.link._on_request(MqttRequest(TOPIC, b"late"))
+                await role.link._reception.on_request(MqttRequest(TOPIC, b"late"))
             await ask(client, b"ask")
             await until(lambda: two.stored == [b"ask"])
             assert one.stored == []

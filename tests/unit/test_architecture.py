@@ -113,7 +113,7 @@ LAYERS = (
         "daemon.postgresql.vitals",
         "daemon.sqlite_writer",
     },
-    {"daemon.mqtt_client", "daemon.mqtt_sender"},
+    {"daemon.mqtt_client", "daemon.mqtt_reception", "daemon.mqtt_sender"},
     {"daemon.mqtt_vendor"},
     {
         "daemon.command_line",
