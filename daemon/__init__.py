@@ -1,10 +1,11 @@
 """The process: intake, queue, worker, outbox. This docstring is the map.
 
-    __main__     picks the sub-command, exit codes      app      opens everything; it and the
-    cli/         the sub-commands, one file each                 those of cli/ and doctor/ alone
+    __main__     picks the sub-command, exit codes      app      opens everything; it, its three
+    cli/         the sub-commands, one file each                 below, cli/ and doctor/ alone
     doctor/      looks at everything, changes nothing            see handlers/
     backup/      what a backup is made of
-    http_doors, health_checks   app's: REST and the other doors; what health looks at
+    http_doors, health_checks, readings   app's: REST and the other doors; what health looks at;
+                                          what the metrics read of all parts
     inbox        a message over MQTT -> who it is for   stop_signals   SIGTERM and SIGINT
     intake       what came -> a job in the queue        worker   leases jobs: running_jobs,
     attempt      handle -> deliver -> settle            delivery results the media store refused
@@ -35,7 +36,7 @@
     mqtt         the link to the broker; mqtt_client (the only file that imports gmqtt),
                  mqtt_reception, mqtt_sender, mqtt_vendor: one connection of it     broker_tls, logs
     presence     what the availability says
-    metrics      the only file that knows Prometheus    readings  what it reads of all parts
+    metrics      the only file that knows Prometheus
     handler      what a task type must do               metered_handler  measures one that does
     migration    the schema's steps, in migrations/     schema   which a file went through
     identity     who a process is, and whether it lives   room   how many more may be leased

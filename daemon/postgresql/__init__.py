@@ -2,6 +2,9 @@
 
     backend      transactions over a pool, and whose fault an error is   statements  its dialect
     schema       the steps of the schema and their ledger                clock       whose time
+    vitals       what an operator needs to know of the server
+    inspection   looks at a queue there, changes nothing      transfer   moves one there
 
-Only these files know asyncpg; `daemon.queue_engine` imports them where the URL asks for it.
+Only backend, inspection and transfer know asyncpg; `daemon.queue_engine` imports the engine where
+the URL asks for it.
 """

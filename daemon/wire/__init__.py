@@ -7,6 +7,7 @@
     requests    what may be asked over MQTT
     events      what is said of a job, and of a request that became none
     worker      what a daemon says of itself on its retained topics
+    home        what Home Assistant is told of a daemon
     channels    the topics that carry it all
 
 The models of what goes out are documentation and the tests' oracle: the daemon writes its JSON
