@@ -195,6 +195,27 @@ def test_every_package_of_the_daemon_is_in_the_image() -> None:
     assert packages <= copied
 
 
+def test_every_page_that_a_message_names_is_in_the_image() -> None:
+    copied = {
+        source.rstrip("/")
+        for name, rest in instructions()
+        if name == "COPY"
+        for source in rest.split()[:-1]
+    }
+    named = {
+        path.rstrip(".")
+        for package in ("daemon", "handlers", "http_shim", "demos")
+        for file in (ROOT / package).rglob("*.py")
+        for path in re.findall(
+            r"\b(?:docs|mosquitto|deploy)/[\w./-]+", file.read_text(encoding="utf-8")
+        )
+    }
+    there = {path for path in named if (ROOT / path).is_file()}
+
+    assert {"docs/configuration.md", "mosquitto/README.md", "mosquitto/acl"} <= there
+    assert {path for path in there if not {path, *map(str, Path(path).parents)} & copied} == set()
+
+
 def test_packages_come_by_their_hashes_and_no_build_tools_stay() -> None:
     runs = [rest for name, rest in instructions() if name == "RUN"]
 
