@@ -18,11 +18,9 @@ the test's own loop must do would wait for ever, so use `AsyncClient` there:
 import asyncio
 import base64
 import contextlib
-import errno
 import hashlib
 import json
 import os
-import random
 import shutil
 import signal
 import socket
@@ -43,12 +41,12 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
+from tests.ports import claim_port
+
 DEADLINE = 30.0
 """Seconds that anything here may take unless the caller says otherwise."""
 SBIN = "/usr/sbin:/usr/local/sbin"
 """Where Debian and Homebrew put the broker, outside a user's PATH."""
-PORTS = range(20_000, 30_000)
-"""Below the ports that systems give to outgoing connections and to `bind(0)`."""
 CONNECT = bytes.fromhex("100c00044d5154540402000a0000")
 """MQTT 3.1.1, clean session, no client id: all that it takes to be answered."""
 CONNACK = 0x20
@@ -96,7 +94,7 @@ class Broker:
         extra: Iterable[str] = (),
     ) -> None:
         self._program = mosquitto()
-        self._lock, self.port = _claim_port()
+        self._lock, self.port = claim_port()
         self.folder = folder / f"broker-{self.port}"
         self.folder.mkdir()
         self._process: subprocess.Popen[bytes] | None = None
@@ -289,29 +287,6 @@ class Broker:
         except subprocess.TimeoutExpired:
             _put_down(process)
             pytest.fail(f"the broker does not end:\n{self.log()}")
-
-
-def _claim_port() -> tuple[socket.socket, int]:
-    """Return a free TCP port, and the lock that keeps other brokers from it.
-
-    The lock is a UDP socket on the same number: it excludes every other Broker on this machine,
-    ends with its process, and leaves TCP to mosquitto. As the port is not one that the system
-    gives away by itself, it stays free over a restart too.
-    """
-    for port in random.sample(PORTS, 1000):
-        lock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        try:
-            lock.bind(("127.0.0.1", port))
-            with socket.socket() as probe:
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                probe.bind(("127.0.0.1", port))
-        except OSError as error:
-            lock.close()
-            if error.errno not in (errno.EADDRINUSE, errno.EACCES):
-                raise
-        else:
-            return lock, port
-    pytest.fail("no port is free")
 
 
 def _hashed(password: str) -> str:

@@ -31,8 +31,8 @@ from tests.acceptance.rig import (
     finished,
 )
 from tests.broker import Broker, Client
-from tests.integration.test_mosquitto_files import free_port
 from tests.integration.test_mosquitto_setup import Made, password, setup, started
+from tests.ports import free_port
 from tests.queue_bench import Bench, open_bench
 
 SECRET = "not-for-anybodys-eyes"

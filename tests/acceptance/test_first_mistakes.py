@@ -1,7 +1,6 @@
 """What a newcomer gets wrong first: each message names its mend."""
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.broker import Broker
+from tests.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 SECONDS = 120
@@ -18,13 +18,6 @@ STAND_INS = {
     "INFERD_FACES__RECOGNISER": "untrained",
     "AUTH_DISABLED": "true",
 }
-
-
-def free_port() -> int:
-    """Return a port where nobody listens."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 class Newcomer:

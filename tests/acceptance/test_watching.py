@@ -1,7 +1,6 @@
 """What a running daemon says of itself: metrics that move, readiness that is true, no secrets."""
 
 import base64
-import socket
 import urllib.request
 from pathlib import Path
 from urllib.parse import quote, urlsplit
@@ -12,6 +11,7 @@ from tests.acceptance.conftest import PICTURE
 from tests.acceptance.rig import Daemon, MediaStore, ask, event_of, finished
 from tests.broker import Broker, Client
 from tests.exposition import Exposition
+from tests.ports import free_port
 from tests.waiting import wait_until
 
 DEADLINE = 30.0
@@ -29,13 +29,6 @@ def fetch(daemon: Daemon, path: str = "/metrics") -> str:
 
 def scrape(daemon: Daemon) -> Exposition:
     return Exposition(fetch(daemon))
-
-
-def closed_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port: int = found.getsockname()[1]
-    return port
 
 
 def test_jobs_move_the_counters(
@@ -110,7 +103,7 @@ def test_a_broker_that_dies_is_told_and_comes_back(
 def test_vectors_that_are_away_are_told(
     tmp_path: Path, broker: Broker, media_store: MediaStore
 ) -> None:
-    nobody = f"http://127.0.0.1:{closed_port()}"
+    nobody = f"http://127.0.0.1:{free_port()}"
     with Daemon(
         tmp_path,
         broker,
@@ -145,7 +138,7 @@ def test_no_secret_is_ever_written(
             INFERD_MQTT__URL=broker.url_for("inferd", quote(password, safe="")),
             INFERD_LOG__LEVEL="debug",
             INFERD_WORKER__TASK_TYPES="face_detection,face_embedding",
-            INFERD_QDRANT__URL=f"http://127.0.0.1:{closed_port()}",
+            INFERD_QDRANT__URL=f"http://127.0.0.1:{free_port()}",
             INFERD_QDRANT__GRPC_PORT="0",
             INFERD_QDRANT__API_KEY="qdrant-k3y",
             **media,

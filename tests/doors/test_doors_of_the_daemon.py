@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from tests.acceptance.rig import Daemon, MediaStore, ask, finished
 from tests.broker import Broker, Client
 from tests.doors.stand_in import float32
+from tests.ports import free_port
 
 SECONDS = 120
 UNTRAINED = "ViT-B-32-quickgelu__UNTRAINED"
@@ -169,9 +170,7 @@ def test_nobody_gets_vectors_of_untrained_weights_by_the_name_of_trained_ones(
 
 
 def test_the_door_for_immich_is_closed_unless_it_was_asked_for(tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     with (
         Broker(tmp_path) as broker,
         MediaStore() as media_store,

@@ -15,7 +15,8 @@ import yaml
 from daemon.settings import Settings
 from demos.media_store import main as media_store
 from tests.broker import Client
-from tests.integration.test_mosquitto_files import REFUSED_LOGIN, broker, free_port
+from tests.integration.test_mosquitto_files import REFUSED_LOGIN, broker
+from tests.ports import free_port
 from tests.unit.test_deploy import instructions
 
 ROOT = Path(__file__).parents[2]

@@ -15,7 +15,7 @@ from daemon.doctor.findings import Finding, Verdict
 from daemon.settings import QdrantSettings
 from handlers.model_record import record_ids
 from handlers.vector_points import model_point_id
-from tests.integration.test_mosquitto_files import free_port
+from tests.ports import free_port
 
 KEY = "the-key"
 COLLECTION = "image_embeddings"

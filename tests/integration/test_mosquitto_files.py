@@ -5,7 +5,6 @@ import contextlib
 import queue
 import re
 import shutil
-import socket
 import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -16,6 +15,8 @@ import pytest
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
+
+from tests.ports import free_port
 
 FILES = Path(__file__).parents[2] / "mosquitto"
 DEADLINE = 30.0
@@ -107,12 +108,6 @@ def tool(name: str) -> str:
     found = shutil.which(name) or shutil.which(name, path=SBIN)
     assert found, f"{name} is not installed: run `make test`, which sees to it"
     return found
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @contextlib.asynccontextmanager

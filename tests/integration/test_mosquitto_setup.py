@@ -21,7 +21,7 @@ from daemon.mqtt import MqttLink
 from daemon.requests import MqttRequest
 from daemon.settings import MqttSettings
 from tests.broker import CONNACK, CONNECT, DEADLINE, AsyncClient, Client, mosquitto
-from tests.integration.test_mosquitto_files import free_port
+from tests.ports import free_port
 from tests.waiting import until
 
 SETUP = Path(__file__).parents[2] / "mosquitto" / "setup.sh"

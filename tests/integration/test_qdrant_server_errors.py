@@ -18,6 +18,7 @@ from daemon.errors import ConfigError, DependencyDownError, RetryableError
 from handlers.image_store import QdrantImageStore
 from handlers.qdrant_server import ServerEngine
 from handlers.vector_engine import AtLeast, CollectionSpec, Equals, Filter, Point
+from tests.ports import free_port
 from tests.qdrant_http import qdrant_server
 
 SPEC = CollectionSpec("c", 4)
@@ -67,10 +68,7 @@ Connect = Callable[..., Awaitable[ServerEngine]]
 
 @pytest.fixture
 def closed_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-    return port
+    return free_port()
 
 
 def answer(status: int, body: str = '{"status":{"error":"out of disk"}}') -> Handle:
