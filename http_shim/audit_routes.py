@@ -11,11 +11,12 @@ from daemon.audit import Audit
 from daemon.audit_findings import Finding, Kind
 from daemon.errors import ConfigError, DependencyDownError, NotFoundError, RetryableError
 from daemon.jobs import MAX_MEDIA_STORE_ID, TaskType, dump_json
-from http_shim.auth import WRITE_PERMISSION, authorization_of
+from http_shim.auth import WRITE_PERMISSION
 from http_shim.bodies import read_body
+from http_shim.callers import authorize
 from http_shim.errors import DrainingError
 from http_shim.filters import FilterQuery
-from http_shim.keys import AUDIT, AUTHENTICATOR, HEALTH, SEARCH, STORED
+from http_shim.keys import AUDIT, HEALTH, SEARCH, STORED
 from http_shim.queries import parse_body, parse_query
 
 MAX_LISTED = 1000
@@ -71,7 +72,7 @@ def add_audit_routes(app: web.Application) -> None:
 
 async def list_stored(request: web.Request) -> web.Response:
     """Answer one page of what is stored, by the points' ids; needs a token, as a search does."""
-    request.app[AUTHENTICATOR].authorize(authorization_of(request.headers))
+    authorize(request)
     asked = parse_query(request, ListingQuery)
     where = asked.to_filter()
     collection, stored = request.match_info["collection"], request.app[STORED]
@@ -115,7 +116,7 @@ async def mend(request: web.Request) -> web.Response:
 
 
 def _admit(request: web.Request) -> Audit:
-    request.app[AUTHENTICATOR].authorize(authorization_of(request.headers), WRITE_PERMISSION)
+    authorize(request, WRITE_PERMISSION)
     audit = request.app[AUDIT]
     if audit is None:
         raise web.HTTPNotFound

@@ -7,8 +7,8 @@ from aiohttp import web
 
 from daemon.errors import NotFoundError, RetryableError
 from daemon.jobs import Job, JsonObject, TaskType, dump_json
-from http_shim.auth import authorization_of
-from http_shim.keys import AUTHENTICATOR, QUEUE, SEARCH
+from http_shim.callers import authorize
+from http_shim.keys import QUEUE, SEARCH
 from http_shim.media_routes import media_store_id_of
 
 LOOK_SECONDS = 30.0
@@ -24,7 +24,7 @@ def add_face_routes(app: web.Application) -> None:
 
 async def show_faces(request: web.Request) -> web.Response:
     """Answer the faces of a picture by its newest result; needs a token, as a search does."""
-    request.app[AUTHENTICATOR].authorize(authorization_of(request.headers))
+    authorize(request)
     media_store_id = media_store_id_of(request)
     job = _newest(await request.app[QUEUE].batches.of_media(media_store_id))
     vectors = await _vectors(request, media_store_id)

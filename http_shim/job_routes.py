@@ -15,10 +15,11 @@ from daemon.requests import (
     parse_task_type,
 )
 from daemon.topics import is_job_id
-from http_shim.auth import WRITE_PERMISSION, authorization_of
+from http_shim.auth import WRITE_PERMISSION
 from http_shim.bodies import read_body
+from http_shim.callers import authorize
 from http_shim.errors import DrainingError, error_response
-from http_shim.keys import AUTHENTICATOR, CANCELLATION, FORGET_VECTORS, HEALTH, INTAKE, QUEUE
+from http_shim.keys import CANCELLATION, FORGET_VECTORS, HEALTH, INTAKE, QUEUE
 from http_shim.queries import parse_body, parse_query
 
 MAX_LISTED = 1000
@@ -70,7 +71,7 @@ def add_job_routes(app: web.Application) -> None:
 
 async def create_job(request: web.Request) -> web.Response:
     """Answer 201 with the job once it is durably queued; a repeated job_id gives the same job."""
-    _authorize(request, WRITE_PERMISSION)
+    authorize(request, WRITE_PERMISSION)
     _refuse_while_draining(request)
     task_type = parse_task_type(request.match_info["task_type"])
     body = parse_json(await read_body(request))
@@ -96,7 +97,7 @@ async def get_job(request: web.Request) -> web.Response:
 
 async def list_jobs(request: web.Request) -> web.Response:
     """Answer one page of jobs, newest first; needs a token, since it gives away job_ids."""
-    _authorize(request)
+    authorize(request)
     asked = _parse_filter(request)
     try:
         # One more than asked for tells whether there is a next page.
@@ -124,7 +125,7 @@ async def list_jobs(request: web.Request) -> web.Response:
 
 async def delete_job(request: web.Request) -> web.Response:
     """Cancel a pending job, or forget a finished one together with its vectors; answer 204."""
-    _authorize(request, WRITE_PERMISSION)
+    authorize(request, WRITE_PERMISSION)
     job = await _find(request)
     queue = request.app[QUEUE]
     if job.status is JobState.PENDING:
@@ -142,14 +143,14 @@ async def delete_job(request: web.Request) -> web.Response:
 
 async def retry_job(request: web.Request) -> web.Response:
     """Start a job that failed again; answer the job."""
-    _authorize(request, WRITE_PERMISSION)
+    authorize(request, WRITE_PERMISSION)
     _refuse_while_draining(request)
     return _job_response(await request.app[QUEUE].requeue(_job_id(request)))
 
 
 async def retry_failed(request: web.Request) -> web.Response:
     """Start jobs that failed with one code again, a bounded number; answer how many."""
-    _authorize(request, WRITE_PERMISSION)
+    authorize(request, WRITE_PERMISSION)
     _refuse_while_draining(request)
     asked = parse_body(await read_body(request), RetryRequest)
     done = await request.app[QUEUE].batches.retry_failed(
@@ -169,15 +170,11 @@ async def cancel_job(request: web.Request) -> web.Response:
 
     One that had ended before stays as it is, and is answered.
     """
-    _authorize(request, WRITE_PERMISSION)
+    authorize(request, WRITE_PERMISSION)
     cancellation = request.app[CANCELLATION]
     if cancellation is None:
         raise web.HTTPNotFound
     return _job_response(await cancellation.end(_job_id(request)))
-
-
-def _authorize(request: web.Request, permission: str | None = None) -> None:
-    request.app[AUTHENTICATOR].authorize(authorization_of(request.headers), permission)
 
 
 def _refuse_while_draining(request: web.Request) -> None:

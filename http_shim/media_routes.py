@@ -4,8 +4,9 @@ from aiohttp import web
 
 from daemon.errors import ConflictError, InvalidRequestError
 from daemon.jobs import MAX_MEDIA_STORE_ID, dump_json
-from http_shim.auth import WRITE_PERMISSION, authorization_of
-from http_shim.keys import AUTHENTICATOR, REMOVAL
+from http_shim.auth import WRITE_PERMISSION
+from http_shim.callers import authorize
+from http_shim.keys import REMOVAL
 
 MAX_DIGITS = 19
 """As 2**63 has."""
@@ -18,7 +19,7 @@ def add_media_routes(app: web.Application) -> None:
 
 async def delete_media(request: web.Request) -> web.Response:
     """Remove a picture's vectors and jobs; answer what was removed, which may be nothing."""
-    request.app[AUTHENTICATOR].authorize(authorization_of(request.headers), WRITE_PERMISSION)
+    authorize(request, WRITE_PERMISSION)
     removal = request.app[REMOVAL]
     if removal is None:
         raise web.HTTPNotFound

@@ -8,9 +8,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from daemon.errors import ConfigError, InvalidRequestError, NotFoundError
 from daemon.jobs import JsonObject, dump_json
 from daemon.requests import parse_json
-from http_shim.auth import ForbiddenError, authorization_of
+from http_shim.auth import ForbiddenError
 from http_shim.bodies import read_body
-from http_shim.keys import AUTHENTICATOR, MODELS
+from http_shim.callers import authorize
+from http_shim.keys import MODELS
 from http_shim.model_changer import ModelChanger
 from http_shim.queries import parse_query
 
@@ -62,7 +63,7 @@ def add_model_routes(app: web.Application) -> None:
 
 async def show_model(request: web.Request) -> web.Response:
     """Answer which model a collection is of, and how far a change is; needs a token."""
-    request.app[AUTHENTICATOR].authorize(authorization_of(request.headers))
+    authorize(request)
     return _answer(await _changer(request).told())
 
 
@@ -98,7 +99,7 @@ async def drop_former_model(request: web.Request) -> web.Response:
 
 
 def _admins(request: web.Request) -> ModelChanger:
-    caller = request.app[AUTHENTICATOR].authorize(authorization_of(request.headers))
+    caller = authorize(request)
     if not caller.is_admin:
         raise ForbiddenError("only an admin may change what all searches answer from")
     return _changer(request)

@@ -10,9 +10,10 @@ from daemon.errors import InvalidRequestError
 from daemon.jobs import JsonObject, TaskType, dump_json
 from daemon.pauses import Seen
 from daemon.requests import MAX_TIME_MS, parse_json, parse_task_type
-from http_shim.auth import WRITE_PERMISSION, Caller, authorization_of
+from http_shim.auth import WRITE_PERMISSION
 from http_shim.bodies import read_body
-from http_shim.keys import AUTHENTICATOR, QUEUE
+from http_shim.callers import authorize
+from http_shim.keys import QUEUE
 from http_shim.queries import parse_query
 
 MAX_SECONDS = 1_000_000_000
@@ -62,7 +63,7 @@ def add_queue_routes(app: web.Application) -> None:
 
 async def show_queue(request: web.Request) -> web.Response:
     """Answer how much waits and runs, in all and by task type; needs a token, as the list does."""
-    _authorize(request)
+    authorize(request)
     queue = request.app[QUEUE]
     found, tasks = await asyncio.gather(queue.snapshot(), queue.depth_by_task())
     body: JsonObject = {
@@ -86,7 +87,7 @@ async def show_queue(request: web.Request) -> web.Response:
 
 async def pause_task_type(request: web.Request) -> web.Response:
     """Lease no more jobs of a task type, in any daemon on the queue; answer when that ends."""
-    _authorize(request, WRITE_PERMISSION)
+    authorize(request, WRITE_PERMISSION)
     task_type = parse_task_type(request.match_info["task_type"])
     seen = parse_query(request, SeenQuery).to_seen()
     asked = _parse_pause(await read_body(request))
@@ -97,15 +98,11 @@ async def pause_task_type(request: web.Request) -> web.Response:
 
 async def resume_task_type(request: web.Request) -> web.Response:
     """Lease the jobs of a task type again; no matter whether it was paused, if nobody minds."""
-    _authorize(request, WRITE_PERMISSION)
+    authorize(request, WRITE_PERMISSION)
     task_type = parse_task_type(request.match_info["task_type"])
     seen = parse_query(request, SeenQuery).to_seen()
     await request.app[QUEUE].pauses.resume(task_type, seen=seen)
     return _answer(task_type, is_paused=False, until=None)
-
-
-def _authorize(request: web.Request, permission: str | None = None) -> Caller:
-    return request.app[AUTHENTICATOR].authorize(authorization_of(request.headers), permission)
 
 
 def _parse_pause(body: bytes) -> PauseRequest:

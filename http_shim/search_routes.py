@@ -10,11 +10,11 @@ from pydantic import BeforeValidator, Field
 from daemon.errors import InvalidRequestError, NotFoundError, PermanentError, RetryableError
 from daemon.jobs import MAX_MEDIA_STORE_ID, JsonObject, dump_json
 from daemon.stage import StageClosedError
-from http_shim.auth import authorization_of
 from http_shim.bodies import read_body
+from http_shim.callers import authorize
 from http_shim.errors import DrainingError, error_response
 from http_shim.filters import FilterQuery, decimal
-from http_shim.keys import AUTHENTICATOR, HEALTH, SEARCH
+from http_shim.keys import HEALTH, SEARCH
 from http_shim.media_routes import media_store_id_of
 from http_shim.queries import parse_query
 from http_shim.search_door import Searcher
@@ -149,7 +149,7 @@ def _admit(request: web.Request) -> tuple[str, Searcher]:
 
 
 def _admit_to(request: web.Request, collection: str) -> Searcher:
-    request.app[AUTHENTICATOR].authorize(authorization_of(request.headers))
+    authorize(request)
     if request.app[HEALTH].is_draining:
         raise DrainingError("the daemon is stopping and begins no more searches")
     if collection not in FILLED_BY:

@@ -6,8 +6,9 @@ from aiohttp import web
 
 from daemon.errors import NotFoundError
 from daemon.jobs import dump_json
-from http_shim.auth import ForbiddenError, authorization_of
-from http_shim.keys import AUTHENTICATOR, SNAPSHOTS
+from http_shim.auth import ForbiddenError
+from http_shim.callers import authorize
+from http_shim.keys import SNAPSHOTS
 from http_shim.snapshots import Snapshots
 
 
@@ -31,7 +32,7 @@ async def remove_snapshot(request: web.Request) -> web.Response:
 
 
 def _snapshots(request: web.Request) -> Snapshots:
-    caller = request.app[AUTHENTICATOR].authorize(authorization_of(request.headers))
+    caller = authorize(request)
     if not caller.is_admin:
         raise ForbiddenError("only an admin may have all vectors copied")
     snapshots = request.app[SNAPSHOTS]

@@ -3,8 +3,8 @@
 from aiohttp import web
 
 from daemon.jobs import dump_json
-from http_shim.auth import authorization_of
-from http_shim.keys import AUTHENTICATOR, WORKERS
+from http_shim.callers import authorize
+from http_shim.keys import WORKERS
 
 
 def add_worker_routes(app: web.Application) -> None:
@@ -14,5 +14,5 @@ def add_worker_routes(app: web.Application) -> None:
 
 async def show_workers(request: web.Request) -> web.Response:
     """Answer what is known of each daemon; needs a token, as the queue does."""
-    request.app[AUTHENTICATOR].authorize(authorization_of(request.headers))
+    authorize(request)
     return web.json_response(request.app[WORKERS].to_wire(), dumps=dump_json)

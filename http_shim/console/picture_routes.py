@@ -10,11 +10,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from daemon.errors import NotFoundError, PermanentError, RetryableError
 from daemon.jobs import MAX_MEDIA_STORE_ID
 from daemon.stage import StageClosedError
-from http_shim.auth import WRITE_PERMISSION, authorization_of
+from http_shim.auth import WRITE_PERMISSION
 from http_shim.bodies import read_body
+from http_shim.callers import authorize
 from http_shim.console.parts import console_of
 from http_shim.errors import DrainingError, error_response
-from http_shim.keys import AUTHENTICATOR, HEALTH
+from http_shim.keys import HEALTH
 from http_shim.media_routes import MAX_DIGITS
 from http_shim.queries import parse_query
 from http_shim.search_door import BusyError
@@ -56,7 +57,7 @@ def add_picture_routes(app: web.Application) -> None:
 
 async def show_picture(request: web.Request) -> web.Response:
     """Answer a small JPEG of a picture, with the size of the whole one; needs a token."""
-    request.app[AUTHENTICATOR].authorize(authorization_of(request.headers))
+    authorize(request)
     console = console_of(request)
     asked = parse_query(request, ShowQuery)
     found = request.match_info["media_store_id"]
@@ -83,7 +84,7 @@ async def show_picture(request: web.Request) -> web.Response:
 
 async def add_picture(request: web.Request) -> web.Response:
     """Put the picture in the body into the media store; answer its id."""
-    request.app[AUTHENTICATOR].authorize(authorization_of(request.headers), WRITE_PERMISSION)
+    authorize(request, WRITE_PERMISSION)
     console = console_of(request)
     if request.app[HEALTH].is_draining:
         raise DrainingError("the daemon is stopping and takes no more pictures")

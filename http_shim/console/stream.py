@@ -7,7 +7,8 @@ from aiohttp import web
 
 from daemon.jobs import dump_json
 from daemon.live import encode
-from http_shim.auth import WRITE_PERMISSION, Caller, UnauthorizedError, authorization_of
+from http_shim.auth import WRITE_PERMISSION, Caller, UnauthorizedError
+from http_shim.callers import authorize
 from http_shim.console.feed import FEED
 from http_shim.console.parts import CONSOLE, Console, console_of
 from http_shim.keys import AUTHENTICATOR
@@ -34,7 +35,7 @@ async def stream_events(request: web.Request) -> web.StreamResponse:
     Needs a token, since it tells job_ids as the list of jobs does. Where the token expires the
     answer ends; a watcher that comes back is told why.
     """
-    caller = _authorize(request)
+    caller = authorize(request)
     console = console_of(request)
     headers = {"Content-Type": f"{CONTENT_TYPE}; charset=utf-8", "X-Accel-Buffering": "no"}
     if request.method == "HEAD":
@@ -52,7 +53,7 @@ async def stream_events(request: web.Request) -> web.StreamResponse:
                     await response.write(found or b": still here\n\n")
                 found = await watcher.take(QUIET_SECONDS)
                 if time.monotonic() - checked_at > TOKEN_SECONDS:
-                    _authorize(request)
+                    authorize(request)
                     checked_at = time.monotonic()
         except (ConnectionError, TimeoutError, UnauthorizedError):
             # Gone, too slow, or no longer allowed: it may come back.
@@ -66,10 +67,6 @@ async def _end_streams(app: web.Application) -> None:
     console = app[CONSOLE]
     if console is not None:
         console.live.close()
-
-
-def _authorize(request: web.Request) -> Caller:
-    return request.app[AUTHENTICATOR].authorize(authorization_of(request.headers))
 
 
 def _greeting(request: web.Request, console: Console, caller: Caller) -> bytes:
