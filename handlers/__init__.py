@@ -19,8 +19,9 @@ imports no model library; those load when the daemon opens a handler.
                              degradation: what is told of it; memory: the vendors' words for it
     clip, clip_text          CLIP's image tower and text tower, on clip_tower; with clip_checkpoint,
                              clip_vendors, clip_weights (found, fingerprinted, built), clip_layers
-                             (our own transformer) and clip_arithmetic (which precision it runs
-                             in) the only files with torch and open_clip;
+                             (our own transformer), clip_packing and clip_reduction (its weights
+                             packed for a CPU, and in fewer bits) and clip_arithmetic (which
+                             precision it runs in) the only files with torch and open_clip;
                              clip_precision: how two precisions are measured and judged;
                              clip_catalog: what is known of published weights without them;
                              clip_passes: several at a time on a CPU; clip_cuda: on a GPU;

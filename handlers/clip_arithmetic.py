@@ -8,7 +8,7 @@ from daemon.errors import ConfigError
 from handlers.clip_precision import EXACT, Verdict, judge, measure
 from handlers.clip_vendors import load_vendors, reduced_precision
 from handlers.inference import Vector
-from handlers.memory import is_out_of_memory, trim
+from handlers.memory import HOST, is_out_of_memory, trim
 
 if TYPE_CHECKING:
     import torch
@@ -55,8 +55,7 @@ class Arithmetic:
             ConfigError: bf16 is asked for, and the tower is not one of our layers.
             RuntimeError: the device's own.
         """
-        layers = _layers()
-        if not isinstance(tower, layers.ImageTower | layers.TextTower):
+        if not _is_ours(tower):
             if self._asked not in (AUTO, EXACT):
                 raise ConfigError(
                     f"INFERD_CLIP__PRECISION={self._asked}: {self._name} runs in {EXACT} only"
@@ -74,7 +73,7 @@ class Arithmetic:
                     device,
                     EXACT,
                 )
-            _reduce(tower, precision)
+            _reduce(tower, precision, device)
         return precision
 
     def _calibrate(
@@ -96,13 +95,14 @@ class Arithmetic:
                 if size == 1 or not is_out_of_memory(error):
                     raise
             size //= 2
-        saved = _reduce(tower, name)
+        saved = _reduce(tower, name, device)
         try:
             verdict = judge(exact, measure(vectors, exact.batch_size), name)
         except RuntimeError as error:
             verdict = Verdict(is_reduced=False, why=f"{name} does not run: {error}")
         if not verdict.is_reduced:
-            _layers().restore(saved)
+            _reduction().unpack(tower)
+            _reduction().restore(saved)
         del saved
         trim()
         chosen = name if verdict.is_reduced else EXACT
@@ -111,13 +111,39 @@ class Arithmetic:
         return chosen
 
 
-def _reduce(tower: "torch.nn.Module", precision: str) -> Any:
-    torch = load_vendors().torch
-    return _layers().reduce(tower, {"bf16": torch.bfloat16, "fp16": torch.float16}[precision])
+def to_device(tower: "torch.nn.Module", device: str) -> None:
+    """Move a tower with all of its weights, in the layout that is fastest there.
+
+    Raises:
+        RuntimeError: torch's own.
+    """
+    # Packed matrices are the processor's own.
+    _reduction().unpack(tower)
+    tower.to(device)
+    if device == HOST:
+        _reduction().pack(tower)
 
 
-def _layers() -> Any:
+def _reduce(tower: "torch.nn.Module", precision: str, device: str) -> Any:
+    torch, reduction = load_vendors().torch, _reduction()
+    saved = reduction.reduce(tower, {"bf16": torch.bfloat16, "fp16": torch.float16}[precision])
+    if device == HOST:
+        reduction.pack(tower)
+    return saved
+
+
+def _is_ours(tower: "torch.nn.Module") -> bool:
     load_vendors()
-    from handlers import clip_layers  # noqa: PLC0415 - it needs torch, which load_vendors imports
+    from handlers.clip_layers import (  # noqa: PLC0415 - they need torch, which load_vendors imports
+        ImageTower,
+        TextTower,
+    )
 
-    return clip_layers
+    return isinstance(tower, ImageTower | TextTower)
+
+
+def _reduction() -> Any:
+    load_vendors()
+    from handlers import clip_reduction  # noqa: PLC0415 - as above
+
+    return clip_reduction

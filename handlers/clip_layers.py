@@ -17,8 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-Saved = list[tuple[nn.Parameter, Tensor]]
-"""Parameters and what they were before."""
+from handlers.clip_packing import packed, product
 
 
 class Projection(nn.Module):
@@ -28,16 +27,43 @@ class Projection(nn.Module):
         super().__init__()
         self.weight = weight
         self.bias = bias
+        self._shape = weight.shape
+        self._packed: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """Return [..., out] for [..., in]; a weight of more dimensions is flattened to two."""
-        return functional.linear(x.to(self.weight.dtype), self.weight.flatten(1), self.bias)
+        x = x.to(self.weight.dtype)
+        if self._packed is not None:
+            return product(x, self._packed, self.bias)
+        return functional.linear(x, self.weight.flatten(1), self.bias)
+
+    def matrices(self) -> list[Tensor]:
+        """Return what it multiplies with, while that is not packed: each [out, in]."""
+        return [self.weight.flatten(1)] if self._packed is None else []
+
+    def pack(self) -> None:
+        """Keep the weight packed only; its parameter is empty then."""
+        for matrix in self.matrices():
+            self._packed = packed(matrix)
+            self.weight.data = matrix.new_empty(0)
+
+    def unpack(self) -> None:
+        """Keep it as it was."""
+        if self._packed is not None:
+            self.weight.data = self._packed.to_dense().view(self._shape)
+            self._packed = None
 
 
 class Attention(nn.Module):
-    """Attention of some tokens to themselves; causal: each sees those before it only."""
+    """Attention of some tokens to themselves; causal: each sees those before it only.
 
-    def __init__(self, attention: nn.MultiheadAttention, *, is_causal: bool) -> None:
+    In the last block one token of each row asks all: `of_one` is for that one, `forward` for those
+    before it.
+    """
+
+    def __init__(
+        self, attention: nn.MultiheadAttention, *, is_causal: bool, is_last: bool = False
+    ) -> None:
         super().__init__()
         if attention.in_proj_weight is None or attention.in_proj_bias is None:
             raise TypeError("attention to other widths, or without biases, is not built here")
@@ -46,10 +72,15 @@ class Attention(nn.Module):
         self.out_proj = Projection(attention.out_proj.weight, attention.out_proj.bias)
         self._heads = attention.num_heads
         self._is_causal = is_causal
+        width = attention.embed_dim
+        self._parts = [slice(width), slice(width, None)] if is_last else [slice(None)]
+        """Of the weights of queries, keys and values: what one product takes of them."""
+        self._packed: list[Tensor] = []
+        """One for each of these parts."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Return [n, tokens, width] for the same."""
-        query, key, value = self._project(x, slice(None)).unbind(2)
+        query, key, value = self._project(x, 0).unbind(2)
         return self._attend(query, key, value, is_causal=self._is_causal)
 
     def of_one(self, x: Tensor, at: Tensor) -> Tensor:
@@ -59,19 +90,38 @@ class Attention(nn.Module):
             x: [n, tokens, width].
             at: int64 [n]: which token.
         """
-        width = x.shape[2]
-        (query,) = self._project(_one(x, at), slice(width)).unbind(2)
-        key, value = self._project(x, slice(width, None)).unbind(2)
+        (query,) = self._project(_one(x, at), 0).unbind(2)
+        key, value = self._project(x, 1).unbind(2)
         seen = None
         if self._is_causal:
             places = torch.arange(x.shape[1], device=x.device)
             seen = (places <= at[:, None])[:, None, None]
         return self._attend(query, key, value, mask=seen)
 
-    def _project(self, x: Tensor, part: slice) -> Tensor:
-        """Return [n, tokens, thirds, heads, head width]."""
-        weight, bias = self.in_proj_weight[part], self.in_proj_bias[part]
-        found = functional.linear(x.to(weight.dtype), weight, bias)
+    def matrices(self) -> list[Tensor]:
+        """Return what it multiplies with, while that is not packed: each [out, in]."""
+        return [] if self._packed else [self.in_proj_weight[part] for part in self._parts]
+
+    def pack(self) -> None:
+        """Keep the weights packed only; their parameter is empty then."""
+        if matrices := self.matrices():
+            self._packed = [packed(matrix) for matrix in matrices]
+            self.in_proj_weight.data = self.in_proj_weight.new_empty(0)
+
+    def unpack(self) -> None:
+        """Keep them as they were."""
+        if self._packed:
+            self.in_proj_weight.data = torch.cat([each.to_dense() for each in self._packed])
+            self._packed = []
+
+    def _project(self, x: Tensor, number: int) -> Tensor:
+        """Return [n, tokens, thirds, heads, head width] by one of the parts."""
+        part = self._parts[number]
+        given, bias = x.to(self.in_proj_weight.dtype), self.in_proj_bias[part]
+        if self._packed:
+            found = product(given, self._packed[number], bias)
+        else:
+            found = functional.linear(given, self.in_proj_weight[part], bias)
         return found.view(*x.shape[:2], -1, self._heads, x.shape[2] // self._heads)
 
     def _attend(
@@ -109,10 +159,10 @@ class Mlp(nn.Module):
 class Block(nn.Module):
     """Attention and MLP, each added to the fp32 stream that goes by."""
 
-    def __init__(self, block: Any, *, is_causal: bool) -> None:
+    def __init__(self, block: Any, *, is_causal: bool, is_last: bool) -> None:
         super().__init__()
         self.ln_1 = block.ln_1
-        self.attn = Attention(block.attn, is_causal=is_causal)
+        self.attn = Attention(block.attn, is_causal=is_causal, is_last=is_last)
         self.ls_1 = block.ls_1
         self.ln_2 = block.ln_2
         self.mlp = Mlp(block.mlp)
@@ -137,8 +187,10 @@ class Transformer(nn.Module):
 
     def __init__(self, transformer: Any, *, is_causal: bool) -> None:
         super().__init__()
+        last = len(transformer.resblocks) - 1
         self.resblocks = nn.ModuleList(
-            Block(block, is_causal=is_causal) for block in transformer.resblocks
+            Block(block, is_causal=is_causal, is_last=number == last)
+            for number, block in enumerate(transformer.resblocks)
         )
 
     def forward(self, x: Tensor, at: Tensor) -> Tensor:
@@ -236,33 +288,6 @@ def text_tower(open_clip: Any, model: Any) -> TextTower | None:
         and _is_plain(open_clip.transformer, model.transformer)
     )
     return TextTower(model) if is_ours else None
-
-
-def reduce(tower: nn.Module, dtype: torch.dtype) -> Saved:
-    """Turn the weights of the products to another precision, in place.
-
-    Returns:
-        What `restore` puts back; the memory of the old weights is free once it is dropped.
-    """
-    saved: Saved = []
-    try:
-        for module in tower.modules():
-            if isinstance(module, Projection | Attention):
-                for parameter in module.parameters(recurse=False):
-                    fewer = parameter.data.to(dtype)
-                    saved.append((parameter, parameter.data))
-                    parameter.data = fewer
-    except BaseException:
-        # Memory ran out half-way, and the tower is to go on as it was.
-        restore(saved)
-        raise
-    return saved
-
-
-def restore(saved: Saved) -> None:
-    """Put the weights back that `reduce` replaced."""
-    for parameter, tensor in saved:
-        parameter.data = tensor
 
 
 def _one(x: Tensor, at: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from daemon.errors import ConfigError, RetryableError
-from handlers.clip_arithmetic import Arithmetic
+from handlers.clip_arithmetic import Arithmetic, to_device
 from handlers.clip_cuda import GPU_BATCH
 from handlers.clip_passes import Passes, best_passes
 from handlers.clip_precision import EXACT
@@ -245,7 +245,7 @@ class ClipTower(ABC):
             if begun and module is self._module:
                 # Tensor by tensor: some of them may be there already.
                 with torch.inference_mode():
-                    module.to(came_from)
+                    to_device(module, came_from)
             raise ConfigError(f"{self.model} does not run on {device}: {error}") from error
         self._module = module
         self._provenance = replace(self.provenance, device=ran_on, precision=precision)
@@ -265,7 +265,7 @@ class ClipTower(ABC):
             RuntimeError: torch's own.
             ConfigError: it does not run in the precision that is asked for.
         """
-        module.to(device)
+        to_device(module, device)
         self._arithmetic.batch_size = self._asked_size or (
             CPU_BATCH if device == HOST else GPU_BATCH
         )

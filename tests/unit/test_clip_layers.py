@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from handlers.clip import MEAN, STD, ClipModel, _constants, _normalised, normalise
-from handlers.clip_layers import image_tower, reduce, restore, text_tower
+from handlers.clip_layers import image_tower, text_tower
 from handlers.clip_precision import least_cosine
+from handlers.clip_reduction import reduce, restore
 from handlers.clip_text import ClipTextModel
 from handlers.clip_vendors import load_vendors
 from tests import clip_models
