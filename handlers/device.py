@@ -225,8 +225,9 @@ class ModelRunner(Generic[Result]):
         Raises:
             PermanentError: the buffer is not what the model takes.
             OutOfMemoryError: it does not fit, not even by itself.
-            RetryableError: the model could not be loaded or failed, code model_error.
-            DependencyDownError: it failed its self-test, code model_error; no picture is at fault.
+            RetryableError: the model failed, code model_error.
+            DependencyDownError: it could not be loaded, or failed its self-test, code model_error;
+                no picture is at fault.
         """
         return (await self.infer_and_tell(buffer))[0]
 

@@ -6,7 +6,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from daemon.errors import ConfigError, RetryableError
+from daemon.errors import ConfigError, DependencyDownError
 from daemon.jobs import Job, JsonObject, TaskType
 from handlers.claims import StoreClaim
 from handlers.decoders import Decoders
@@ -261,7 +261,7 @@ async def _vectors(
         try:
             await recogniser.load()
         except ConfigError as error:
-            raise RetryableError(error.message, code="model_error") from error
+            raise DependencyDownError(error.message, code="model_error") from error
         return [], recogniser.provenance
     found = []
     for chunk in chunks(crops, FACES_AT_ONCE):

@@ -236,8 +236,11 @@ class ModelLife(Generic[Result]):
         if self._self_test.error is not None:
             self._reload()
         if self._self_test.error is not None:
-            reason = f"{self.name} failed its self-test: {self._self_test.error}"
-            raise DependencyDownError(reason, code="model_error")
+            raise self._broken()
+
+    def _broken(self) -> DependencyDownError:
+        reason = f"{self.name} failed its self-test: {self._self_test.error}"
+        return DependencyDownError(reason, code="model_error")
 
     def infer(
         self, items: Sequence[Item], prepared: Buffers | None
@@ -253,12 +256,13 @@ class ModelLife(Generic[Result]):
         except DependencyDownError as error:
             return [Elsewhere(error)] * len(items)
         except ConfigError as error:
-            failure = RetryableError(error.message, code="model_error")
+            # As all that every picture needs: it costs none of them an attempt.
+            failure = DependencyDownError(error.message, code="model_error")
             failure.__cause__ = error
             return [Elsewhere(failure)] * len(items)
         finally:
             self._used_at = self._clock()
-        return found if self._is_only else self._told_apart(found)
+        return self._told_apart(found)
 
     def infer_beside(self, items: Sequence[Item]) -> Sequence[Outcome[Result]] | None:
         """Return what the ladder gives beside others; on a thread beside the lane's."""
@@ -271,17 +275,15 @@ class ModelLife(Generic[Result]):
         self, found: Sequence[Outcome[Result]]
     ) -> Sequence[Outcome[Result] | Elsewhere]:
         """Return the same, where what failed may go well elsewhere marked so."""
-        is_broken = all(_is_models_fault(each) for each in found) and self._is_broken()
+        if all(_is_models_fault(each) for each in found) and self._is_broken():
+            return [Elsewhere(self._broken())] * len(found)
+        if self._is_only:
+            return found
         if all(isinstance(each, OutOfMemoryError) for each in found):
             self._standing.go_out("not one picture fits", self._clock())
-        elif not is_broken:
+        else:
             self._standing.come_back(self._clock())
-        return [
-            Elsewhere(each)
-            if isinstance(each, OutOfMemoryError) or (is_broken and isinstance(each, HandlerError))
-            else each
-            for each in found
-        ]
+        return [Elsewhere(each) if isinstance(each, OutOfMemoryError) else each for each in found]
 
     def _is_broken(self) -> bool:
         """Whether the device fails, and not the pictures: the built-in one does not go either."""

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from daemon.errors import ConfigError, OutOfMemoryError, RetryableError
+from daemon.errors import ConfigError, DependencyDownError, OutOfMemoryError, RetryableError
 from daemon.readings import Readings
 from daemon.wire.worker import LoadedModel
 from handlers.device import ModelRunner
@@ -396,6 +396,27 @@ async def test_where_all_gpus_die_each_picture_is_told_so() -> None:
 
         assert [getattr(each, "code", None) for each in found] == ["model_error"] * 3
         assert runner.error is not None
+
+
+@pytest.mark.parametrize("names", [(GPU,), BOTH])
+@pytest.mark.parametrize("is_loaded", [True, False])
+async def test_a_model_that_is_not_to_be_had_costs_no_picture_an_attempt(
+    names: Sequence[str], is_loaded: bool
+) -> None:
+    models = [Gpu(name) for name in names]
+    async with lanes(*names) as rig:
+        runner = await rig.add(*models)
+        if is_loaded:
+            await runner.load()
+        for model in models:
+            model.is_dead = True
+            model.absent |= set(BOTH)
+        found = await asyncio.gather(*ask(runner, 1, 2, 3), return_exceptions=True)
+        later = await asyncio.gather(*ask(runner, 4), return_exceptions=True)
+
+    assert {(type(each), getattr(each, "code", "")) for each in (*found, *later)} == {
+        (DependencyDownError, "model_error")
+    }
 
 
 async def test_a_picture_that_breaks_a_model_is_not_handed_round() -> None:
