@@ -94,7 +94,7 @@ async def run(settings: Settings, *, started: Callable[[int | None], None] = _te
                 listener=live.hear,
             )
         )
-        last_life = _last_life(stack, settings)
+        last_life = _last_life(stack, settings, clock)
         handlers = await stack.enter_async_context(open_handlers(settings))
         await _take_back(queue)
         intake = Intake(
@@ -208,6 +208,7 @@ async def run(settings: Settings, *, started: Callable[[int | None], None] = _te
                 group.create_task(
                     _scrub(Scrub(JobLedger(database), audit, last_life), settings, handlers, clock)
                 ),
+                group.create_task(last_life.keep()),
                 group.create_task(handlers.change_models(lambda: worker.in_flight > 0)),
                 group.create_task(
                     company.run(
@@ -238,9 +239,10 @@ async def run(settings: Settings, *, started: Callable[[int | None], None] = _te
     _leave_if_hung(watchdog, handlers)
 
 
-def _last_life(stack: AsyncExitStack, settings: Settings) -> LastLife:
+def _last_life(stack: AsyncExitStack, settings: Settings, clock: Clock) -> LastLife:
     """Return what tells of the life before; entered before the vectors, it ends after them."""
-    noted = LastLife(settings.data_dir / "last-life.json", is_needed=not settings.qdrant.url)
+    path = settings.data_dir / "last-life.json"
+    noted = LastLife(path, is_needed=not settings.qdrant.url, clock=clock)
     stack.push_async_callback(asyncio.to_thread, noted.end)
     return noted
 

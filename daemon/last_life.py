@@ -1,26 +1,46 @@
 """LastLife: a file that tells whether the machine went down under the daemon that was here before.
 
 What a process wrote survives its own death, and not that of the machine: the embedded vectors'
-log reaches the disk some seconds after the write.
+log reaches the disk some seconds after the write. When that was is told by the file, too: the queue
+cannot, since others may have gone on with it, and so may this life by the time it is asked.
 """
 
+import asyncio
+import threading
 from pathlib import Path
 
 from daemon.identity import own_boot
+from daemon.jobs import Clock
 from daemon.noted_file import read_noted, write_noted
+from daemon.wall_clock import epoch_ms
+
+NOTE_SECONDS = 60.0
+"""Between two notes that the daemon lives."""
 
 
 class LastLife:
     """The file; its calls block for a moment."""
 
-    def __init__(self, path: Path, *, is_needed: bool = True) -> None:
-        """Take the file, and whether what is stored lies on this machine at all."""
+    def __init__(self, path: Path, *, is_needed: bool = True, clock: Clock = epoch_ms) -> None:
+        """Take the file, whether what is stored lies on this machine at all, the queue's clock."""
         self._path = path
         self._is_needed = is_needed
+        self._clock = clock
+        self._turn = threading.Lock()
         self._must_scrub = False
         self._has_begun = False
+        self._has_ended = False
+        self.since: int | None = None
+        """When (epoch ms) a daemon that went down with its machine was last known to live."""
         self.until: int | None = None
         """When (epoch ms) the last job completed that must be looked at; None until it is noted."""
+
+    async def keep(self) -> None:
+        """Note until cancelled, now and then, that this life goes on."""
+        while self._is_needed:
+            await asyncio.sleep(NOTE_SECONDS)
+            if self._has_begun:
+                await asyncio.to_thread(self._write, ended=False)
 
     def begin(self) -> bool:
         """Note that a life begins; return whether what was stored last must be looked at.
@@ -30,11 +50,16 @@ class LastLife:
         before = read_noted(self._path)
         went_down = not before.get("ended", True) and before.get("boot") != own_boot()
         self._must_scrub = self._is_needed and (went_down or bool(before.get("must_scrub")))
-        self._has_begun = True
-        if self._must_scrub and not went_down:
+        if self._must_scrub and before.get("must_scrub"):
             # Noted by a life that did not come to its end: what completed in it is not meant.
-            self.until = before.get("until")
+            self.since, self.until = before.get("since"), before.get("until")
+        if self._must_scrub and went_down:
+            alive = before.get("alive")
+            known = [each for each in (alive, self.since) if each is not None]
+            self.since = min(known, default=None)
+            self.until = None if alive is None else alive + int(1000 * NOTE_SECONDS)
         self._write(ended=False)
+        self._has_begun = True
         return self._must_scrub
 
     def note(self, until: int) -> None:
@@ -44,7 +69,7 @@ class LastLife:
 
     def scrubbed(self) -> None:
         """Note that it was looked at."""
-        self._must_scrub, self.until = False, None
+        self._must_scrub, self.since, self.until = False, None, None
         self._write(ended=False)
 
     def end(self) -> None:
@@ -53,10 +78,17 @@ class LastLife:
             self._write(ended=True)
 
     def _write(self, *, ended: bool) -> None:
-        told = {
-            "boot": own_boot(),
-            "ended": ended,
-            "must_scrub": self._must_scrub,
-            "until": self.until,
-        }
-        write_noted(self._path, told)
+        with self._turn:
+            if self._has_ended:
+                # A note that was under way when its task was cancelled comes too late.
+                return
+            self._has_ended = ended
+            told = {
+                "boot": own_boot(),
+                "ended": ended,
+                "alive": self._clock(),
+                "must_scrub": self._must_scrub,
+                "since": self.since,
+                "until": self.until,
+            }
+            write_noted(self._path, told)

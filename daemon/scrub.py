@@ -38,7 +38,8 @@ class Scrub:
         while True:
             try:
                 until = await self._until()
-                looked, redone = await self.look(until - WINDOW_MS, until)
+                since = until if self._last_life.since is None else self._last_life.since
+                looked, redone = await self.look(since - WINDOW_MS, until)
             except InferdError as error:
                 log.warning("cannot look for lost vectors yet: %s", error.message)
                 await asyncio.sleep(AGAIN_SECONDS)
@@ -62,13 +63,14 @@ class Scrub:
             while page[0] <= until and (
                 jobs := await self._ledger.since(task_type, page, limit=PAGE)
             ):
-                looked += len(jobs)
-                redone += await self._mend(task_type, [job.media_store_id for _, job in jobs])
+                meant = [job.media_store_id for (at, _), job in jobs if at <= until]
+                looked += len(meant)
+                redone += await self._mend(task_type, meant)
                 page = jobs[-1][0]
         return looked, redone
 
     async def _until(self) -> int:
-        """Return when the last job of the life before completed; asked once, for all tries."""
+        """Return up to when the life before may have completed jobs; asked once, for all tries."""
         if (until := self._last_life.until) is None:
             until = await self._ledger.newest() or 0
             await asyncio.to_thread(self._last_life.note, until)

@@ -569,3 +569,20 @@ async def test_what_completes_before_the_vectors_can_be_looked_at_moves_no_windo
     await Scrub(JobLedger(world.bench.database), world.audit, LastLife(noted)).run()
 
     assert await jobs_of(world, 1) == [("pending", 0)]
+
+
+async def test_what_others_on_the_queue_did_while_the_machine_was_down_moves_no_window(
+    world: World, tmp_path: Path
+) -> None:
+    await world.finish(1)
+    noted = tmp_path / "last-life.json"
+    alive = world.bench.clock()
+    noted.write_text(f'{{"boot": "the one before", "ended": false, "alive": {alive}}}')
+    world.bench.clock.advance(seconds=600)
+    await world.finish(2)
+    last_life = LastLife(noted, clock=world.bench.clock)
+
+    await Scrub(JobLedger(world.bench.database), world.audit, last_life).run()
+
+    assert await jobs_of(world, 1) == [("pending", 0)]
+    assert await jobs_of(world, 2) == [("completed", 10)]

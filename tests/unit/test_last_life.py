@@ -1,5 +1,7 @@
 """Whether the machine went down under the daemon that was here before, by a file of its own."""
 
+import asyncio
+import itertools
 import json
 from pathlib import Path
 
@@ -7,6 +9,7 @@ import pytest
 
 from daemon import last_life
 from daemon.last_life import LastLife
+from tests.waiting import until
 
 
 @pytest.fixture
@@ -46,6 +49,39 @@ def test_it_is_asked_until_it_was_looked_at(path: Path, boot: dict[str, str]) ->
     ended.end()
 
     assert LastLife(path).begin() is True
+
+
+def test_a_second_death_before_it_was_looked_at_forgets_nothing_of_the_first(
+    path: Path, boot: dict[str, str]
+) -> None:
+    now = 1_000_000
+    LastLife(path, clock=lambda: now).begin()
+    boot["boot"], now = "second", 5_000_000
+    LastLife(path, clock=lambda: now).begin()
+    boot["boot"], now = "third", 9_000_000
+    life = LastLife(path, clock=lambda: now)
+
+    assert life.begin() is True
+    assert (life.since, life.until) == (1_000_000, 5_060_000)
+
+
+async def test_it_is_noted_now_and_then_that_a_life_goes_on(
+    path: Path, boot: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    times = itertools.count(1_000_000, 1_000_000)
+    monkeypatch.setattr(last_life, "NOTE_SECONDS", 0)
+    life = LastLife(path, clock=lambda: next(times))
+    life.begin()
+    keeping = asyncio.create_task(life.keep())
+    await until(lambda: json.loads(path.read_text())["alive"] >= 3_000_000)
+    keeping.cancel()
+    await asyncio.wait([keeping])
+    boot["boot"] = "second"
+    after = LastLife(path)
+
+    assert after.begin() is True
+    assert after.since is not None
+    assert after.since >= 3_000_000
 
 
 def test_a_life_that_never_began_ends_nobodys(path: Path, boot: dict[str, str]) -> None:
