@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from daemon.cli import audit, stored
+from daemon.cli import audit, audit_steps, stored
 from daemon.database import Database
 from daemon.errors import ConfigError
 from daemon.migration import released_migrations
@@ -175,7 +175,7 @@ def test_a_daemon_that_is_busy_is_asked_again(
 def test_a_daemon_that_stays_busy_ends_the_audit_which_says_how_far_it_came(
     door: Door, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(audit, "PATIENCE", 0.0)
+    monkeypatch.setattr(audit_steps, "PATIENCE", 0.0)
     door.headers = {"Retry-After": "1"}
     door.pages = [step(finding("missing_vector", 12), follows="a"), BUSY]
 

@@ -26,6 +26,7 @@ from daemon.intake import Intake
 from daemon.job_queue import JobQueue
 from daemon.mqtt import MqttLink
 from daemon.outbox import Outbox
+from daemon.requests import MAX_CORRELATION_BYTES
 from daemon.settings import MqttSettings, QueueSettings
 from tests.broker import AsyncClient, Broker, Message, Version
 from tests.waiting import until
@@ -315,20 +316,21 @@ async def test_reply_to_that_no_broker_takes_is_rejected(
 
 
 async def test_answer_that_the_broker_does_not_take_holds_up_no_other(tmp_path: Path) -> None:
-    with Broker(tmp_path, max_packet_size=66_000) as broker:
+    with Broker(tmp_path, max_packet_size=MAX_CORRELATION_BYTES + 400) as broker:
         async with Daemon(broker, tmp_path / "queue.db") as daemon, client_of(broker) as client:
             # Small enough to come in, too large beside an event.
             job_id = await ask(
                 client,
                 {"media_store_id": 1},
                 response_topic="inference/reply/a/b",
-                correlation_data=bytes(65_000),
+                correlation_data=bytes(MAX_CORRELATION_BYTES),
             )
             await client.wait_for(is_event("accepted", job_id))
             other = await ask(client, {"media_store_id": 2})
             await client.wait_for(is_event("accepted", other))
             assert daemon.link.connects == 1
             assert not daemon.relaying.done()
+            assert not [each for each in client.received if "/reply/" in each.topic]
 
 
 # -- what is not -----------------------------------------------------------------------------------
