@@ -14,7 +14,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from daemon.errors import HandlerError, InvalidRequestError, NotFoundError
+from daemon.errors import HandlerError, InvalidRequestError
 from daemon.settings import FacesSettings
 from handlers import query_vectors
 from handlers.face_batches import chunks
@@ -23,6 +23,7 @@ from handlers.face_specs import detector_settings, recogniser_settings
 from handlers.faces import Face
 from handlers.inference import Pixels, Provenance, Vector
 from handlers.query_vectors import FaceParts, ImageParts
+from handlers.task_types import not_configured
 
 P = TypeVar("P", ImageParts, FaceParts)
 LOOK_SECONDS = 2.0
@@ -211,13 +212,6 @@ def name_of(ran: Provenance) -> str:
     """Return the name of a CLIP by which clients ask for it, such as ViT-B-32-quickgelu__openai."""
     weights = ran.weights if ran.weights == "openai" else Path(ran.weights).stem
     return f"{ran.model}__{weights}"
-
-
-def not_configured(task_type: str) -> NotFoundError:
-    """Return the error of asking for what a task type that does not run here would do."""
-    return NotFoundError(
-        f"{task_type} does not run here (INFERD_WORKER__TASK_TYPES)", code="not_configured"
-    )
 
 
 async def _embed(parts: FaceParts, crops: Sequence[Pixels]) -> list[Vector]:

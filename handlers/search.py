@@ -14,6 +14,7 @@ from handlers.image_store import QdrantImageStore
 from handlers.inference import Provenance, Vector
 from handlers.qdrant_store import QdrantStore
 from handlers.query_vectors import FaceParts, ImageParts, QueryVector
+from handlers.task_types import not_configured
 from handlers.vector_engine import Filter, HasId, Match, Not, Point, PointId
 from handlers.vector_points import face_point_id, legal_id
 
@@ -231,12 +232,12 @@ class Search:
             case QdrantFaceStore.collection if self._faces is not None:
                 return self._faces
             case QdrantFaceStore.collection:
-                raise _not_configured("face_embedding")
+                raise not_configured("face_embedding")
         raise NotFoundError(f"there is no collection {collection!r}")
 
     def _pictures(self) -> ImageParts:
         if self._images is None:
-            raise _not_configured("image_embedding")
+            raise not_configured("image_embedding")
         return self._images
 
 
@@ -289,9 +290,3 @@ def _answer(
         ],
         "next": window.offset + window.limit if len(found) > window.limit else None,
     }
-
-
-def _not_configured(task_type: str) -> NotFoundError:
-    return NotFoundError(
-        f"{task_type} does not run here (INFERD_WORKER__TASK_TYPES)", code="not_configured"
-    )

@@ -1,6 +1,6 @@
-"""Which tasks the configuration asks for."""
+"""Which tasks the configuration asks for, and the error of asking for others."""
 
-from daemon.errors import ConfigError
+from daemon.errors import ConfigError, NotFoundError
 from daemon.jobs import TaskType
 from daemon.settings import Settings
 
@@ -19,3 +19,10 @@ def configured_task_types(settings: Settings) -> list[TaskType]:
             + ", ".join(TaskType)
         )
     return [task_type for task_type in TaskType if task_type in names]
+
+
+def not_configured(task_type: str) -> NotFoundError:
+    """Return the error of asking for what a task type that does not run here would do."""
+    return NotFoundError(
+        f"{task_type} does not run here (INFERD_WORKER__TASK_TYPES)", code="not_configured"
+    )

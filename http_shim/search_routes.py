@@ -1,17 +1,16 @@
 """GET and POST of searches: by a text, by something stored, by a picture's bytes."""
 
-import asyncio
 from collections.abc import Awaitable
 from typing import Annotated
 
 from aiohttp import web
 from pydantic import BeforeValidator, Field
 
-from daemon.errors import InvalidRequestError, NotFoundError, PermanentError, RetryableError
+from daemon.errors import InvalidRequestError, NotFoundError, PermanentError
 from daemon.jobs import MAX_MEDIA_STORE_ID, JsonObject, dump_json
-from daemon.stage import StageClosedError
 from http_shim.bodies import read_body
 from http_shim.callers import authorize
+from http_shim.deadlines import within
 from http_shim.errors import DrainingError, error_response
 from http_shim.filters import FilterQuery, decimal
 from http_shim.keys import HEALTH, SEARCH
@@ -184,14 +183,8 @@ def _check_face_index(collection: str, asked: PictureQuery) -> None:
 
 async def _answer(search: Awaitable[JsonObject]) -> web.Response:
     try:
-        async with asyncio.timeout(SEARCH_SECONDS):
-            return web.json_response(await search, dumps=dump_json)
+        found = await within(search, SEARCH_SECONDS)
     except PermanentError as error:
         # The text or the picture is at fault, as it would be in a job.
         return error_response(error, 422)
-    except StageClosedError:
-        raise DrainingError("the daemon is stopping") from None
-    except TimeoutError:
-        raise RetryableError(
-            f"the search took longer than {SEARCH_SECONDS:g} s", code="timeout"
-        ) from None
+    return web.json_response(found, dumps=dump_json)

@@ -10,7 +10,6 @@ from daemon.command_line import Parser, settings_for
 from daemon.jobs import JobState, JsonObject, TaskType
 from daemon.settings import Settings
 from daemon.spelling import did_you_mean
-from daemon.topics import is_job_id
 from daemon.wire.codes import FAILURES
 from demos.client import ClientError
 from demos.client import arguments as checked
@@ -149,12 +148,6 @@ def _fail(error: ClientError) -> int:
     return REJECTED if isinstance(error, RefusedError) else UNREACHABLE
 
 
-def _job_id(text: str) -> str:
-    if not is_job_id(text):
-        raise argparse.ArgumentTypeError(f"{text[:80]!r} is no job_id, a UUID")
-    return text
-
-
 def make_parser(prog: str, settings: Settings) -> argparse.ArgumentParser:
     """Return what reads the command line; defaults are the daemon's own settings."""
     parser = Parser(
@@ -176,11 +169,11 @@ def make_parser(prog: str, settings: Settings) -> argparse.ArgumentParser:
     )
     listing.add_argument("--json", action="store_true", help="one line of JSON for each")
     retry = verbs.add_parser("retry", help="start jobs again that failed")
-    retry.add_argument("job_ids", nargs="*", type=_job_id, metavar="job_id")
+    retry.add_argument("job_ids", nargs="*", type=checked.job_id, metavar="job_id")
     retry.add_argument("--code", help="all that failed with it")
     for verb, said in (("show", "all that is known"), ("cancel", "end jobs that wait or run")):
         each = verbs.add_parser(verb, help=said)
-        each.add_argument("job_ids", nargs="+", type=_job_id, metavar="job_id")
+        each.add_argument("job_ids", nargs="+", type=checked.job_id, metavar="job_id")
         add_place(each, settings)
     for each in (listing, retry):
         each.add_argument("--task", choices=[task.value for task in TaskType])

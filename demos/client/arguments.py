@@ -11,6 +11,7 @@ from collections.abc import Callable
 from datetime import datetime
 
 from daemon.jobs import MAX_MEDIA_STORE_ID
+from daemon.topics import is_job_id
 from demos.client.http import base_url
 from demos.client.link import split_address
 
@@ -48,6 +49,13 @@ def seconds(text: str) -> float:
 def priority(text: str) -> int:
     """Take 0 to 10."""
     return between(0, HIGHEST_PRIORITY)(text)
+
+
+def job_id(text: str) -> str:
+    """Take the id of a job."""
+    if not is_job_id(text):
+        raise argparse.ArgumentTypeError(f"{text[:80]!r} is no job_id, a UUID")
+    return text
 
 
 def media_store_id(text: str) -> int:

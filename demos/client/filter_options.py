@@ -4,7 +4,6 @@ import argparse
 import json
 
 from daemon.jobs import JsonObject
-from daemon.topics import is_job_id
 from demos.client import arguments as checked
 
 MAX_LISTED = 200
@@ -31,7 +30,11 @@ def add_filter(parser: argparse.ArgumentParser) -> None:
         "--only-ids", type=_media_store_ids, metavar="ID,ID...", help="these pictures"
     )
     group.add_argument(
-        "--job", action="append", type=_job_id, metavar="job_id", help="stored by it; repeatable"
+        "--job",
+        action="append",
+        type=checked.job_id,
+        metavar="job_id",
+        help="stored by it; repeatable",
     )
     group.add_argument("--request-id", metavar="WORD", help="stored for requests with this word")
     group.add_argument(
@@ -82,9 +85,3 @@ def _media_store_ids(text: str) -> str:
     if len(words) > MAX_LISTED:
         raise argparse.ArgumentTypeError(f"at most {MAX_LISTED} ids in one search")
     return ",".join(str(checked.media_store_id(word.strip())) for word in words)
-
-
-def _job_id(text: str) -> str:
-    if not is_job_id(text):
-        raise argparse.ArgumentTypeError(f"{text[:80]!r} is no job_id, a UUID")
-    return text

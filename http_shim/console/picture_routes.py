@@ -1,19 +1,17 @@
 """Small pictures out of the media store, and new pictures into it."""
 
-import asyncio
-from collections.abc import Awaitable
-from typing import Literal, TypeVar
+from typing import Literal
 
 from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field
 
-from daemon.errors import NotFoundError, PermanentError, RetryableError
+from daemon.errors import NotFoundError, PermanentError
 from daemon.jobs import MAX_MEDIA_STORE_ID
-from daemon.stage import StageClosedError
 from http_shim.auth import WRITE_PERMISSION
 from http_shim.bodies import read_body
 from http_shim.callers import authorize
 from http_shim.console.parts import console_of
+from http_shim.deadlines import within
 from http_shim.errors import DrainingError, error_response
 from http_shim.keys import HEALTH
 from http_shim.media_routes import MAX_DIGITS
@@ -28,7 +26,6 @@ WORK_SECONDS = 45.0
 MOST_UPLOADS = 4
 """At a time: each holds a whole file in memory."""
 
-T = TypeVar("T")
 _UPLOADS: web.AppKey[list[int]] = web.AppKey("uploads")
 
 
@@ -65,7 +62,7 @@ async def show_picture(request: web.Request) -> web.Response:
     if not is_plain or int(found) > MAX_MEDIA_STORE_ID:
         raise NotFoundError("a picture is named by its media_store_id in decimal digits")
     try:
-        picture = await _in_time(console.pictures.show(int(found), int(asked.side)))
+        picture = await within(console.pictures.show(int(found), int(asked.side)), WORK_SECONDS)
     except PermanentError as error:
         return error_response(error, 404 if error.code == "media_not_found" else 422)
     return web.Response(
@@ -99,19 +96,9 @@ async def add_picture(request: web.Request) -> web.Response:
     try:
         data = await read_body(request, console.max_picture_bytes)
         added = console.pictures.add(data, asked.name, request.content_type)
-        media_store_id = await _in_time(added)
+        media_store_id = await within(added, WORK_SECONDS)
     except PermanentError as error:
         return error_response(error, 422)
     finally:
         under_way[0] -= 1
     return web.json_response({"media_store_id": media_store_id}, status=201)
-
-
-async def _in_time(work: Awaitable[T]) -> T:
-    try:
-        async with asyncio.timeout(WORK_SECONDS):
-            return await work
-    except StageClosedError:
-        raise DrainingError("the daemon is stopping") from None
-    except TimeoutError:
-        raise RetryableError(f"it took longer than {WORK_SECONDS:g} s", code="timeout") from None

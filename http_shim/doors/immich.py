@@ -15,11 +15,12 @@ from aiohttp.typedefs import Handler
 from daemon.errors import InvalidRequestError, PermanentError
 from daemon.health import Health
 from daemon.jobs import JsonObject, dump_json
+from http_shim.deadlines import within
 from http_shim.doors.counting import counted
 from http_shim.doors.embedder import Clip, Embedder, FaceFinder, Faces, Vector
 from http_shim.doors.immich_requests import Asked, Entry, invalid, read_form
 from http_shim.doors.model_names import ModelNames
-from http_shim.doors.waiting_room import WaitingRoom, within
+from http_shim.doors.waiting_room import WaitingRoom
 from http_shim.errors import DrainingError, answer_errors, error_response
 
 CLIP, FACES = "clip", "facial-recognition"

@@ -19,11 +19,12 @@ from daemon.health import Health
 from daemon.jobs import JsonObject, dump_json
 from http_shim.auth import Authenticator, authorization_of
 from http_shim.bodies import read_body
+from http_shim.deadlines import within
 from http_shim.doors.counting import counted
 from http_shim.doors.embedder import Clip, Embedder, Vector
 from http_shim.doors.model_names import ModelNames
 from http_shim.doors.openai_requests import EmbeddingRequest, parse_request, read_picture
-from http_shim.doors.waiting_room import WaitingRoom, within
+from http_shim.doors.waiting_room import WaitingRoom
 from http_shim.errors import DrainingError, ErrorResponse, answer_errors
 
 PLACES = 4

@@ -1,16 +1,10 @@
 """WaitingRoom: how many requests a door answers at a time, and how many wait for a place."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import TypeVar
 
-from daemon.errors import RetryableError
-from daemon.stage import StageClosedError
-from http_shim.errors import DrainingError
 from http_shim.search_door import BusyError
-
-T = TypeVar("T")
 
 
 class WaitingRoom:
@@ -47,20 +41,3 @@ class WaitingRoom:
             yield
         finally:
             self._places.release()
-
-
-async def within(answering: Awaitable[T], seconds: float) -> T:
-    """Return the answer.
-
-    Raises:
-        RetryableError: code timeout; it took longer.
-        DrainingError: the daemon stopped meanwhile.
-        Exception: whatever the answering raised.
-    """
-    try:
-        async with asyncio.timeout(seconds):
-            return await answering
-    except StageClosedError:
-        raise DrainingError("the daemon is stopping") from None
-    except TimeoutError:
-        raise RetryableError(f"the answer took longer than {seconds:g} s", code="timeout") from None
