@@ -54,7 +54,6 @@ class Progress:
     """Of those, how many are up to date in the shadow, as far as the pass came."""
     left: int = 0
     """How many are to be embedded, as far as one can tell."""
-    embedded: int = 0
     _took: list[tuple[int, float]] = field(default_factory=list)
 
     def begin(self, total: int, shadowed: int) -> None:
@@ -64,7 +63,6 @@ class Progress:
 
     def note(self, count: int, seconds: float) -> None:
         """Take note of units that were embedded, and how long that took, waits included."""
-        self.embedded += count
         self.done += count
         self.left = max(0, self.left - count)
         self._took = [*self._took[1 - _SAMPLES :], (count, seconds)]
