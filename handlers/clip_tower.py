@@ -20,7 +20,7 @@ from handlers.clip_precision import EXACT
 from handlers.clip_vendors import choose_device, device_name, load_vendors
 from handlers.clip_weights import UNTRAINED_SEED, ClipWeights
 from handlers.inference import Batch, Provenance, Vector
-from handlers.memory import HOST, memory_watched, trim
+from handlers.memory import HOST, keep_freed, memory_watched, trim
 
 if TYPE_CHECKING:
     import torch
@@ -265,6 +265,8 @@ class ClipTower(ABC):
             RuntimeError: torch's own.
             ConfigError: it does not run in the precision that is asked for.
         """
+        if device == HOST:
+            keep_freed()
         to_device(module, device)
         self._arithmetic.batch_size = self._asked_size or (
             CPU_BATCH if device == HOST else GPU_BATCH

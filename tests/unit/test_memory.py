@@ -1,6 +1,9 @@
 """Running out of memory is known in each vendor's own words, and told in ours."""
 
+import ctypes
 import importlib
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -369,3 +372,44 @@ def test_no_session_goes_to_the_cpu_by_itself(
     """ONNX Runtime would, after an EPFail, and results would go on naming the GPU."""
     for model in (detector, recogniser):
         assert model._model.session._enable_fallback is False
+
+
+AGAIN_AND_AGAIN = """
+import resource
+import sys
+
+import numpy as np
+
+from handlers.memory import keep_freed
+
+if sys.argv[1] == "kept":
+    keep_freed()
+
+
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+
+def use():
+    # As the layers of a model do: what one leaves, the next takes.
+    for _ in range(10):
+        some = [np.ones(3 << 20, np.uint8) for _ in range(4)]
+        del some
+
+
+use()
+before = faults()
+use()
+print(faults() - before)
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="only glibc has mallopt")
+def test_memory_that_is_freed_is_kept_for_the_next_who_asks() -> None:
+    # In a process of its own: it is the whole process's allocator that changes.
+    given, kept = (
+        int(subprocess.check_output([sys.executable, "-c", AGAIN_AND_AGAIN, how], timeout=60))
+        for how in ("given back", "kept")
+    )
+
+    assert kept < 100 < given
