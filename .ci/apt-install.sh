@@ -20,7 +20,8 @@ if command -v apt-get >/dev/null; then
     # shellcheck disable=SC2086  # as_root is a command and its option, or nothing
     {
         $as_root apt-get update -qq
-        $as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@"
+        # sudo passes nothing of our environment on.
+        $as_root env DEBIAN_FRONTEND=noninteractive ${RUNLEVEL:+"RUNLEVEL=$RUNLEVEL"} apt-get install -y -qq --no-install-recommends "$@"
     } >&2
 elif command -v brew >/dev/null; then
     echo "$what is missing. Type this, then try again:" >&2
