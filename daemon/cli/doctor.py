@@ -13,6 +13,7 @@ from daemon.command_line import Parser
 from daemon.doctor.checks import all_checks
 from daemon.doctor.facts import begin
 from daemon.doctor.findings import Finding, FindingRedactor, Verdict, fail, worst
+from daemon.doctor.process import environ_of, folder_of
 from daemon.doctor.runner import run_checks
 from daemon.errors import ConfigError
 from daemon.identity import own_version
@@ -33,6 +34,7 @@ exit codes:
 examples:
   %(prog)s
   %(prog)s --quick --json
+  %(prog)s --process 4711
 """
 
 
@@ -44,6 +46,8 @@ def main(argv: Sequence[str], *, prog: str) -> int:
     logging.getLogger().addHandler(logging.NullHandler())
     with contextlib.redirect_stdout(sys.stderr):
         try:
+            if arguments.process is not None:
+                _stand_in_for(arguments.process)
             settings = Settings.from_env(os.environ)
             facts = begin(settings, is_quick=arguments.quick)
         except ConfigError as error:
@@ -71,7 +75,28 @@ def make_parser(prog: str, _settings: Settings | None = None) -> argparse.Argume
     )
     parser.add_argument("--json", action="store_true", help="one JSON object, at the end")
     parser.add_argument("--quick", action="store_true", help="find models, but do not load them")
+    parser.add_argument(
+        "--process",
+        type=int,
+        metavar="PID",
+        help="by the settings that this daemon of yours was started with, here on Linux",
+    )
     return parser
+
+
+def _stand_in_for(pid: int) -> None:
+    """Go on with the environment and the folder that another process was started with.
+
+    Raises:
+        ConfigError: they cannot be read.
+    """
+    try:
+        environ, folder = environ_of(pid), folder_of(pid)
+        os.chdir(folder)
+    except OSError as error:
+        raise ConfigError(f"--process {pid}: its settings cannot be read: {error}") from error
+    os.environ.clear()
+    os.environ.update(environ)
 
 
 def _tame(text: str) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from daemon.doctor import mends
+from daemon.doctor import mends, process
 from daemon.doctor.facts import Facts
 from daemon.doctor.findings import Finding, fail, ok, warn
 from daemon.doctor.web import Answer, AwayError, ask
@@ -14,6 +14,8 @@ from daemon.spans import span
 
 PART = "daemon"
 SECONDS = 5.0
+MOST_TOLD = 6
+"""Settings that differ; more are only counted."""
 _ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104 - asked, not bound
 _MENDS = {
     "broker": "see the broker's lines above",
@@ -39,6 +41,28 @@ def look(facts: Facts) -> Iterator[Finding]:
         yield _silent(url, error, facts)
         return
     yield from judge(url, answer, facts)
+    if "worker_id" in answer.body:
+        yield from settings_of(process.listener(http.port), facts)
+
+
+def settings_of(pid: int | None, facts: Facts) -> Iterator[Finding]:
+    """Tell where the daemon goes by other settings than those that all is judged by here."""
+    theirs = None if pid is None else process.settings_of(pid)
+    if pid is None or theirs is None:
+        yield ok(PART, "its settings cannot be read from here: all is judged by those above")
+        return
+    told = process.differences(theirs, facts.settings)
+    if not told:
+        yield ok(PART, f"process {pid} was started with the settings that are judged here")
+        return
+    more = f"; and {len(told) - MOST_TOLD} more" if len(told) > MOST_TOLD else ""
+    yield warn(
+        PART,
+        "settings_differ",
+        f"process {pid} was started with other settings than all is judged by here:"
+        f" {'; '.join(told[:MOST_TOLD])}{more}",
+        f"{program()} doctor --process {pid} judges by what it was started with",
+    )
 
 
 def judge(url: str, answer: Answer, facts: Facts) -> Iterator[Finding]:

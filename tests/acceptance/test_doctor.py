@@ -139,7 +139,8 @@ def test_a_running_daemon_is_well_and_is_not_disturbed(
         said = patient.examine(INFERD_MQTT__URL=broker.url, INFERD_MEDIA_STORE__URL=media_store.url)
 
         assert said.exit_code == 0, said.text
-        assert said.wrong == {"broker_open", "cascade"}
+        assert said.wrong == {"broker_open", "cascade", "settings_differ"}
+        assert "INFERD_OFFLINE is true there, false here" in said.text
         assert "inferd-test is online" in said.text
         assert "in the running daemon's memory" in said.text
         # What doctor sent it, the daemon has dealt with before this.

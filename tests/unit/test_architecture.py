@@ -39,7 +39,7 @@ LAYERS = (
         "daemon.doctor.waiting",
     },
     {"daemon.doctor.line", "daemon.doctor.running", "daemon.doctor.runner"},
-    {"daemon.doctor.web"},
+    {"daemon.doctor.process", "daemon.doctor.web"},
     {"daemon.doctor.facts"},
     {"daemon.doctor.findings", "daemon.doctor.mends", "daemon.doctor"},
     {"daemon.app"},
