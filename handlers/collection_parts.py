@@ -1,15 +1,19 @@
 """What is behind a store's fixed name, for reading, for writing and for deleting from all of it.
 
+A collection that no record names is not made: whoever comes late, with what the record said before
+another daemon dropped one, would leave it there for ever.
+
 A write is done once every part that the record names has it. The record is read before and after,
 since a change of the model may begin or end in between: without the second reading, a job that
 began before a change and wrote after its end would lose its picture.
 """
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Literal, TypeVar
 
 from handlers.model_record import MODELS, Part, Record, Records
-from handlers.vector_engine import CollectionSpec, Point, VectorEngine
+from handlers.vector_engine import CollectionSpec, DroppedError, Point, VectorEngine
 from handlers.vector_points import stored_point, unit_vector
 
 BATCH = 128
@@ -31,6 +35,7 @@ class CollectionParts:
         collection: str,
         dimension: int,
         indexes: Mapping[str, Literal["integer", "keyword"]],
+        beside: Callable[[Part], Sequence[Part]] = lambda _: (),
     ) -> None:
         """Take the engine.
 
@@ -39,6 +44,7 @@ class CollectionParts:
             collection: the fixed name.
             dimension: numbers in a vector where the record does not say.
             indexes: payload fields that filters use.
+            beside: what else is kept of a part, in collections of its own.
         """
         self.engine = engine
         self.records = Records(engine, collection)
@@ -46,6 +52,8 @@ class CollectionParts:
         self._bare = Part(collection, "", "")
         self._dimension = dimension
         self._indexes = indexes
+        self._beside = beside
+        self._begun: set[str] = set()
         self._ensured: set[str] = set()
         self._has_records = False
 
@@ -83,11 +91,36 @@ class CollectionParts:
 
         Raises:
             ConfigError: it holds other vectors, or the engine refuses us.
+            DroppedError: it is absent, and the record names it no more.
         """
-        if part.physical not in self._ensured:
-            spec = CollectionSpec(part.physical, self.dimension_of(part), self._indexes)
-            await self.engine.ensure_collection(spec)
-            self._ensured.add(part.physical)
+        physical = part.physical
+        if physical in self._ensured:
+            return
+
+        async def is_wanted() -> bool:
+            return await self._names(physical)
+
+        is_new = await self.engine.ensure_collection(
+            CollectionSpec(physical, self.dimension_of(part), self._indexes, is_wanted)
+        )
+        # After it was made: whoever drops it wrote the record first.
+        if is_new and not await is_wanted():
+            await self.drop(physical)
+            raise DroppedError(physical)
+        self._ensured.add(physical)
+
+    async def begin(self, part: Part, write: Callable[[], Awaitable[None]]) -> None:
+        """Open what no record names yet, creating it where it is absent, and write the record.
+
+        Raises:
+            ConfigError: as `ensure`; nothing was written.
+        """
+        self._begun.add(part.physical)
+        try:
+            await self.ensure(part)
+            await write()
+        finally:
+            self._begun.discard(part.physical)
 
     async def drop(self, physical: str) -> None:
         """Delete a collection that the record does not name any more."""
@@ -106,9 +139,11 @@ class CollectionParts:
         done: set[str] = set()
         while left := [part for part in await self._all() if part.physical not in done]:
             for part in left:
-                await self.ensure(part)
-                await delete(part)
-                done.add(part.physical)
+                # One that was dropped is in the record no more.
+                with suppress(DroppedError):
+                    await self.ensure(part)
+                    await delete(part)
+                    done.add(part.physical)
 
     async def write(
         self,
@@ -149,7 +184,10 @@ class CollectionParts:
                 ]
                 if left:
                     is_done = False
-                    await put(part, [items[number][part.fingerprint] for number in left])
+                    try:
+                        await put(part, [items[number][part.fingerprint] for number in left])
+                    except DroppedError:
+                        break
                 for number in left:
                     stored[number].add(part.physical)
             if is_done:
@@ -187,6 +225,17 @@ class CollectionParts:
             await self.ensure(part)
         for start in range(0, len(ready), BATCH):
             await self.engine.upsert(part.physical, ready[start : start + BATCH])
+
+    async def _names(self, physical: str) -> bool:
+        """Return whether anybody needs a collection, by a reading of the record as it is now."""
+        record = await self.records.read() if self._has_records else None
+        if record is None or physical in self._begun:
+            return True
+        return any(
+            physical == each.physical
+            for part in record.parts
+            for each in (part, *self._beside(part))
+        )
 
     async def _all(self) -> tuple[Part, ...]:
         record = await self.record()

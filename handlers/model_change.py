@@ -12,6 +12,7 @@ Who owns the record decides by reading it; this process's memory is a cache and 
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,10 +26,13 @@ from handlers.model_record import Part, Record, is_physical_name, physical_name
 from handlers.models_at_hand import ModelsAtHand
 from handlers.qdrant_store import QdrantStore
 from handlers.shadow import Embedder
+from handlers.vector_engine import DroppedError
 
 ROOM_FACTOR = 2.5
 """Bytes on the disk for one of a vector's: what an engine keeps beside it."""
 TOLD_FAILURES = 10
+TELLS = 2
+"""Another daemon may drop what is being told of; then it is not told of."""
 
 
 class ModelChange:
@@ -202,6 +206,12 @@ class ModelChange:
 
     async def told(self) -> JsonObject:
         """Return what is behind the collection's name, and how far a change is."""
+        for _ in range(TELLS):
+            with suppress(DroppedError):
+                return await self._tell()
+        return await self._tell()
+
+    async def _tell(self) -> JsonObject:
         record = await self._read()
         told: JsonObject = {
             "collection": self.collection,
@@ -291,8 +301,8 @@ class ModelChange:
         # What failed before is tried again.
         await (await failures_of(self._store, shadow)).clear()
         # The collection first: a record never names one that is not there.
-        await self._store.parts.ensure(shadow)
-        await self._write(record.begun(replace(shadow, since=self._clock())))
+        begun = record.begun(replace(shadow, since=self._clock()))
+        await self._store.parts.begin(shadow, lambda: self._write(begun))
 
     async def _drop(self, part: Part) -> None:
         # Nothing else holds off another daemon, which may have written over what we wrote.

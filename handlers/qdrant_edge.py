@@ -102,10 +102,10 @@ class EdgeEngine:
         """
         return await self._upkeep.optimise(collection)
 
-    async def ensure_collection(self, spec: CollectionSpec) -> None:
+    async def ensure_collection(self, spec: CollectionSpec) -> bool:
         """Load a shard, or create it."""
         await self._gate.passing(spec.name)
-        await self._run(lambda: self._ensure(spec))
+        return await self._run(lambda: self._ensure(spec))
 
     async def collections(self) -> list[str]:
         """Return the names of all collections, loaded or not."""
@@ -245,10 +245,13 @@ class EdgeEngine:
                 f"the collection {collection} is not open", code="vector_store_error"
             ) from None
 
-    def _ensure(self, spec: CollectionSpec) -> None:
+    def _ensure(self, spec: CollectionSpec) -> bool:
+        is_new = False
         if spec.name not in self._shards:
+            is_new = spec.name not in collections_in(self._folder)
             self._shards[spec.name] = Shard(self._folder / spec.name, spec)
         self._shards[spec.name].ensure(spec)
+        return is_new
 
     def _drop(self, collection: str) -> None:
         shard = self._shards.pop(collection, None)

@@ -48,9 +48,9 @@ class LocalEngine:
         """Close the files, then let others in."""
         await self._thread.stop()
 
-    async def ensure_collection(self, spec: CollectionSpec) -> None:
+    async def ensure_collection(self, spec: CollectionSpec) -> bool:
         """Check a collection, or create it; local mode has no payload indexes."""
-        await self._run(lambda: self._ensure(spec))
+        return await self._run(lambda: self._ensure(spec))
 
     async def collections(self) -> list[str]:
         """Return the names of all collections."""
@@ -184,18 +184,19 @@ class LocalEngine:
                 code="vector_store_unusable",
             ) from error
 
-    def _ensure(self, spec: CollectionSpec) -> None:
+    def _ensure(self, spec: CollectionSpec) -> bool:
         if not self._client.collection_exists(spec.name):
             self._client.create_collection(
                 spec.name, vectors_config=qdrant_models.to_vectors_config(spec)
             )
-            return
+            return True
         difference = qdrant_models.difference(self._client.get_collection(spec.name), spec)
         if difference:
             raise ConfigError(
                 f"the collection {spec.name} in {self._folder} {difference}; move it away",
                 code="collection_mismatch",
             )
+        return False
 
     def _close(self) -> None:
         if self._opened is not None:

@@ -23,7 +23,15 @@ from handlers import qdrant_models
 from handlers.inference import Vector
 from handlers.server_layout import ServerLayout
 from handlers.server_life import ServerLife
-from handlers.vector_engine import CollectionSpec, Filter, Match, Page, Point, PointId
+from handlers.vector_engine import (
+    CollectionSpec,
+    DroppedError,
+    Filter,
+    Match,
+    Page,
+    Point,
+    PointId,
+)
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +53,7 @@ class ServerEngine:
 
     A server that fails or falls silent is a DependencyDownError, as one that is away: the points
     it is given are sound, so none of them is at fault. What it refuses (HTTP 4xx) is a plain
-    RetryableError. A collection that was deleted under us is made anew.
+    RetryableError. A collection that was deleted under us is made anew, if it is still wanted.
     """
 
     def __init__(
@@ -96,7 +104,7 @@ class ServerEngine:
             client, self._opened = self._opened, None
             await client.close()
 
-    async def ensure_collection(self, spec: CollectionSpec) -> None:
+    async def ensure_collection(self, spec: CollectionSpec) -> bool:
         """Check a collection and its indexes, or create them.
 
         Raises:
@@ -104,7 +112,7 @@ class ServerEngine:
         """
         self._specs[spec.name] = spec
         try:
-            await self._ensure(spec)
+            return await self._ensure(spec)
         except DependencyDownError as error:
             if error.code == "vector_store_unauthorized":
                 raise ConfigError(error.message, code=error.code) from error
@@ -262,7 +270,9 @@ class ServerEngine:
             raise RuntimeError("the engine is not open")
         return self._opened
 
-    async def _ensure(self, spec: CollectionSpec) -> None:
+    async def _ensure(self, spec: CollectionSpec) -> bool:
+        """Make a collection if need be, and look at it; return whether it is one of our making."""
+        is_new = False
         if not await self._call(self._client.collection_exists(spec.name)):
             try:
                 await self._call(
@@ -270,6 +280,7 @@ class ServerEngine:
                         spec.name, **qdrant_models.to_creation(spec, self._layout)
                     )
                 )
+                is_new = True
             except RetryableError:
                 # Another daemon may have been quicker; if not, this was a failure.
                 if not await self._call(self._client.collection_exists(spec.name)):
@@ -290,6 +301,7 @@ class ServerEngine:
                         spec.name, name, field_schema=qdrant_models.INDEXES[kind], wait=True
                     )
                 )
+        return is_new
 
     async def _on(self, collection: str, call: Callable[[], Awaitable[T]]) -> T:
         """Call, and once more where the collection was deleted and could be made anew."""
@@ -307,13 +319,18 @@ class ServerEngine:
 
         Raises:
             DependencyDownError: somebody made another one of it; no point is at fault.
+            DroppedError: nobody wants it, and it is not made.
         """
-        if collection not in self._specs:
+        if (spec := self._specs.get(collection)) is None:
             return
         try:
-            await self._ensure(self._specs[collection])
+            is_new = await self._ensure(spec)
         except ConfigError as error:
             raise DependencyDownError(error.message, code=error.code) from error
+        # After it was made: whoever drops it says so first, and would drop it after this look.
+        if is_new and spec.is_wanted is not None and not await spec.is_wanted():
+            await self.drop_collection(collection)
+            raise DroppedError(collection)
 
     async def _call(self, call: Awaitable[T]) -> T:
         try:

@@ -279,7 +279,7 @@ class QdrantStore(VectorStore):
 
     async def _open(self) -> None:
         engine = await self._shared.open()
-        parts = CollectionParts(engine, self.collection, self.dimension, self.indexes)
+        parts = CollectionParts(engine, self.collection, self.dimension, self.indexes, self.beside)
         try:
             await parts.open()
         except ConfigError as error:

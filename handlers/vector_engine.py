@@ -4,11 +4,12 @@ No vendor here. One file each implements `VectorEngine`: qdrant_edge, qdrant_loc
 """
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol, TypeAlias
 
+from daemon.errors import RetryableError
 from daemon.jobs import JsonObject
 from handlers.inference import Vector
 
@@ -115,6 +116,15 @@ class CollectionSpec:
     dimension: int
     indexes: Mapping[str, Literal["integer", "keyword"]] = field(default_factory=dict)
     """Payload fields that filters use, where the engine keeps indexes."""
+    is_wanted: Callable[[], Awaitable[bool]] | None = field(default=None, compare=False, repr=False)
+    """Asked after a collection that was gone was made anew: whether anybody still wants it."""
+
+
+class DroppedError(RetryableError):
+    """Nobody wants the collection any more: whoever changed the model dropped it meanwhile."""
+
+    def __init__(self, collection: str) -> None:
+        super().__init__(f"{collection} was dropped meanwhile", code="vector_store_error")
 
 
 class VectorEngine(Protocol):
@@ -135,8 +145,11 @@ class VectorEngine(Protocol):
     async def close(self) -> None:
         """Write what is not written yet and give everything back."""
 
-    async def ensure_collection(self, spec: CollectionSpec) -> None:
+    async def ensure_collection(self, spec: CollectionSpec) -> bool:
         """Open a collection, or create it; safe to repeat.
+
+        Returns:
+            Whether it was this call that created it.
 
         Raises:
             ConfigError: it exists with another dimension or distance, code collection_mismatch,
