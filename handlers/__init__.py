@@ -75,7 +75,8 @@ imports no model library; those load when the daemon opens a handler.
     blame, disk_room         who is at fault for a failure; whether a disk has room for vectors
     qdrant_edge, qdrant_local, qdrant_server
                              one file per engine; qdrant_models, engine_folder, background_loop:
-                             what they share; server_life: which process of a server answers
+                             what they share; server_life: which process of a server answers,
+                             server_errors: what its failures mean
     vector_snapshots         copies of an embedded engine's folder, for backups; vectors_at_rest:
                              the folder itself while nobody has it open, and records_at_rest:
                              which models are in it; model_sums: the models' files

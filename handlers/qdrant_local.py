@@ -109,17 +109,12 @@ class LocalEngine:
         where: Filter | None = None,
     ) -> list[Match]:
         """Return the most similar points, best first, but for the first `offset` of them."""
-        response = await self._run(
-            lambda: self._client.query_points(
-                collection,
-                query=vector.tolist(),
-                limit=limit,
-                offset=offset or None,
-                score_threshold=min_score,
-                query_filter=qdrant_models.to_filter(where) if where else None,
-            )
+        asked = qdrant_models.to_query(
+            vector, limit=limit, offset=offset, min_score=min_score, where=where
         )
-        return [qdrant_models.to_match(found) for found in response.points]
+        return qdrant_models.to_matches(
+            await self._run(lambda: self._client.query_points(collection, **asked))
+        )
 
     async def delete(self, collection: str, point_ids: Sequence[PointId]) -> None:
         """Delete those of the points that exist."""
@@ -140,27 +135,17 @@ class LocalEngine:
         with_vectors: bool = True,
     ) -> Page:
         """Return the next points by id."""
-        records, next_id = await self._run(
-            lambda: self._client.scroll(
-                collection,
-                scroll_filter=qdrant_models.to_filter(where) if where else None,
-                limit=limit,
-                offset=from_id,
-                with_payload=True,
-                with_vectors=with_vectors,
-            )
+        asked = qdrant_models.to_scroll(
+            where=where, limit=limit, from_id=from_id, with_vectors=with_vectors
         )
-        points = [qdrant_models.to_point(record) for record in records]
-        return Page(points, qdrant_models.to_next_id(next_id))
+        return qdrant_models.to_page(
+            await self._run(lambda: self._client.scroll(collection, **asked))
+        )
 
     async def count(self, collection: str, where: Filter | None = None) -> int:
         """Return how many points there are."""
         result = await self._run(
-            lambda: self._client.count(
-                collection,
-                count_filter=qdrant_models.to_filter(where) if where else None,
-                exact=True,
-            )
+            lambda: self._client.count(collection, **qdrant_models.to_count(where))
         )
         return result.count
 

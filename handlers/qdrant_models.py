@@ -1,12 +1,13 @@
 """Our points and filters as qdrant_client's models, and back: for qdrant_local, qdrant_server."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from qdrant_client import models
 
 from daemon.errors import ConfigError
+from handlers.inference import Vector
 from handlers.server_layout import Quantization, ServerLayout
 from handlers.vector_engine import (
     AtLeast,
@@ -18,6 +19,7 @@ from handlers.vector_engine import (
     Match,
     Not,
     OneOf,
+    Page,
     Point,
     PointId,
 )
@@ -118,14 +120,50 @@ def to_point(record: models.Record) -> Point:
     return Point(_to_id(record.id), np.asarray(vector, dtype=np.float32), record.payload or {})
 
 
-def to_match(found: models.ScoredPoint) -> Match:
-    """Return a point that was found."""
-    return Match(_to_id(found.id), float(found.score), found.payload or {})
+def to_query(
+    vector: Vector, *, limit: int, offset: int, min_score: float | None, where: Filter | None
+) -> dict[str, Any]:
+    """Return what `query_points` is to be told, beside the collection."""
+    return {
+        "query": vector.tolist(),
+        "limit": limit,
+        "offset": offset or None,
+        "score_threshold": min_score,
+        "query_filter": to_filter(where) if where else None,
+    }
 
 
-def to_next_id(offset: Any) -> PointId | None:
-    """Return where the next page of a scroll begins."""
-    return None if offset is None else _to_id(offset)
+def to_matches(response: models.QueryResponse) -> list[Match]:
+    """Return the points that were found."""
+    return [
+        Match(_to_id(found.id), float(found.score), found.payload or {})
+        for found in response.points
+    ]
+
+
+def to_scroll(
+    *, where: Filter | None, limit: int, from_id: PointId | None, with_vectors: bool
+) -> dict[str, Any]:
+    """Return what `scroll` is to be told, beside the collection."""
+    return {
+        "scroll_filter": to_filter(where) if where else None,
+        "limit": limit,
+        "offset": from_id,
+        "with_payload": True,
+        "with_vectors": with_vectors,
+    }
+
+
+def to_page(answer: tuple[Sequence[models.Record], Any]) -> Page:
+    """Return what `scroll` gave."""
+    records, next_id = answer
+    points = [to_point(record) for record in records]
+    return Page(points, None if next_id is None else _to_id(next_id))
+
+
+def to_count(where: Filter | None) -> dict[str, Any]:
+    """Return what `count` is to be told, beside the collection."""
+    return {"count_filter": to_filter(where) if where else None, "exact": True}
 
 
 def _to_condition(condition: Condition) -> models.Condition:

@@ -1,7 +1,4 @@
-"""A Qdrant server by URL: gRPC where there is a port for it, else HTTP.
-
-httpx and grpc are named here only because qdrant_client lets their errors through.
-"""
+"""A Qdrant server by URL: gRPC where there is a port for it, else HTTP."""
 
 import asyncio
 import logging
@@ -11,16 +8,12 @@ from contextlib import suppress
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-import httpx
-from grpc.aio import AioRpcError  # type: ignore[import-untyped] # ships no types
 from qdrant_client import AsyncQdrantClient, models
-from qdrant_client.common.client_exceptions import ResourceExhaustedResponse
-from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
 
 from daemon.errors import ConfigError, DependencyDownError, InferdError, RetryableError
-from daemon.redaction import Redactor
 from handlers import qdrant_models
 from handlers.inference import Vector
+from handlers.server_errors import MissingError, ServerErrors
 from handlers.server_layout import ServerLayout
 from handlers.server_life import ServerLife
 from handlers.vector_engine import (
@@ -37,23 +30,12 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_AWAY = frozenset({502, 503, 504})
-"""What a proxy answers for a server that is away."""
-_NOT_FOUND = 404
-_SERVER_ERRORS = 500
-"""From here on it is the server that failed."""
-
-
-class _MissingError(RetryableError):
-    """There is no such collection."""
-
 
 class ServerEngine:
     """Collections of a Qdrant server, which other daemons may use at the same time.
 
-    A server that fails or falls silent is a DependencyDownError, as one that is away: the points
-    it is given are sound, so none of them is at fault. What it refuses (HTTP 4xx) is a plain
-    RetryableError. A collection that was deleted under us is made anew, if it is still wanted.
+    What its failures mean is server_errors' business. A collection that was deleted under us is
+    made anew, if it is still wanted.
     """
 
     def __init__(
@@ -76,10 +58,9 @@ class ServerEngine:
         self._opened = client
         self._specs: dict[str, CollectionSpec] = {}
         self._flush_seconds = 0.0
-        # Proxies may quote in an error the headers that they got.
-        self._redact = Redactor([api_key or ""])
         grpc = f" (gRPC port {grpc_port})" if grpc_port else ""
         self._where = f"the Qdrant server at {url}{grpc}"
+        self._errors = ServerErrors(self._where, timeout_seconds=self._timeout, api_key=api_key)
 
     async def open(self) -> None:
         """Make the client; speaks to nobody yet."""
@@ -133,7 +114,7 @@ class ServerEngine:
     async def drop_collection(self, collection: str) -> None:
         """Delete a collection; it is not made anew from now on."""
         self._specs.pop(collection, None)
-        with suppress(_MissingError):
+        with suppress(MissingError):
             await self._call(self._client.delete_collection(collection))
 
     async def life(self) -> ServerLife:
@@ -207,17 +188,12 @@ class ServerEngine:
         where: Filter | None = None,
     ) -> list[Match]:
         """Return the most similar points, best first, but for the first `offset` of them."""
-        response = await self._call(
-            self._client.query_points(
-                collection,
-                query=vector.tolist(),
-                limit=limit,
-                offset=offset or None,
-                score_threshold=min_score,
-                query_filter=qdrant_models.to_filter(where) if where else None,
-            )
+        asked = qdrant_models.to_query(
+            vector, limit=limit, offset=offset, min_score=min_score, where=where
         )
-        return [qdrant_models.to_match(found) for found in response.points]
+        return qdrant_models.to_matches(
+            await self._call(self._client.query_points(collection, **asked))
+        )
 
     async def delete(self, collection: str, point_ids: Sequence[PointId]) -> None:
         """Delete those of the points that exist."""
@@ -239,28 +215,16 @@ class ServerEngine:
         with_vectors: bool = True,
     ) -> Page:
         """Return the next points by id."""
-        records, next_id = await self._call(
-            self._client.scroll(
-                collection,
-                scroll_filter=qdrant_models.to_filter(where) if where else None,
-                limit=limit,
-                offset=from_id,
-                with_payload=True,
-                with_vectors=with_vectors,
-            )
+        asked = qdrant_models.to_scroll(
+            where=where, limit=limit, from_id=from_id, with_vectors=with_vectors
         )
-        points = [qdrant_models.to_point(record) for record in records]
-        return Page(points, qdrant_models.to_next_id(next_id))
+        return qdrant_models.to_page(await self._call(self._client.scroll(collection, **asked)))
 
     async def count(self, collection: str, where: Filter | None = None) -> int:
         """Return how many points there are."""
         result = await self._on(
             collection,
-            lambda: self._client.count(
-                collection,
-                count_filter=qdrant_models.to_filter(where) if where else None,
-                exact=True,
-            ),
+            lambda: self._client.count(collection, **qdrant_models.to_count(where)),
         )
         return result.count
 
@@ -307,7 +271,7 @@ class ServerEngine:
         """Call, and once more where the collection was deleted and could be made anew."""
         try:
             return await self._call(call())
-        except _MissingError:
+        except MissingError:
             if collection not in self._specs:
                 raise
             log.warning("the collection %s of %s is gone: making it anew", collection, self._where)
@@ -339,77 +303,4 @@ class ServerEngine:
         except InferdError:
             raise
         except Exception as error:
-            raise self._translated(error) from error
-
-    def _translated(self, error: Exception) -> RetryableError:
-        match error:
-            case UnexpectedResponse():
-                return self._refused(error)
-            case AioRpcError():
-                return self._rpc_failed(error)
-            case ResponseHandlingException():
-                return self._unanswered(error.source)
-            case ResourceExhaustedResponse():
-                return DependencyDownError(
-                    f"{self._where} is overloaded: {self._redact(str(error))}",
-                    code="vector_store_error",
-                    retry_after_seconds=float(error.retry_after_s),
-                )
-            case TimeoutError():
-                return self._failed(f"did not answer within {self._timeout} s")
-            case _:
-                return self._failed(f"gave no usable answer: {self._redact(str(error))}")
-
-    def _refused(self, error: UnexpectedResponse) -> RetryableError:
-        status = error.status_code
-        if status in {401, 403}:
-            return self._unauthorized()
-        if status in _AWAY:
-            return self._unreachable(f"HTTP {status}")
-        said = self._redact(error.content.decode(errors="replace"))[:300]
-        if status is None or status >= _SERVER_ERRORS:
-            return self._failed(f"answered HTTP {status}: {said}")
-        kind = _MissingError if status == _NOT_FOUND else RetryableError
-        return kind(f"{self._where} answered HTTP {status}: {said}", code="vector_store_error")
-
-    def _unanswered(self, source: Exception) -> RetryableError:
-        match source:
-            case httpx.ConnectTimeout():
-                return self._unreachable(f"no connection within {self._timeout} s")
-            case httpx.TimeoutException():
-                return self._failed(f"did not answer within {self._timeout} s")
-            case httpx.TransportError():
-                return self._unreachable(str(source) or type(source).__name__)
-            case _:
-                return self._failed("gave an answer that is not Qdrant's; is the URL right?")
-
-    def _rpc_failed(self, error: AioRpcError) -> RetryableError:
-        details = self._redact(error.details() or "")
-        match error.code().name:
-            case "UNAUTHENTICATED" | "PERMISSION_DENIED":
-                return self._unauthorized()
-            case "UNAVAILABLE":
-                return self._unreachable(
-                    f"{details}; if only its HTTP port is open, INFERD_QDRANT__GRPC_PORT=0"
-                )
-            case "DEADLINE_EXCEEDED":
-                return self._failed(f"did not answer within {self._timeout} s")
-            case "NOT_FOUND" | "INVALID_ARGUMENT" | "ALREADY_EXISTS" as name:
-                kind = _MissingError if name == "NOT_FOUND" else RetryableError
-                return kind(f"{self._where} answered {name}: {details}", code="vector_store_error")
-            case name:
-                return self._failed(f"answered {name}: {details}")
-
-    def _unauthorized(self) -> DependencyDownError:
-        return DependencyDownError(
-            f"{self._where} refuses the API key: check INFERD_QDRANT__API_KEY",
-            code="vector_store_unauthorized",
-        )
-
-    def _unreachable(self, why: str) -> DependencyDownError:
-        return DependencyDownError(
-            f"{self._where} can't be reached: {why}", code="vector_store_unreachable"
-        )
-
-    def _failed(self, what: str) -> DependencyDownError:
-        return DependencyDownError(f"{self._where} {what}", code="vector_store_error")
+            raise self._errors.meaning(error) from error

@@ -231,6 +231,7 @@ VENDORS = {
         "handlers.qdrant_local",
         "handlers.qdrant_server",
         "handlers.qdrant_models",
+        "handlers.server_errors",
     },
     "PIL": {
         "handlers.image_colours",
