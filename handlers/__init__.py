@@ -54,7 +54,8 @@ imports no model library; those load when the daemon opens a handler.
                              which pixels results are told in
     previews                 small pictures for people to look at
     image_store, face_store  the documented stores, on qdrant_store and its base vector_store;
-                             claims: one model a collection; engine_choice: where vectors lie;
+                             claims: one model a collection, by a collection_claim;
+                             engine_choice: where vectors lie;
                              server_layout: how a server spreads and compresses them
     direct                   vectors and faces at once, for the doors of other products' shapes
     search, query_vectors, duplicates

@@ -1,14 +1,8 @@
 """QdrantStore: one collection, and the models whose vectors it may hold, never in one place.
 
-Vectors of two models never mix. The tiny collection `inferd_models`, kept with the vectors, says
-which model each collection belongs to, and, once it changed (model_record), where its vectors are.
-`claim` writes it before the first vector, and refuses:
-
-    claimed by another model          model_mismatch, unless the collection is empty
-    points, but nobody claimed them   model_unknown, unless `adopt` (an older tool, or scripts)
-
-A store that has claimed asks again at every upsert, so that a daemon which runs while its
-collection is emptied and taken over can't add vectors of the former model.
+Vectors of two models never mix: collection_claim has the rules. A store that has claimed asks again
+at every upsert, so that a daemon which runs while its collection is emptied and taken over can't
+add vectors of the former model.
 """
 
 import copy
@@ -17,6 +11,7 @@ from pathlib import Path
 from typing import ClassVar, Literal, Self
 
 from daemon.errors import ConfigError, DependencyDownError
+from handlers.collection_claim import CollectionClaim
 from handlers.collection_parts import CollectionParts
 from handlers.disk_room import require_room
 from handlers.engine_choice import embedded_engine, server_engine
@@ -84,37 +79,17 @@ class QdrantStore(VectorStore):
         else:
             self._shared = server_engine(url or DEFAULT_URL, api_key)
         self._opened: CollectionParts | None = None
-        self._claimed: tuple[str, str] | None = None
+        self._claimed: CollectionClaim | None = None
         self._part: Part | None = None
 
     async def claim(self, fingerprint: str, model: str, *, adopt: bool = False) -> None:
-        """Say which model the vectors are of; the rules stand at the top of this file."""
-        parts = self._parts
-        await parts.open_records()
-        record = await parts.record()
-        holder = None if record is None else record.active
-        if holder is None or holder.fingerprint != fingerprint:
-            is_changed = holder is not None and holder.spec is not None
-            points = await parts.engine.count(self.collection) if not is_changed else 0
-            if holder is not None and (points or is_changed):
-                raise self._mismatch(holder, model)
-            if points and not adopt:
-                raise ConfigError(
-                    f"the collection {self.collection} has {points} vectors and nobody said of"
-                    f" which model: if they are of {model}, call claim(..., adopt=True) once;"
-                    " else delete the collection",
-                    code="model_unknown",
-                )
-            await parts.records.write_claim(fingerprint, model)
-            if holder is not None and await parts.engine.count(self.collection):
-                # The former holder wrote between the count and the claim: it stays his.
-                await parts.records.write_claim(holder.fingerprint, holder.model)
-                raise self._mismatch(holder, model)
-        self._claimed = (fingerprint, model)
+        """Say which model the vectors are of; collection_claim has the rules."""
+        await self._claim.make(fingerprint, model, adopt=adopt)
 
     async def confirm_claim(self) -> None:
         """Make sure that nobody took the collection over; without a claim nothing is asked."""
-        if self._claimed is not None or self._part is not None:
+        is_claimed = self._claimed is not None and self._claimed.is_made
+        if is_claimed or self._part is not None:
             await self._confirmed()
 
     async def upsert(self, points: Sequence[Point]) -> None:
@@ -277,6 +252,13 @@ class QdrantStore(VectorStore):
             raise RuntimeError(f"the store of {self.collection} is still opening")
         return self._opened
 
+    @property
+    def _claim(self) -> CollectionClaim:
+        self._check_open()
+        if self._claimed is None:
+            raise RuntimeError(f"the store of {self.collection} is still opening")
+        return self._claimed
+
     async def _open(self) -> None:
         engine = await self._shared.open()
         parts = CollectionParts(engine, self.collection, self.dimension, self.indexes, self.beside)
@@ -297,6 +279,7 @@ class QdrantStore(VectorStore):
             if isinstance(error, DependencyDownError) and error.code == "vector_store_unauthorized":
                 raise ConfigError(error.message, code=error.code) from error
             raise
+        self._claimed = CollectionClaim(parts, self.collection, change_by=self.change_by)
         self._opened = parts
 
     async def _close(self) -> None:
@@ -323,47 +306,8 @@ class QdrantStore(VectorStore):
     async def _confirmed(self) -> Part:
         """Return what is read and written, having made sure that it is still ours."""
         if self._part is not None:
-            return await self._confirmed_view(self._part)
-        part = await self._active()
-        if self._claimed is None:
-            return part
-        if self._parts.seen is None:
-            # Deleted, with the vectors or without: the rules of a first claim say whether they
-            # may be ours again.
-            try:
-                await self.claim(*self._claimed)
-            except ConfigError as error:
-                raise DependencyDownError(error.message, code=error.code) from error
-            return await self._active()
-        if part.fingerprint != self._claimed[0]:
-            raise DependencyDownError(
-                f"the collection {self.collection} was {self._claimed[1]}'s and is {part.model}'s"
-                " by now: restart with that model, or with another collection",
-                code="model_mismatch",
-            )
-        return part
-
-    async def _confirmed_view(self, part: Part) -> Part:
-        record = await self._parts.record()
-        named = record.parts if record is not None else ()
-        if not any(_is_same(each, part) for each in named):
-            raise DependencyDownError(
-                f"the collection {part.physical} is {part.model}'s no longer", code="model_mismatch"
-            )
-        return part
-
-    def _mismatch(self, holder: Part, model: str) -> ConfigError:
-        return ConfigError(
-            f"the collection {self.collection} holds vectors of {holder.model}, not of {model}, and"
-            f" vectors of two models can't be compared: configure {holder.model} again"
-            f" (`{self.change_by}` then changes it while it is searched), delete the"
-            " collection, or keep the new ones elsewhere (INFERD_DATA_DIR or INFERD_QDRANT__URL)",
-            code="model_mismatch",
-        )
-
-
-def _is_same(part: Part, other: Part) -> bool:
-    return (part.physical, part.fingerprint) == (other.physical, other.fingerprint)
+            return await self._claim.confirm_part(self._part)
+        return await self._claim.confirm()
 
 
 def _face_index(point: Point) -> tuple[float, str]:
