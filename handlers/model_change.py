@@ -10,7 +10,6 @@
 Who owns the record decides by reading it; this process's memory is a cache and a display.
 """
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -19,6 +18,7 @@ from typing import Any
 
 from daemon.errors import ChangedError, ModelChangeError, RetryableError
 from daemon.jobs import JsonObject
+from daemon.wall_clock import epoch_ms
 from handlers.disk_room import require_room
 from handlers.inventory import Inventory
 from handlers.model_change_work import ChangeWork, failures_of
@@ -51,7 +51,7 @@ class ModelChange:
         inventory: Callable[[Part], Inventory],
         *,
         folder: Path | None,
-        clock: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+        clock: Callable[[], int] = epoch_ms,
     ) -> None:
         """Take the parts; nothing is read yet.
 
