@@ -11,6 +11,7 @@ ROOT = Path(__file__).parent.parent.parent
 
 
 @pytest.mark.timeout(300)
+@pytest.mark.usefixtures("documented_ports")
 def test_the_demo_shows_every_task_over_mqtt_and_rest(tmp_path: Path) -> None:
     environ = {
         name: value for name, value in os.environ.items() if not name.startswith("INFERD_")

@@ -6,6 +6,7 @@ from urllib.request import urlopen
 from tests.acceptance.rig import Daemon, MediaStore, ask, finished
 from tests.broker import Broker, Client, Message
 from tests.exposition import Exposition
+from tests.waiting import wait_until
 
 INFO = "inference/worker/inferd-test/info"
 FIRST, SECOND = 1, 2
@@ -29,12 +30,13 @@ def test_a_model_is_unloaded_when_idle_and_the_next_job_completes(
             states = [models["face_detector"]["loaded"] for models in told]
             return bool(states) and not states[-1]
 
-        lines = len(daemon.log())
+        def is_unloaded() -> bool:
+            models = daemon.request("GET", "/health")[1]["checks"]["models"]
+            return bool(models["face_detector"] == {"loaded": False})
+
         done = finished(client, ask(client, FIRST))
+        wait_until(is_unloaded)
         # It is looked once a second what to tell, so that info may leave a short life out.
-        daemon.wait_for_log(
-            lambda line: line["message"].startswith("unloaded face_detector"), after=lines
-        )
         client.wait_until(was_unloaded)
         status, health = daemon.request("GET", "/health")
         again = finished(client, ask(client, SECOND))

@@ -88,6 +88,7 @@ def staying(photos: Path) -> Iterator[dict[str, str]]:
 
 
 @pytest.mark.timeout(400)
+@pytest.mark.usefixtures("documented_ports")
 def test_a_folder_is_searchable_kept_and_taken_up(photos: Path) -> None:
     with staying(photos) as told:
         with urlopen(f"{told['look and search']}search/image_embeddings?like=1") as answer:
