@@ -11,7 +11,11 @@
     task_types   what stages take of a job; three task types of the same pictures
     engines      one queue under several daemons, on SQLite and on PostgreSQL (engine_race: the
                  processes that are these daemons)
-    gpu          the same on a GPU, where there is one
+    gpu          the same on a GPU, where there is one (gpu_passes)
+    overhead     the machinery of a job alone: free_daemon runs handlers that do nothing, and
+                 free_rig asks it
+    queue        claims and completions, beside raw_queue: SQLite without us
+    startup      from the command to ready, and to the first result
     previews     previews looked at instead of originals: bytes, decoding, faces, vectors
 
 What they are made of:
@@ -33,7 +37,8 @@ Longer studies have a command each, `python -m bench.NAME`, and print tables of 
     decoding     exact against fast decoding of JPEGs, for embeddings and for faces
     scaled_faces its second half: what scaled decoding would do to faces
     large        a million embedded vectors, step by step over a kept folder
-    memory       what stays in memory with many jobs, pictures and events
+    memory       what stays in memory with many jobs, pictures and events; models_memory: with
+                 models loaded and unloaded
 
 Past this machine (docs/scaling.md):
 

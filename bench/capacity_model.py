@@ -33,8 +33,6 @@ PROGRESS_A_JOB = 4
 HNSW_LINKS = 16
 """m of the graph, Qdrant's default."""
 LINK_BYTES = 4
-RAM_FACTOR = 1.5
-"""[J] Qdrant's own rule of thumb: memory for vectors held in RAM, half as much again."""
 POINT_BYTES = 100
 """[P] Ids and payload of a point: 60 to 140."""
 

@@ -14,12 +14,13 @@ from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import Any, Self
 
-from bench.queue import now, submission
+from bench.queue import submission
 from bench.raw_queue import RESULT, first_picture
 from daemon.job_queue import JobQueue
 from daemon.jobs import TaskType, load_json
 from daemon.queue_engine import queue_database
 from daemon.settings import QueueSettings, Settings
+from daemon.wall_clock import epoch_ms
 
 IMAGE = TaskType.IMAGE_EMBEDDING
 LEASE_SECONDS = 60.0
@@ -150,6 +151,8 @@ async def _queue(url: str, number: int) -> AsyncIterator[JobQueue]:
     worker = f"host/boot/ns/{number}/1"
     async with (
         queue_database(settings) as database,
-        JobQueue(database, QueueSettings(), clock=now, worker=worker, worker_id="bench") as queue,
+        JobQueue(
+            database, QueueSettings(), clock=epoch_ms, worker=worker, worker_id="bench"
+        ) as queue,
     ):
         yield queue

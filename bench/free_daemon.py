@@ -13,7 +13,7 @@ from daemon import app
 from daemon.jobs import Job, JsonObject, TaskType
 from daemon.logs import set_up_logging
 from daemon.settings import Settings
-from handlers.assembly import HandlerSet
+from handlers.handler_set import HandlerSet
 from handlers.task_types import configured_task_types
 from handlers.timings import Timings
 

@@ -24,6 +24,7 @@ from bench import models_memory
 from bench.pictures import mixed
 from bench.table import show
 from daemon.identity import own_identity
+from daemon.wall_clock import epoch_ms
 from tests.acceptance.rig import Behaviour, Daemon, MediaStore, answer
 from tests.broker import Broker
 from tests.exposition import Exposition
@@ -34,7 +35,7 @@ FILES = 24
 CALM_SECONDS = 3.0
 GOALS = (100, 1000, 2000, 4000, 6000, 8000, 10_000)
 HEAD = ("", "done", "own MB", "files MB", "decoders MB", "seconds")
-NOW_MS = time.time_ns() // 1_000_000
+NOW_MS = epoch_ms()
 
 JOBS = """
 WITH RECURSIVE numbers(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < ?1)

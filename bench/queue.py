@@ -21,6 +21,7 @@ from daemon.intake import new_job_id
 from daemon.job_queue import JobQueue
 from daemon.jobs import Job, JobState, TaskType, load_json
 from daemon.settings import QueueSettings
+from daemon.wall_clock import epoch_ms
 
 SECTION = "queue"
 ROUNDS = 3
@@ -124,7 +125,7 @@ async def _cycle(path: Path, jobs: int, batch: int) -> float:
     async with (
         Database(path) as database,
         JobQueue(
-            database, QueueSettings(), clock=now, worker="host/boot/ns/1/1", worker_id="bench"
+            database, QueueSettings(), clock=epoch_ms, worker="host/boot/ns/1/1", worker_id="bench"
         ) as queue,
     ):
         first = first_picture()
@@ -157,11 +158,6 @@ def submission(media_store_id: int) -> Submission:
             media_store_id=media_store_id,
             priority=5,
             status=JobState.PENDING,
-            created_at=now(),
+            created_at=epoch_ms(),
         )
     )
-
-
-def now() -> int:
-    """Return the wall clock in epoch milliseconds."""
-    return time.time_ns() // 1_000_000

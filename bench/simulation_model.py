@@ -46,7 +46,6 @@ class Station:
         self._env = env
         self._free_at = [0.0] * servers
         self._booked = 0.0
-        self._idle_since = 0.0
         self.customers = 0
         self.waited = 0.0
         """Seconds that customers stood in line, together."""

@@ -38,8 +38,6 @@ from handlers.server_life import life_of
 from handlers.task_types import configured_task_types
 from handlers.vector_snapshots import VectorSnapshots
 
-__all__ = ["HandlerSet", "open_handlers"]
-
 log = logging.getLogger(__name__)
 
 SPARE_PICTURES = 2

@@ -109,7 +109,7 @@ class FaceEmbeddingHandler:
         """
         timings = Timings(report)
         media_id = job.media_store_id
-        models = await self._wanted()
+        models = await self._models.wanted(self._store.seen)
         async with AsyncExitStack() as stack:
             with timings.stage("fetch"):
                 picture = await stack.enter_async_context(self._pictures.upright(media_id))
@@ -180,12 +180,6 @@ class FaceEmbeddingHandler:
 
     async def deliver(self, job: Job, result: JsonObject) -> None:
         """Do nothing: face vectors do not go to the media store."""
-
-    async def _wanted(self) -> list[FaceModel]:
-        """Return the models that vectors are wanted of, by what was read of the record last."""
-        if (record := self._store.seen) is None:
-            return [self._models.configured]
-        return [await self._models.of(part) for part in record.written]
 
     def _searched(self, seen: dict[FaceModel, FacesSeen]) -> tuple[FaceModel, FacesSeen]:
         """Return whose vectors are searched, and what it saw: what a result tells of."""

@@ -86,7 +86,7 @@ class ImageEmbeddingHandler:
         """
         timings = Timings(report)
         media_id = job.media_store_id
-        models = await self._wanted()
+        models = await self._models.wanted(self._store.seen)
         async with AsyncExitStack() as stack:
             with timings.stage("fetch"):
                 media = await stack.enter_async_context(self._pictures.file(media_id))
@@ -149,12 +149,6 @@ class ImageEmbeddingHandler:
 
     async def deliver(self, job: Job, result: JsonObject) -> None:
         """Do nothing: image embeddings do not go to the media store."""
-
-    async def _wanted(self) -> list[ImageModel]:
-        """Return the models that a vector is wanted of, by what was read of the record last."""
-        if (record := self._store.seen) is None:
-            return [self._models.configured]
-        return [await self._models.of(part) for part in record.written]
 
     def _searched(self, points: PointByModel) -> str:
         """Return whose vector is searched: the fingerprint that a result tells of."""

@@ -7,7 +7,7 @@ from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 from daemon.errors import ConfigError, DependencyDownError
 from handlers.device import ModelRunner
 from handlers.inference import MLInference
-from handlers.model_record import Part
+from handlers.model_record import Part, Record
 
 
 class VectorModel(Protocol):
@@ -89,6 +89,16 @@ class ModelsAtHand(Generic[M]):
             model = await self._open_model(spec)
             self._opened.append(model)
             return model
+
+    async def wanted(self, record: Record | None) -> list[M]:
+        """Return the models that vectors are wanted of, by what was read of a record last.
+
+        Raises:
+            DependencyDownError: as `of`.
+        """
+        if record is None:
+            return [self.configured]
+        return [await self.of(part) for part in record.written]
 
     async def of(self, part: Part) -> M:
         """Return the model whose vectors are in a part of the collection.

@@ -190,7 +190,7 @@ def _by_hand() -> Iterator[Point]:
 
 def _left_behind() -> Iterator[Point]:
     for point in (
-        *_transaction(Phase.WORK, "ADOPT"),
+        *_transaction(Phase.WORK, "ADOPT_DELAYED", "ADOPT"),
         *_transaction(Phase.WORK, "FIND_HELD_BY", "SETTLE"),
         *_transaction(Phase.WORK, "LEASE_SUSPECT", "ANNOUNCE"),
         *_around(
