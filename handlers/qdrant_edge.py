@@ -37,6 +37,8 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 SEARCH_WIDTH = 512
 """Candidates that a search of the index looks at."""
+_NEW = ""
+"""What the gate knows those collections by that are not open yet: no collection is named so."""
 
 
 class EdgeEngine:
@@ -105,6 +107,8 @@ class EdgeEngine:
     async def ensure_collection(self, spec: CollectionSpec) -> bool:
         """Load a shard, or create it."""
         await self._gate.passing(spec.name)
+        if spec.name not in self._shards:
+            await self._gate.passing(_NEW)
         return await self._run(lambda: self._ensure(spec))
 
     async def collections(self) -> list[str]:
@@ -133,12 +137,10 @@ class EdgeEngine:
         Searches go on; what is stored or deleted waits for it.
         """
         async with AsyncExitStack() as holding:
-            held = set[str]()
-            # Until no collection was made while others were waited for.
-            while new := set(await self.collections()) - held:
-                for name in sorted(new):
-                    await holding.enter_async_context(self._gate.hold(name))
-                held |= new
+            # Else one that is made now would be copied while it is written to.
+            await holding.enter_async_context(self._gate.hold(_NEW))
+            for name in await self.collections():
+                await holding.enter_async_context(self._gate.hold(name))
             await self._run(self._flush)
             await asyncio.to_thread(copy, self._folder)
 

@@ -3,6 +3,7 @@
 import asyncio
 import fcntl
 import os
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -20,7 +21,7 @@ from handlers.engine_choice import embedded_engine, server_engine
 from handlers.qdrant_edge import EdgeEngine
 from handlers.qdrant_local import LocalEngine
 from handlers.vector_engine import CollectionSpec, Point, SharedEngine, VectorEngine
-from handlers.vector_snapshots import READER_LOCK, VectorSnapshots
+from handlers.vector_snapshots import READER_LOCK, Holding, VectorSnapshots, collections_of
 from tests.integration.rest_rig import rest
 from tests.integration.test_http_auth import Issuer, bearer, public_pem
 from tests.waiting import until
@@ -58,6 +59,30 @@ async def shared(tmp_path: Path, kind: str) -> AsyncIterator[SharedEngine]:
     shared = embedded_engine(tmp_path / "v", kind)  # type: ignore[arg-type]
     await shared.open()
     yield shared
+    await shared.close()
+
+
+async def test_no_collection_is_made_amid_a_copy(shared: SharedEngine) -> None:
+    engine = await shared.open()
+    await engine.ensure_collection(FIRST)
+    began, may_end = threading.Event(), threading.Event()
+    seen: list[list[str]] = []
+
+    def copy(folder: Path) -> None:
+        began.set()
+        may_end.wait()
+        seen.append(collections_of(folder))
+
+    assert isinstance(engine, Holding)
+    copying = asyncio.create_task(engine.while_still(copy))
+    await until(began.is_set)
+    making = asyncio.create_task(engine.ensure_collection(SECOND))
+    await asyncio.wait([making], timeout=0.2)
+    may_end.set()
+    await asyncio.gather(copying, making)
+
+    assert seen == [["first"]]
+    assert await engine.collections() == ["first", "second"]
     await shared.close()
 
 
