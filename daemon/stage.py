@@ -8,6 +8,7 @@ free: an idle system runs a single item at once, a busy one fills its batches by
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, nullcontext
+from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
 from typing import Generic, Self, TypeAlias, TypeVar
@@ -23,6 +24,16 @@ Turn: TypeAlias = Callable[[], AbstractAsyncContextManager[RunBatch[In, Out], bo
 
 class StageClosedError(RuntimeError):
     """Something was submitted to, or still waited in, a stage that is closed."""
+
+
+@dataclass(slots=True, eq=False)
+class _Asked(Generic[In, Out]):
+    """What one caller submitted."""
+
+    item: In
+    outcome: asyncio.Future[Out]
+    has_begun: bool = False
+    """Its batch is under way, or over."""
 
 
 class Stage(Generic[In, Out]):
@@ -62,9 +73,8 @@ class Stage(Generic[In, Out]):
         self.max_batch = max_batch
         """Most items of the next batch; may be changed at any time."""
         self._workers = workers
-        self._waiting: Waiting[tuple[In, asyncio.Future[Out]]] = Waiting()
+        self._waiting: Waiting[_Asked[In, Out]] = Waiting()
         self._came = asyncio.Event()
-        self._begun: set[asyncio.Future[Out]] = set()
         self._taking = asyncio.Lock()
         """One worker at a time waits for its turn: the others would take turns to do nothing."""
         self._tasks: list[asyncio.Task[None]] = []
@@ -91,9 +101,9 @@ class Stage(Generic[In, Out]):
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks.clear()
         while self._waiting:
-            _, outcome = self._waiting.pop()
-            if not outcome.done():
-                outcome.set_exception(StageClosedError(self.name))
+            asked = self._waiting.pop()
+            if not asked.outcome.done():
+                asked.outcome.set_exception(StageClosedError(self.name))
 
     @property
     def depth(self) -> int:
@@ -107,30 +117,30 @@ class Stage(Generic[In, Out]):
             StageClosedError: the stage is closed.
             Exception: whatever `run_batch` gave for this item.
         """
-        return await self._put(item)
+        return await self._put(item).outcome
 
     async def submit_to_end(self, item: In) -> Out:
         """As `submit`, but who is cancelled once its batch began leaves when that is over.
 
         For batches that change something: what the caller does next, they do not undo.
         """
-        outcome = self._put(item)
+        asked = self._put(item)
         try:
-            return await asyncio.shield(outcome)
+            return await asyncio.shield(asked.outcome)
         except asyncio.CancelledError:
-            if outcome in self._begun:
-                await asyncio.wait([outcome])
+            if asked.has_begun:
+                await asyncio.wait([asked.outcome])
             else:
-                outcome.cancel()
+                asked.outcome.cancel()
             raise
 
-    def _put(self, item: In) -> asyncio.Future[Out]:
+    def _put(self, item: In) -> _Asked[In, Out]:
         if self._closed:
             raise StageClosedError(self.name)
-        outcome: asyncio.Future[Out] = asyncio.get_running_loop().create_future()
-        self._waiting.put((item, outcome))
+        asked = _Asked[In, Out](item, asyncio.get_running_loop().create_future())
+        self._waiting.put(asked)
         self._came.set()
-        return outcome
+        return asked
 
     async def _work(self) -> None:
         while True:
@@ -140,17 +150,16 @@ class Stage(Generic[In, Out]):
 
     async def _next_batch(
         self, stack: AsyncExitStack
-    ) -> tuple[RunBatch[In, Out], list[tuple[In, asyncio.Future[Out]]]]:
+    ) -> tuple[RunBatch[In, Out], list[_Asked[In, Out]]]:
         async with self._taking:
             await self._something_waits()
             run_batch = await stack.enter_async_context(self._turn())
-            batch: list[tuple[In, asyncio.Future[Out]]] = []
+            batch: list[_Asked[In, Out]] = []
             while len(batch) < self.max_batch and self._waiting:
-                item, outcome = self._waiting.pop()
-                if not outcome.done():
-                    batch.append((item, outcome))
-                    self._begun.add(outcome)
-                    outcome.add_done_callback(self._begun.discard)
+                asked = self._waiting.pop()
+                if not asked.outcome.done():
+                    asked.has_begun = True
+                    batch.append(asked)
             return run_batch, batch
 
     async def _something_waits(self) -> None:
@@ -158,32 +167,30 @@ class Stage(Generic[In, Out]):
             self._came.clear()
             await self._came.wait()
 
-    async def _settle(
-        self, run_batch: RunBatch[In, Out], batch: list[tuple[In, asyncio.Future[Out]]]
-    ) -> None:
+    async def _settle(self, run_batch: RunBatch[In, Out], batch: list[_Asked[In, Out]]) -> None:
         if not batch:
             return
         outcomes: Sequence[Out | Exception]
         try:
-            outcomes = await run_batch([item for item, _ in batch])
+            outcomes = await run_batch([asked.item for asked in batch])
             if len(outcomes) != len(batch):
                 raise RuntimeError(
                     f"stage {self.name}: {len(outcomes)} outcomes for {len(batch)} items"
                 )
         except asyncio.CancelledError:
-            for _, future in batch:
-                if not future.done():
-                    future.set_exception(StageClosedError(self.name))
+            for asked in batch:
+                if not asked.outcome.done():
+                    asked.outcome.set_exception(StageClosedError(self.name))
             raise
         except Exception as error:  # noqa: BLE001 - carried to every caller of the batch
             outcomes = [error] * len(batch)
-        for (_, future), outcome in zip(batch, outcomes, strict=True):
-            if future.done():
+        for asked, outcome in zip(batch, outcomes, strict=True):
+            if asked.outcome.done():
                 continue
             if isinstance(outcome, Exception):
-                future.set_exception(outcome)
+                asked.outcome.set_exception(outcome)
             else:
-                future.set_result(outcome)
+                asked.outcome.set_result(outcome)
 
 
 def _given(run_batch: RunBatch[In, Out] | None) -> RunBatch[In, Out]:
