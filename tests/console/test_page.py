@@ -1,6 +1,7 @@
 """Each feature of the console, clicked in a real browser against the real daemon."""
 
 import json
+import re
 import urllib.request
 from typing import Any
 
@@ -240,6 +241,30 @@ def test_a_dropped_picture_is_uploaded_asked_for_and_followed_until_it_is_done(
     assert {job["task_type"] for job in answer["jobs"]} == set(TASKS)
     expect(page.tile(media_store_id)).to_be_visible()
     page.shoot("adding")
+
+
+def test_a_picture_that_is_deleted_while_its_jobs_wait_is_followed_no_longer(
+    running: Stack, open_page: Opener
+) -> None:
+    # Twenty such, whose events were missed, hid all that were added after them, for as long as the
+    # page was open.
+    page = open_page(running).ready()
+    asked: list[str] = []
+
+    def gone(route: Route) -> None:
+        asked.append(route.request.url)
+        route.fulfill(status=404, json={"code": "job_not_found", "detail": "no such job"})
+
+    running.daemon.request("POST", "/queue/face_detection/pause", {})
+    page.page.route(re.compile(r"/job/[0-9a-f-]{36}$"), gone)
+    page.drop(picture("rocket.jpg"), "rocket.jpg", "add")
+
+    row = page.by("#adding-list > li").filter(has_text="rocket.jpg")
+    expect(row.locator(".tag")).to_have_text("Failed")
+    expect(row.locator(".steps")).to_contain_text("Faces found: deleted")
+    assert asked
+    running.daemon.request("POST", "/queue/face_detection/resume", {})
+    page.errors = [each for each in page.errors if "404" not in each]
 
 
 def test_several_files_are_chosen_and_one_that_is_no_picture_says_so(

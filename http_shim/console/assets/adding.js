@@ -94,8 +94,9 @@ async function lookAgain() {
     try {
       const found = await askJson(`job/${job.job_id}`);
       if (found.status !== job.status) heard(found);
-    } catch {
-      // Asked again at the next look.
+    } catch (error) {
+      // One that was taken is gone for good: deleted, or pruned. All else is asked again at the next look.
+      if (error.code === "job_not_found" && job.created_at) heard({ job_id: job.job_id, status: "error", error_message: "deleted" });
     }
   }
   if (open.length) timer = setTimeout(lookAgain, LOOK_AGAIN);
