@@ -125,8 +125,9 @@ TEXTS: dict[str, str] = {
           AND worker = ANY (ARRAY(SELECT jsonb_array_elements_text($1::jsonb)))
         FOR UPDATE SKIP LOCKED
     """,
+    # The owner once more: what another daemon took over meanwhile, and we waited for, is its own.
     sql.ADOPT: """
-        UPDATE outbox SET owner = $1 WHERE id = ANY (ARRAY(
+        UPDATE outbox SET owner = $1 WHERE owner = $2 AND id = ANY (ARRAY(
             SELECT id FROM outbox WHERE owner = $2 AND run_at IS NULL ORDER BY id LIMIT $3))
     """,
     # Of several jobs of one pair the oldest starts again, as with UPDATE OR IGNORE.

@@ -18,7 +18,10 @@ ORPHANED_MS = 300_000
 """Age at which another daemon's event is no longer taken to be on its way."""
 
 ADOPT_BATCH = 5000
-"""Events of another daemon taken over in one transaction: leases are renewed between two."""
+"""Events of another daemon taken over in one transaction: others write between two."""
+ADOPT_STEPS = 20
+"""Such transactions of one look; the next one goes on. Our own leases are renewed between looks,
+and two daemons that take each other's events would else go on for as long as there are many."""
 
 
 class Reclaiming(Verbs):
@@ -43,8 +46,10 @@ class Reclaiming(Verbs):
         dead = sorted({name for name in {*workers, *owners} if is_dead(name)})
         if not dead:
             return []
-        await self._adopt(dead)
-        return await self._reclaim(sql.FIND_HELD_BY, lambda: dump_json(dead))
+        left = await self._adopt(dead)
+        # What a dead process had still to say goes first, before what becomes of its jobs.
+        told = [name for name in dead if name not in left]
+        return await self._reclaim(sql.FIND_HELD_BY, lambda: dump_json(told))
 
     async def mend_moments(self) -> None:
         """Bring back what a clock that has gone back since has put into the far future.
@@ -89,11 +94,14 @@ class Reclaiming(Verbs):
         if orphaned:
             await self._adopt(orphaned)
 
-    async def _adopt(self, owners: list[str]) -> None:
-        for owner in owners:
-            while await self._adopt_some(owner) == ADOPT_BATCH:
-                pass
+    async def _adopt(self, owners: list[str]) -> list[str]:
+        """Take over events; return whose are left for the next look."""
+        left = list(owners)
+        for _ in range(ADOPT_STEPS):
+            while left and await self._adopt_some(left[0]) < ADOPT_BATCH:
+                del left[0]
         self.message_ready.ring()
+        return left
 
     async def _adopt_some(self, owner: str) -> int:
         async def work(connection: Connection) -> int:

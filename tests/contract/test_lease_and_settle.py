@@ -683,6 +683,26 @@ async def test_many_events_are_adopted_a_few_in_each_transaction(
         assert written == 4
 
 
+async def test_of_many_events_a_look_takes_over_some_and_the_jobs_only_after_all(
+    place: Path | str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The same loop renews our own leases: a million events took longer than a lease.
+    monkeypatch.setattr(reclaiming, "ADOPT_BATCH", 1)
+    monkeypatch.setattr(reclaiming, "ADOPT_STEPS", 2)
+    async with open_bench(place, worker="a/dead/one/1/1") as bench:
+        for number in range(3):
+            await bench.accept(number)
+        (held,) = await bench.lease(limit=1)
+
+    async with open_bench(place, worker="b") as bench:
+        looks = [
+            await bench.queue.reclaim_dead(lambda name: name == "a/dead/one/1/1") for _ in range(3)
+        ]
+
+        assert [[job.job_id for job in look] for look in looks] == [[], [], [held.job.job_id]]
+        assert {told.owner for told in await bench.told()} == {"b"}
+
+
 async def test_old_events_of_an_owner_nobody_can_judge_are_adopted(place: Path | str) -> None:
     # A container that was made anew: the former one's host name says nothing here.
     gone = "other-host/boot/1/1/1"

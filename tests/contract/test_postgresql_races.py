@@ -137,6 +137,25 @@ async def test_a_job_id_that_comes_to_two_daemons_at_once_is_a_duplicate(
     assert outcome.job.seq == 2
 
 
+async def test_events_that_one_daemon_takes_over_are_not_taken_from_it_by_the_next(
+    two: tuple[Bench, Bench],
+) -> None:
+    # They were: PostgreSQL looks once more at what it has waited for, by what the UPDATE names.
+    first, second = two
+    await first.accept(1, job_id=ID)
+    await first.execute("UPDATE outbox SET owner = 'dead'")
+
+    async def adopt(connection: Connection) -> None:
+        assert (await connection.execute(sql.ADOPT, ("a", "dead", 10))).rowcount == 1
+
+    async with holding(first, adopt):
+        adopting = asyncio.create_task(second.queue.reclaim_dead(lambda name: name == "dead"))
+        await waits(first)
+    await adopting
+
+    assert {told.owner for told in await first.told()} == {"a"}
+
+
 async def test_force_does_not_drop_a_job_that_is_being_leased(two: tuple[Bench, Bench]) -> None:
     first, second = two
     await first.accept(1, job_id=ID)
