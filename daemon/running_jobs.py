@@ -15,6 +15,9 @@ from daemon.urgency import URGENCY
 
 log = logging.getLogger(__name__)
 
+STAY_SECONDS = 20.0
+"""For a write that has begun, once all is let go: one that waits for a backup takes longer."""
+
 
 class RunningJobs:
     """Runs leased jobs; one that fails does not end the others.
@@ -82,12 +85,16 @@ class RunningJobs:
         return True
 
     async def give_back(self) -> None:
-        """Cancel all that runs, and return once each was let go."""
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
+        """Cancel all that runs, and return once each was let go.
+
+        Who stays to the end of a write (Stage.submit_to_end) leaves when it is cancelled once more.
+        """
+        tasks = set(self._tasks)
+        for seconds in (STAY_SECONDS, None):
+            for task in tasks:
+                task.cancel()
+            if tasks:
+                _, tasks = await asyncio.wait(tasks, timeout=seconds)
 
     def drop_lost(self, lost: Lease) -> None:
         """End a job whose lease is no longer ours; its result is dropped."""

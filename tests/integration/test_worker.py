@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from daemon import running_jobs
 from daemon.errors import DependencyDownError, HandlerError, PermanentError, RetryableError
 from daemon.handler import Report
 from daemon.jobs import Job, JobState, JsonObject, TaskType
@@ -455,6 +456,31 @@ async def test_draining_gives_back_what_does_not_finish_in_time(bench: Bench) ->
     async with working(bench, Handler(gate), shutdown_grace_seconds=0.02) as worker:
         await gate.began.wait()
         await worker.drain()
+
+        row = await bench.row(ID)
+
+    assert (row["status"], row["attempt"], row["lost"]) == ("pending", 0, 0)
+
+
+async def test_draining_does_not_wait_for_a_write_that_does_not_end(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A backup held the writes of embedded vectors: the stop took until the watchdog ended it, and
+    # the jobs counted as lost.
+    monkeypatch.setattr(running_jobs, "STAY_SECONDS", 0.02)
+    await bench.accept(job_id=ID)
+    began = asyncio.Event()
+
+    async def stays(_job: Job) -> JsonObject:
+        began.set()
+        with suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+        await asyncio.Event().wait()
+        return {}
+
+    async with working(bench, Handler(stays)) as worker:
+        await began.wait()
+        await asyncio.wait_for(worker.drain(), DEADLINE)
 
         row = await bench.row(ID)
 
