@@ -16,6 +16,8 @@ from daemon.wall_clock import epoch_ms
 
 NOTE_SECONDS = 60.0
 """Between two notes that the daemon lives."""
+LATE_SECONDS = 60.0
+"""How late a note may be: a slow disk, a busy loop, a clock that was set."""
 
 
 class LastLife:
@@ -57,7 +59,8 @@ class LastLife:
             alive = before.get("alive")
             known = [each for each in (alive, self.since) if each is not None]
             self.since = min(known, default=None)
-            self.until = None if alive is None else alive + int(1000 * NOTE_SECONDS)
+            lasted = int(1000 * (NOTE_SECONDS + LATE_SECONDS))
+            self.until = None if alive is None else alive + lasted
         self._write(ended=False)
         self._has_begun = True
         return self._must_scrub

@@ -62,7 +62,7 @@ def test_a_second_death_before_it_was_looked_at_forgets_nothing_of_the_first(
     life = LastLife(path, clock=lambda: now)
 
     assert life.begin() is True
-    assert (life.since, life.until) == (1_000_000, 5_060_000)
+    assert (life.since, life.until) == (1_000_000, 5_120_000)
 
 
 async def test_it_is_noted_now_and_then_that_a_life_goes_on(
