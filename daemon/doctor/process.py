@@ -4,6 +4,7 @@ Where it is another user's, in a container, or on another machine or system, non
 """
 
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from pydantic import BaseModel, SecretStr
@@ -22,11 +23,8 @@ def listener(port: int) -> int | None:
     """Return the process that listens on a port, if it is one that we may look into."""
     sockets = {f"socket:[{inode}]" for inode in _inodes(port)}
     for folder in PROC.glob("[0-9]*") if sockets else ():
-        try:
-            if any(str(each.readlink()) in sockets for each in (folder / "fd").iterdir()):
-                return int(folder.name)
-        except OSError:
-            continue  # another user's, or gone
+        if not sockets.isdisjoint(_open_files(folder / "fd")):
+            return int(folder.name)
     return None
 
 
@@ -84,6 +82,13 @@ def _told(value: object) -> str:
     text = text.lower() if isinstance(value, bool) else text
     text = without_user(text) if "://" in text else text
     return text[:_LONGEST] or "unset"
+
+
+def _open_files(folder: Path) -> Iterator[str]:
+    with suppress(OSError):  # another user's, or gone
+        for each in folder.iterdir():
+            with suppress(FileNotFoundError):  # closed meanwhile
+                yield str(each.readlink())
 
 
 def _inodes(port: int) -> Iterator[str]:

@@ -63,6 +63,21 @@ def test_who_listens_on_a_port_is_found(start: Callable[..., tuple[int, int]]) -
         assert process.listener(listening.getsockname()[1]) == os.getpid()
 
 
+def test_a_file_that_is_closed_while_it_is_looked_at_hides_no_listener(
+    start: Callable[..., tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A busy daemon closes files all the time: all of the process was passed over.
+    pid, port = start()
+    look = Path.iterdir
+
+    def with_one_that_goes(self: Path) -> Iterator[Path]:
+        return iter([self / "closed", *look(self)])
+
+    monkeypatch.setattr(Path, "iterdir", with_one_that_goes)
+
+    assert process.listener(port) == pid
+
+
 def test_what_differs_is_told_with_both_values_and_without_secrets(
     start: Callable[..., tuple[int, int]], tmp_path: Path
 ) -> None:
