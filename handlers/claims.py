@@ -4,7 +4,7 @@ import asyncio
 import logging
 from typing import Any
 
-from daemon.errors import ConfigError, DependencyDownError, RetryableError
+from daemon.errors import ConfigError, DependencyDownError, InferdError, RetryableError
 from handlers.models_at_hand import ModelsAtHand
 from handlers.qdrant_store import QdrantStore
 
@@ -13,6 +13,9 @@ log = logging.getLogger(__name__)
 
 class StoreClaim:
     """Opens a store and claims its collection, once; tried again until it worked.
+
+    Who waits while another one tries is told what that one is: a server that swallows what it is
+    sent takes its time for each try, and tries one after the other would take all of a job's.
 
     A collection that changed its model says itself which one it is of: that one is opened, whatever
     the settings say, and the collection stays what it is.
@@ -24,6 +27,10 @@ class StoreClaim:
         self._models = models
         self._turn = asyncio.Lock()
         self._is_bound = False
+        self._tries = 0
+        """That failed."""
+        self._failure: InferdError | None = None
+        """Of the latest."""
 
     async def bind(self) -> None:
         """Claim the collection for the model, whose weights were resolved before.
@@ -32,13 +39,21 @@ class StoreClaim:
             ConfigError: it is another model's, or it cannot be used.
             DependencyDownError: the vector database is away.
         """
+        tries = self._tries
         async with self._turn:
-            if not self._is_bound:
+            if self._is_bound:
+                return
+            if self._failure is not None and self._tries > tries:
+                raise self._failure.with_traceback(None)
+            try:
                 await self._store.open()
                 if not await self._follow_record():
                     fingerprint = self._models.configured.fingerprint
                     await self._store.claim(fingerprint, fingerprint)
-                self._is_bound = True
+            except InferdError as error:
+                self._tries, self._failure = self._tries + 1, error
+                raise
+            self._is_bound = True
 
     async def require(self) -> None:
         """Do as `bind`, for a job: no picture is at fault before the first vector is sent.
