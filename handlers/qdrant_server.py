@@ -198,12 +198,12 @@ class ServerEngine:
     async def delete(self, collection: str, point_ids: Sequence[PointId]) -> None:
         """Delete those of the points that exist."""
         ids = models.PointIdsList(points=list(point_ids))
-        await self._call(self._client.delete(collection, ids, wait=True))
+        await self._on(collection, lambda: self._client.delete(collection, ids, wait=True))
 
     async def delete_where(self, collection: str, where: Filter) -> None:
         """Delete every point the filter holds for."""
         selector = qdrant_models.to_selector(where)
-        await self._call(self._client.delete(collection, selector, wait=True))
+        await self._on(collection, lambda: self._client.delete(collection, selector, wait=True))
 
     async def scroll(
         self,

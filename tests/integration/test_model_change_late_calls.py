@@ -134,11 +134,13 @@ async def test_what_is_told_is_told_anew_where_a_part_was_dropped_meanwhile(two:
     assert await two.names() == {OF_B, "inferd_models"}
 
 
-async def test_a_delete_goes_on_where_a_part_was_dropped_meanwhile(two: Two) -> None:
+@pytest.mark.parametrize("verb", ["delete", "ensure_collection"])
+async def test_a_delete_goes_on_where_a_part_was_dropped_meanwhile(two: Two, verb: str) -> None:
     await changed(two)
-    two.other.store.parts._ensured.clear()
+    if verb == "ensure_collection":
+        two.other.store.parts._ensured.clear()
 
-    removing = meanwhile(two.other, "ensure_collection", NAME, lambda: two.other.store.remove([1]))
+    removing = meanwhile(two.other, verb, NAME, lambda: two.other.store.remove([1]))
     async with removing as removed:
         await two.one.change.drop()
     await removed
