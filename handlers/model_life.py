@@ -277,12 +277,14 @@ class ModelLife(Generic[Result]):
         """Return the same, where what failed may go well elsewhere marked so."""
         if all(_is_models_fault(each) for each in found) and self._is_broken():
             return [Elsewhere(self._broken())] * len(found)
+        is_short = all(isinstance(each, OutOfMemoryError) for each in found)
+        if not is_short:
+            # Of one that is alone, too: until then it takes one batch at a time.
+            self._standing.come_back(self._clock())
         if self._is_only:
             return found
-        if all(isinstance(each, OutOfMemoryError) for each in found):
+        if is_short:
             self._standing.go_out("not one picture fits", self._clock())
-        else:
-            self._standing.come_back(self._clock())
         return [Elsewhere(each) if isinstance(each, OutOfMemoryError) else each for each in found]
 
     def _is_broken(self) -> bool:

@@ -419,6 +419,20 @@ async def test_a_model_that_is_not_to_be_had_costs_no_picture_an_attempt(
     }
 
 
+async def test_a_model_alone_that_passes_its_test_again_is_well_after_the_next_picture() -> None:
+    model = Gpu(GPU)
+    async with lanes(GPU) as rig:
+        runner = await rig.add(model)
+        await runner.load()
+        model.is_dead = True
+        await asyncio.gather(*ask(runner, 1), return_exceptions=True)
+        model.is_dead = False
+        await runner.test()
+        assert await told(ask(runner, 2)) == [(2, GPU)]
+
+        assert runner.copies[0].life.is_well
+
+
 async def test_a_picture_that_breaks_a_model_is_not_handed_round() -> None:
     one, two = Gpu(GPU), Gpu(OTHER)
     async with lanes() as rig:
