@@ -128,7 +128,12 @@ def _reduce(tower: "torch.nn.Module", precision: str, device: str) -> Any:
     torch, reduction = load_vendors().torch, _reduction()
     saved = reduction.reduce(tower, {"bf16": torch.bfloat16, "fp16": torch.float16}[precision])
     if device == HOST:
-        reduction.pack(tower)
+        try:
+            reduction.pack(tower)
+        except BaseException:
+            # Memory ran out, and the tower is to go on as it was: maybe where it came from.
+            reduction.restore(saved)
+            raise
     return saved
 
 

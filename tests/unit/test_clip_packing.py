@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from handlers import clip_packing, clip_reduction
+from handlers.clip_arithmetic import Arithmetic
 from handlers.clip_layers import image_tower, text_tower
 from handlers.clip_precision import least_cosine
 from handlers.clip_reduction import pack, reduce, unpack
@@ -161,6 +162,27 @@ def test_memory_that_runs_out_half_way_leaves_no_tower_half_packed(
     assert len(calls) == 4
     after = state(towers)
     assert all(torch.equal(after[key], before[key]) for key in before)
+
+
+def test_memory_that_runs_out_while_packing_leaves_the_weights_exact(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    vendors = load_vendors()
+    whole = vendors.open_clip.CLIP(**TINY_TEXT).eval().requires_grad_(False)
+    tower = image_tower(vendors.open_clip, whole.visual)
+    assert tower is not None
+    before = {name: tensor.clone() for name, tensor in tower.state_dict().items()}
+
+    def failing(_tower: torch.nn.Module) -> bool:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(clip_reduction, "pack", failing)
+    with pytest.raises(RuntimeError, match="DefaultCPUAllocator"):
+        Arithmetic("it", "bf16", 1).settle(tower, "cpu", torch.ones)
+
+    after = tower.state_dict()
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    assert {tensor.dtype for tensor in after.values()} == {torch.float32}
 
 
 def test_outlier_channels_are_borne_packed() -> None:
