@@ -11,17 +11,23 @@ class WriteGate:
 
     def __init__(self) -> None:
         self._closed: dict[str, asyncio.Event] = {}
-        self._waiting_since: dict[str, float] = {}
+        self._waiting: dict[str, list[float]] = {}
+        """Since when each who waits does, the first one first."""
 
     async def passing(self, collection: str) -> None:
         """Return once the collection may be written to."""
         while (closed := self._closed.get(collection)) is not None:
-            self._waiting_since.setdefault(collection, time.monotonic())
-            await closed.wait()
+            waiting, since = self._waiting.setdefault(collection, []), time.monotonic()
+            waiting.append(since)
+            try:
+                await closed.wait()
+            finally:
+                # Who gave up waits no longer.
+                waiting.remove(since)
 
     def waited(self, collection: str) -> float:
         """Return for how many seconds somebody has been waiting now; 0 if nobody is. Any thread."""
-        since = self._waiting_since.get(collection)
+        since = next(iter(self._waiting.get(collection, ())), None)
         return 0.0 if since is None else time.monotonic() - since
 
     @asynccontextmanager
@@ -36,5 +42,4 @@ class WriteGate:
             yield
         finally:
             del self._closed[collection]
-            self._waiting_since.pop(collection, None)
             opened.set()
