@@ -16,6 +16,9 @@ from daemon.wall_clock import epoch_ms
 
 NOTE_SECONDS = 60.0
 """Between two notes that the daemon lives."""
+LOOK_SECONDS = 5.0
+"""Between two looks whether one is due: a machine that slept, or whose clock was set, is there at
+another time at once."""
 LATE_SECONDS = 60.0
 """How late a note may be: a slow disk, a busy loop, a clock that was set."""
 
@@ -32,6 +35,7 @@ class LastLife:
         self._must_scrub = False
         self._has_begun = False
         self._has_ended = False
+        self._alive = 0
         self.since: int | None = None
         """When (epoch ms) a daemon that went down with its machine was last known to live."""
         self.until: int | None = None
@@ -40,8 +44,9 @@ class LastLife:
     async def keep(self) -> None:
         """Note until cancelled, now and then, that this life goes on."""
         while self._is_needed:
-            await asyncio.sleep(NOTE_SECONDS)
-            if self._has_begun:
+            await asyncio.sleep(min(LOOK_SECONDS, NOTE_SECONDS))
+            is_due = not 0 <= self._clock() - self._alive < 1000 * NOTE_SECONDS
+            if self._has_begun and is_due:
                 await asyncio.to_thread(self._write, ended=False)
 
     def begin(self) -> bool:
@@ -57,7 +62,7 @@ class LastLife:
             self.since, self.until = before.get("since"), before.get("until")
         if self._must_scrub and went_down:
             alive = before.get("alive")
-            known = [each for each in (alive, self.since) if each is not None]
+            known = [each for each in (alive, self.since, self.until) if each is not None]
             self.since = min(known, default=None)
             lasted = int(1000 * (NOTE_SECONDS + LATE_SECONDS))
             self.until = None if alive is None else alive + lasted
@@ -86,10 +91,11 @@ class LastLife:
                 # A note that was under way when its task was cancelled comes too late.
                 return
             self._has_ended = ended
+            self._alive = self._clock()
             told = {
                 "boot": own_boot(),
                 "ended": ended,
-                "alive": self._clock(),
+                "alive": self._alive,
                 "must_scrub": self._must_scrub,
                 "since": self.since,
                 "until": self.until,

@@ -65,6 +65,23 @@ def test_a_second_death_before_it_was_looked_at_forgets_nothing_of_the_first(
     assert (life.since, life.until) == (1_000_000, 5_120_000)
 
 
+async def test_a_clock_that_went_on_without_us_is_noted_at_once(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(last_life, "LOOK_SECONDS", 0.001)
+    now = 10_000_000
+    life = LastLife(path, clock=lambda: now)
+    life.begin()
+    keeping = asyncio.create_task(life.keep())
+    # The machine slept, and then the clock was put right.
+    now = 40_000_000
+    await until(lambda: json.loads(path.read_text())["alive"] == now)
+    now = 30_000_000
+    await until(lambda: json.loads(path.read_text())["alive"] == now)
+    keeping.cancel()
+    await asyncio.wait([keeping])
+
+
 async def test_it_is_noted_now_and_then_that_a_life_goes_on(
     path: Path, boot: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
