@@ -53,9 +53,10 @@ class Stack:
         self.broker_port, self.media_store_port, self.http_port = self.ports
         self._environ = {
             **{name: text for name, text in os.environ.items() if not _ELSEWHERE.fullmatch(name)},
-            # Over a file of settings, too: our own queue and vectors.
+            # Over a file of settings, too: our own queue and vectors, and no further door.
             "INFERD_QUEUE__URL": "",
             "INFERD_QDRANT__URL": "",
+            "INFERD_DOORS__IMMICH": "false",
             **environ,
             "INFERD_DATA_DIR": str(folder / "data"),
             "INFERD_MQTT__URL": f"mqtt://127.0.0.1:{self.broker_port}",
@@ -64,7 +65,6 @@ class Stack:
             "INFERD_HTTP__ENABLED": "true",
             "INFERD_HTTP__HOST": "127.0.0.1",
             "INFERD_HTTP__PORT": str(self.http_port),
-            "INFERD_DOORS__IMMICH": "false",
             "AUTH_DISABLED": "true",
         }
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
