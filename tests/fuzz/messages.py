@@ -157,7 +157,7 @@ topics = st.one_of(
     st.sampled_from(["inference/delete/1", f"inference/delete/{2**63}"]),
     _levels.map("inference/delete/".__add__),
 )
-correlations = st.one_of(st.none(), st.binary(max_size=200), st.just(b"x" * 65_535))
+correlations = st.one_of(st.none(), st.binary(max_size=200), st.just(b"x" * 1025))
 
 
 @st.composite
