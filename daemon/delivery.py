@@ -81,8 +81,9 @@ class Delivery:
             await self._stop.wait(0, timeout_seconds=self._settings.poll_seconds)
 
     async def _again(self, job: Job, handler: Handler) -> None:
-        # Nobody renews it: it lasts as long as the delivery may take.
-        if not await self._queue.claim_sync(job, seconds=self._settings.job_timeout_seconds):
+        # A delivery that lasts longer may be done twice, which its job_id makes harmless; after a
+        # crash none is to wait for longer.
+        if not await self._queue.claim_sync(job, seconds=self._policy.lease_seconds):
             return
         refusal = await self.deliver(job, handler, job.result or {})
         if refusal is not None:

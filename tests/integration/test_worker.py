@@ -756,8 +756,6 @@ async def test_two_daemons_give_a_late_result_to_the_media_store_once(
     one, other = (Slow(task_type=FACES, delivers=True) for _ in range(2))
     async with working(bench, one), working(bench, other):
         await began.wait()
-        # Longer than a lease, which nobody renews for it, and shorter than a job may take.
-        bench.clock.advance(seconds=60)
         before = looks
         await until(has_dealt_with_it, "the other daemon looks")
         go.set()
