@@ -70,13 +70,25 @@ def ids_of(ran_lines: list[dict[str, Any]], status: str) -> set[int]:
     return {line["media_store_id"] for line in ran_lines if line["status"] == status}
 
 
+def rest_of(process: "subprocess.Popen[str]") -> tuple[str, str]:
+    """Return what is said after the lines that were read already, once it has ended.
+
+    `communicate` would pass over what came with those lines and was read ahead.
+    """
+    assert process.stdout is not None
+    assert process.stderr is not None
+    out, err = process.stdout.read(), process.stderr.read()
+    process.wait(SECONDS)
+    return out, err
+
+
 def interrupt(world: World, after: int, *words: str | Path) -> Ran:
     """Run the command, and send a real SIGINT once it has told of so many requests."""
     with started(world.environ, *words) as process:
         assert process.stdout is not None
         lines = [process.stdout.readline() for _ in range(after)]
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=SECONDS)
+        out, err = rest_of(process)
     return Ran(process.returncode, "".join(lines) + out, err)
 
 
@@ -202,7 +214,7 @@ def test_a_broker_that_restarts_costs_a_repeat_and_no_request(world: World, tmp_
         lines = [process.stdout.readline() for _ in range(200)]
         world.broker.stop()
         world.broker.start()
-        out, err = process.communicate(timeout=SECONDS)
+        out, err = rest_of(process)
 
     assert process.returncode == 0, err
     told = [json.loads(line) for line in [*lines, *out.splitlines()]]
