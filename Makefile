@@ -29,23 +29,28 @@ venv := .venv
 python := $(venv)/bin/python
 installed := $(venv)/.inferd-$(flavour)
 installed_dev := $(venv)/.inferd-dev
+# OPENVINO=1 adds it; once there it stays, and comes again with a new .venv.
+installed_openvino := $(venv)/.inferd-openvino
+ifneq ($(filter 1,$(OPENVINO))$(wildcard $(installed_openvino)),)
+with_openvino := $(installed_openvino)
+endif
 
 .PHONY: help setup setup-dev mosquitto postgresql chromium demo run token test crash cluster faults fuzz audit mutants bench check lint types imports schemas lock clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-setup: $(installed) ## install into .venv (GPU=1: the CUDA build; again: nothing to do)
+setup: $(installed) $(with_openvino) ## install into .venv (GPU=1: the CUDA build, OPENVINO=1: with OpenVINO; again: nothing to do)
 
 demo: setup mosquitto ## show it: real pictures in, events, vectors and a search out
-	@$(python) -m demos.quickstart $(ARGS)
+	@$(python) -m daemon demo $(ARGS)
 
 run: setup mosquitto ## as demo, and stay up until Ctrl-C
-	@$(python) -m demos.quickstart --stay $(ARGS)
+	@$(python) -m daemon demo --stay $(ARGS)
 
 pictures: setup mosquitto ## your own: FOLDER=~/Pictures made searchable, and kept in data/pictures
 	@test -n "$(FOLDER)" || { echo "which folder? make pictures FOLDER=~/Pictures" >&2; exit 2; }
-	@$(python) -m demos.pictures "$(FOLDER)" $(ARGS)
+	@$(python) -m daemon pictures "$(FOLDER)" $(ARGS)
 
 token: setup ## a development key and a token for REST (ARGS='--sub me --hours 8 --admin')
 	@$(python) -m demos.make_token $(ARGS)
@@ -99,7 +104,7 @@ clean: ## remove .venv and caches (never ./data)
 	rm -rf $(venv) .mypy_cache .pytest_cache .ruff_cache build *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-setup-dev: $(installed) $(installed_dev)
+setup-dev: $(installed) $(with_openvino) $(installed_dev)
 
 mosquitto:
 	@.ci/ensure-mosquitto.sh
@@ -118,6 +123,18 @@ $(installed): requirements/base.txt requirements/torch.txt requirements/torch-cp
 	@python=$$(.ci/ensure-python.sh) && echo "== making $(venv) with $$python" && rm -rf $(venv) && "$$python" -m venv $(venv)
 	@requirements/install.sh $(venv) $(flavour)
 	@touch $@
+
+$(installed_openvino): requirements/openvino.txt $(installed)
+	@requirements/install.sh $(venv) openvino
+	@touch $@
+
+# Every script in it names the folder that it was made in, so a moved or copied checkout needs its own.
+ifneq ($(shell test ! -e $(venv)/pyvenv.cfg || grep -qF -- " $$(pwd -P)/$(venv)" $(venv)/pyvenv.cfg || echo moved),)
+$(installed): moved
+.PHONY: moved
+moved:
+	@echo "== $(venv) was made in another folder: making it anew"
+endif
 
 $(installed_dev): requirements/dev.txt $(installed)
 	@requirements/install.sh $(venv) dev

@@ -17,12 +17,12 @@ import numpy as np
 from bench.clip import settings_of
 from bench.machine import cores
 from bench.turns import Take, Told
-from handlers import clip_input
-from handlers.clip_vendors import load_vendors
+from handlers.clip.vendors import load_vendors
 from handlers.direct import name_of
 from handlers.image_embedding import ImageEmbeddingInference
-from handlers.images import Limits
 from handlers.inference import Pixels, Vector
+from handlers.media import clip_input
+from handlers.media.images import Limits
 
 BATCHES = (8, 16)
 TRIES = 3

@@ -23,12 +23,12 @@ from bench.table import show
 from bench.timing import rounds_in_turns
 from daemon.errors import InferdError
 from daemon.settings import Settings
-from handlers import clip_input
-from handlers.clip import ClipModel
-from handlers.clip_precision import least_cosine
-from handlers.clip_vendors import load_vendors, reduced_precision
-from handlers.images import Limits
+from handlers.clip.image_tower import ClipModel
+from handlers.clip.precision import least_cosine
+from handlers.clip.vendors import load_vendors, reduced_precision
 from handlers.inference import Pixels
+from handlers.media import clip_input
+from handlers.media.images import Limits
 
 BATCH_SIZES = (1, 8, 16)
 PHOTOS = 3
@@ -191,7 +191,7 @@ def main(argv: list[str]) -> int:
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     # The calibration's figures.
-    logging.getLogger("handlers.clip_arithmetic").setLevel(logging.INFO)
+    logging.getLogger("handlers.clip.arithmetic").setLevel(logging.INFO)
     try:
         compare(settings_of(os.environ), max(1, arguments.rounds))
     except InferdError as error:

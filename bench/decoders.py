@@ -25,13 +25,13 @@ from bench.pictures import generated
 from bench.table import show
 from daemon.errors import InferdError
 from daemon.settings import Settings
-from handlers.clip_input import read
-from handlers.decoders import Decoders
-from handlers.device import ModelRunner
 from handlers.image_embedding import ImageEmbeddingInference
-from handlers.images import Limits, decode
 from handlers.inference import Pixels
-from handlers.lane import DeviceLane
+from handlers.lanes.device import ModelRunner
+from handlers.lanes.lane import DeviceLane
+from handlers.media.clip_input import read
+from handlers.media.decoders import Decoders
+from handlers.media.images import Limits, decode
 
 GROUPS = ("2 MP 4:2:0", "12 MP 4:2:0")
 IN_FLIGHT = 16

@@ -23,10 +23,10 @@ from bench.table import show, spread
 from bench.timing import in_turns
 from daemon.errors import InferdError
 from daemon.settings import Settings
-from handlers import clip_input
 from handlers.image_embedding import ImageEmbeddingInference
-from handlers.images import Limits
 from handlers.inference import Pixels
+from handlers.media import clip_input
+from handlers.media.images import Limits
 
 
 @dataclass

@@ -16,9 +16,9 @@ from typing import Any, Self
 
 from bench.queue import submission
 from bench.raw_queue import RESULT, first_picture
-from daemon.job_queue import JobQueue
 from daemon.jobs import TaskType, load_json
-from daemon.queue_engine import queue_database
+from daemon.queue.engine import queue_database
+from daemon.queue.job_queue import JobQueue
 from daemon.settings import QueueSettings, Settings
 from daemon.wall_clock import epoch_ms
 

@@ -8,8 +8,8 @@ from bench.turns import Take, Told
 from daemon.settings import Settings
 from handlers.face_detection import FaceDetectionInference
 from handlers.face_embedding import FaceEmbeddingInference
-from handlers.face_pixels import align
-from handlers.images import Limits, decode
+from handlers.faces.pixels import align
+from handlers.media.images import Limits, decode
 
 PICTURES = 8
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from bench.turns import Take, Told
-from handlers.onnx_vendors import vendor
+from handlers.faces.onnx_vendors import vendor
 
 SIDE = 640
 

@@ -1,7 +1,7 @@
 """Faces from request to event, against insightface's FaceAnalysis on the same models and pictures.
 
 In turns within one run: `face_embedding` jobs through the whole daemon, inferd's own models alone,
-and insightface's loop.
+and insightface's loop. Then, where OpenVINO is installed, each model by it against ONNX Runtime.
 """
 
 import os
@@ -10,14 +10,18 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+from bench import face_runtimes
 from bench.face_weights import FaceWeights, face_weights
 from bench.rig import Took, running
 from bench.rows import Options, Row, Side
 from bench.turns import Told, Turns
-from daemon.settings import FacesSettings
+from daemon.settings import FacesSettings, Settings
+from handlers.media.images import Limits, decode
 
 SECTION = "faces"
 TASK = "face_embedding"
+PICTURES = 8
+"""That the runtimes are compared on."""
 
 
 def measure(options: Options) -> Sequence[Row]:
@@ -26,7 +30,14 @@ def measure(options: Options) -> Sequence[Row]:
     jobs = options.pick(smallest=2, quick=18, normal=24, full=36)
     with tempfile.TemporaryDirectory(prefix="inferd-bench-") as folder:
         weights = face_weights(Path(folder) / "pack")
-        return _measure(Path(folder), weights, rounds=rounds, jobs=jobs)
+        rows = _measure(Path(folder), weights, rounds=rounds, jobs=jobs)
+        settings = Settings.from_env(weights.environ)
+        limits = Limits.from_settings(settings.images)
+        pictures = [decode(data, limits).pixels() for data in weights.files[:PICTURES]]
+        return [
+            *rows,
+            *face_runtimes.measure(settings.faces, pictures, rounds=3 * rounds, told=weights.told),
+        ]
 
 
 def _measure(folder: Path, weights: FaceWeights, *, rounds: int, jobs: int) -> list[Row]:

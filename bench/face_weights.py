@@ -13,10 +13,12 @@ from pathlib import Path
 from bench.face_models import save_detector, save_recogniser
 from bench.pictures import generated
 from daemon.settings import Settings
-from handlers.face_files import DETECTOR_NAMES, RECOGNISER_NAMES, ModelFiles
+from handlers.faces.files import DETECTOR_NAMES, RECOGNISER_NAMES, ModelFiles
 
 RANDOM_FACES = 2
 GROUP = "2 MP 4:2:0"
+RUNTIME = "INFERD_FACES__RUNTIME"
+"""Says how they run, not which they are."""
 DETECTOR, RECOGNISER = "det_bench.onnx", "w600k_bench.onnx"
 
 
@@ -34,6 +36,7 @@ class FaceWeights:
         return {
             "INFERD_FACES__DETECTOR": str(self.folder / DETECTOR),
             "INFERD_FACES__RECOGNISER": str(self.folder / RECOGNISER),
+            "INFERD_FACES__RUNTIME": os.environ.get(RUNTIME, "auto"),
             "INFERD_OFFLINE": "true",
         }
 
@@ -48,7 +51,8 @@ def face_weights(folder: Path) -> FaceWeights:
     assets = os.environ.get("INFERD_TEST_ASSETS", "")
     photos = [path.read_bytes() for path in sorted((Path(assets) / "faces").glob("*.jpg"))]
     files = photos if assets and photos else _generated()
-    if any(name.startswith(("INFERD_FACES__", "INFERD_MODELS_DIR")) for name in os.environ):
+    ours = ("INFERD_FACES__", "INFERD_MODELS_DIR")
+    if any(name.startswith(ours) and name != RUNTIME for name in os.environ):
         settings = Settings.from_env(os.environ)
         found = ModelFiles(settings.faces.pack, settings.models_path, offline=True)
         detector = found.find(

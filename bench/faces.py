@@ -29,13 +29,13 @@ from bench.table import show
 from bench.timing import rounds_in_turns
 from daemon.errors import InferdError
 from daemon.settings import FacesSettings, Settings
-from handlers import scrfd_outputs
-from handlers.arcface import ArcFaceRecogniser
-from handlers.face_files import DETECTOR_NAMES, ModelFiles
-from handlers.images import Limits, decode
+from handlers.faces import scrfd_outputs
+from handlers.faces.arcface import ArcFaceRecogniser
+from handlers.faces.files import DETECTOR_NAMES, ModelFiles
+from handlers.faces.onnx_vendors import open_model
+from handlers.faces.scrfd_detector import INPUT_SIZE, ScrfdDetector
 from handlers.inference import Pixels
-from handlers.onnx_vendors import open_model
-from handlers.scrfd_detector import INPUT_SIZE, ScrfdDetector
+from handlers.media.images import Limits, decode
 
 FACES = (0, 1, 50, 200)
 BATCHES = (1, 2, 4, 8)
@@ -187,7 +187,9 @@ def open_both(settings: Settings) -> tuple[Any, ScrfdDetector]:
     Raises:
         ConfigError: it is nowhere, or no detector.
     """
-    ours = ScrfdDetector(settings.faces, models_dir=settings.models_path, device="cpu")
+    # Round one network: insightface has no other runtime than this.
+    faces = settings.faces.model_copy(update={"runtime": "onnxruntime"})
+    ours = ScrfdDetector(faces, models_dir=settings.models_path, device="cpu")
     ours.load()
     files = ModelFiles(settings.faces.pack, settings.models_path, offline=True)
     named = str(settings.faces.detector or "")
@@ -243,7 +245,7 @@ def compare(settings: Settings, rounds: int) -> None:
     round_the_model(theirs, ours, pictures[-1], rounds)
     whole(theirs, ours, pictures, rounds)
     where = {"models_dir": settings.models_path, "device": "cpu", "offline": True}
-    batches(settings.faces, pictures, rounds, where)
+    batches(settings.faces.model_copy(update={"runtime": "onnxruntime"}), pictures, rounds, where)
 
 
 def main(argv: list[str]) -> int:

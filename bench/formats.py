@@ -20,9 +20,9 @@ from bench.pictures import generated, of_format
 from bench.rows import Options, Row, Side
 from bench.timing import rounds_in_turns
 from daemon.settings import Decoding
-from handlers import clip_input
-from handlers.images import Limits
 from handlers.inference import Pixels
+from handlers.media import clip_input
+from handlers.media.images import Limits
 
 SECTION = "formats"
 SIDE = 224

@@ -21,10 +21,10 @@ from bench.pictures import generated
 from bench.rig import Took, running
 from bench.rows import Options, Row, Side, not_measured
 from bench.turns import Take, Told, Turns
-from handlers import clip_input
-from handlers.clip_vendors import load_vendors
+from handlers.clip.vendors import load_vendors
 from handlers.image_embedding import ImageEmbeddingInference
-from handlers.images import Limits
+from handlers.media import clip_input
+from handlers.media.images import Limits
 
 SECTION = "gpu"
 GROUP = "2 MP 4:2:0"

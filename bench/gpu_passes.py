@@ -17,13 +17,13 @@ import numpy as np
 from bench.clip import settings_of
 from bench.rows import Options, Row, Side, not_measured
 from daemon.settings import Settings
-from handlers.clip_cuda import CudaPasses, sizes
-from handlers.clip_vendors import load_vendors
-from handlers.device import ModelRunner
-from handlers.gpus import lane_devices
+from handlers.clip.cuda import CudaPasses, sizes
+from handlers.clip.vendors import load_vendors
 from handlers.image_embedding import ImageEmbeddingInference
 from handlers.inference import Buffers, Pixels, Vector
-from handlers.lane import DeviceLane
+from handlers.lanes.device import ModelRunner
+from handlers.lanes.gpus import lane_devices
+from handlers.lanes.lane import DeviceLane
 
 SECTION = "gpu_passes"
 OVERLAP = "uploads ahead / one after the other"

@@ -25,8 +25,8 @@ import numpy as np
 from bench import machine, report, table
 from bench.vectors import BATCH, SPEC, TOP, points_like_embeddings
 from handlers.inference import Vector
-from handlers.qdrant_edge import EdgeEngine
-from handlers.vector_engine import AtLeast, Filter, Point
+from handlers.qdrant.qdrant_edge import EdgeEngine
+from handlers.qdrant.vector_engine import AtLeast, Filter, Point
 
 BLOCK = 10_000
 """Points made, and counted, at a time."""

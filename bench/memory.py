@@ -79,7 +79,7 @@ class Life:
 
     def look(self, what: str, done: float = 0) -> None:
         decoders = sum(watch.resident(child) for child in watch.children(self.pid))
-        own = _own(self.pid)
+        own = watch.own(self.pid)
         sizes = [own, watch.resident(self.pid) - own, decoders]
         seconds = time.monotonic() - self._began
         figures = [f"{size / 2**20:.0f}" for size in sizes]
@@ -202,12 +202,6 @@ def parts(folder: Path) -> Iterator[tuple[Broker, MediaStore]]:
     with Broker(folder) as broker, MediaStore() as store:
         store.behaviours = Pictures()
         yield broker, store
-
-
-def _own(pid: int) -> int:
-    """Return the resident bytes that are no file's."""
-    text = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
-    return int(text.partition("RssAnon:")[2].split()[0]) * 1024
 
 
 def _is_loaded(daemon: Daemon) -> bool:

@@ -22,7 +22,7 @@ ROUNDS = 3
 IDLE_SECONDS = 4
 SECONDS = 120.0
 LIBRARIES = {
-    "CLIP": "from handlers.clip_vendors import load_vendors; load_vendors()",
+    "CLIP": "from handlers.clip.vendors import load_vendors; load_vendors()",
     "faces": "import onnxruntime, insightface, cv2",
 }
 
@@ -87,13 +87,8 @@ def _loaded(daemon: Daemon) -> bool:
 
 
 def _row(what: str, pid: int) -> list[str]:
-    resident, own = watch.resident(pid), _own(pid)
+    resident, own = watch.resident(pid), watch.own(pid)
     return [what, *(f"{size / 2**20:.0f}" for size in (resident, own, resident - own))]
-
-
-def _own(pid: int) -> int:
-    text = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
-    return int(text.partition("RssAnon:")[2].split()[0]) * 1024
 
 
 def _only_libraries(code: str) -> list[str]:

@@ -15,7 +15,7 @@ import numpy as np
 from bench.free_rig import FreeRig, free_rig
 from bench.raw_queue import RawQueue
 from bench.rows import Options, Row, Side
-from daemon.database import Database
+from daemon.queue.database import Database
 
 SECTION = "overhead"
 ROUNDS = 3

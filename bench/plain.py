@@ -17,7 +17,7 @@ from PIL import Image
 
 from bench.clip import StockClip, load, settings_of
 from bench.turns import Take, Told
-from handlers.clip_vendors import load_vendors
+from handlers.clip.vendors import load_vendors
 
 
 class Plain:

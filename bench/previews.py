@@ -26,16 +26,16 @@ from bench.rows import Better, Options, Row, Side
 from bench.table import show, spread
 from bench.timing import in_turns
 from daemon.settings import Settings
-from handlers import clip_input
 from handlers.face_detection import FaceDetectionInference
 from handlers.face_embedding import FaceEmbeddingInference
-from handlers.face_pixels import align
-from handlers.faces import Face
+from handlers.faces.face import Face
+from handlers.faces.pixels import align
 from handlers.image_embedding import ImageEmbeddingInference
-from handlers.image_resizing import fit, to_jpeg
-from handlers.images import Limits, decode
 from handlers.inference import Pixels, Vector
-from handlers.origin import Origin, frame_of
+from handlers.media import clip_input
+from handlers.media.image_resizing import fit, to_jpeg
+from handlers.media.images import Limits, decode
+from handlers.media.origin import Origin, frame_of
 
 SECTION = "previews"
 SIDES = {PREVIEW_1440: 1440, PREVIEW_640: 640}

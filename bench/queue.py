@@ -15,11 +15,11 @@ from pathlib import Path
 from bench.free_rig import free_rig
 from bench.raw_queue import RESULT, RawQueue, first_picture
 from bench.rows import Options, Row, Side
-from daemon.admission import Submission
-from daemon.database import Database
 from daemon.intake import new_job_id
-from daemon.job_queue import JobQueue
 from daemon.jobs import Job, JobState, TaskType, load_json
+from daemon.queue.admission import Submission
+from daemon.queue.database import Database
+from daemon.queue.job_queue import JobQueue
 from daemon.settings import QueueSettings
 from daemon.wall_clock import epoch_ms
 

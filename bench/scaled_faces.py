@@ -12,10 +12,10 @@ from bench.timing import in_turns
 from daemon.settings import Settings
 from handlers.face_detection import FaceDetectionInference
 from handlers.face_embedding import FaceEmbeddingInference
-from handlers.face_pixels import align
-from handlers.faces import Face
-from handlers.images import Limits, Picture, decode
+from handlers.faces.face import Face
+from handlers.faces.pixels import align
 from handlers.inference import Pixels, Vector
+from handlers.media.images import Limits, Picture, decode
 
 LONG_SIDES = (640, 1280, 1920)
 """Scaled decoding leaves at least so many pixels on the long side."""

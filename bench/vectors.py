@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 
 from bench.rows import Options, Row, Side
-from handlers import edge_upkeep
 from handlers.inference import Vector
-from handlers.qdrant_edge import EdgeEngine
-from handlers.qdrant_local import LocalEngine
-from handlers.vector_engine import AtLeast, CollectionSpec, Filter, Point, VectorEngine
+from handlers.qdrant import edge_upkeep
+from handlers.qdrant.qdrant_edge import EdgeEngine
+from handlers.qdrant.qdrant_local import LocalEngine
+from handlers.qdrant.vector_engine import AtLeast, CollectionSpec, Filter, Point, VectorEngine
 
 SECTION = "vectors"
 SPEC = CollectionSpec("points", 512, {"media_store_id": "integer"})

@@ -10,41 +10,41 @@ from collections.abc import Callable
 from contextlib import AsyncExitStack
 
 from daemon import topics
-from daemon.audit import Audit
-from daemon.cancellation import Cancellation
 from daemon.clock_steps import ClockSteps
-from daemon.company import Company
+from daemon.fleet.company import Company
 from daemon.health import Health
 from daemon.health_checks import add_checks
-from daemon.home_assistant import HomeAssistant, subscriptions
-from daemon.home_discovery import discovery
 from daemon.http_doors import open_doors
 from daemon.identity import is_dead, own_identity, own_version
-from daemon.inbox import receiver
 from daemon.intake import Intake
-from daemon.job_ledger import JobLedger
-from daemon.job_queue import JobQueue
 from daemon.jobs import Clock, Job, JsonObject
-from daemon.last_life import LastLife
 from daemon.live import Live
-from daemon.metered_handler import MeteredHandler
 from daemon.metrics import Metrics
-from daemon.mqtt import MqttLink
+from daemon.mqtt.home_assistant import HomeAssistant, subscriptions
+from daemon.mqtt.home_discovery import discovery
+from daemon.mqtt.inbox import receiver
+from daemon.mqtt.link import MqttLink
+from daemon.mqtt.worker_topics import WorkerTopics
 from daemon.outbox import Outbox
 from daemon.pause_watch import PauseWatch
-from daemon.progress import Progress
-from daemon.queue_engine import queue_database
+from daemon.queue.engine import queue_database
+from daemon.queue.job_ledger import JobLedger
+from daemon.queue.job_queue import JobQueue
 from daemon.readings import Readings
-from daemon.removal import Removal
 from daemon.requests import MAX_BATCH
-from daemon.scrub import Scrub
-from daemon.server_watch import ServerWatch
 from daemon.settings import Settings, WorkerSettings
 from daemon.stop_signals import first_of, stop_signals
+from daemon.upkeep.audit import Audit
+from daemon.upkeep.last_life import LastLife
+from daemon.upkeep.removal import Removal
+from daemon.upkeep.scrub import Scrub
+from daemon.upkeep.server_watch import ServerWatch
 from daemon.wall_clock import epoch_ms
-from daemon.watchdog import EXIT_STALLED, LEAVE_SECONDS, Watchdog, leave
-from daemon.worker import Worker
-from daemon.worker_topics import WorkerTopics
+from daemon.worker.cancellation import Cancellation
+from daemon.worker.metered_handler import MeteredHandler
+from daemon.worker.progress import Progress
+from daemon.worker.watchdog import EXIT_STALLED, LEAVE_SECONDS, Watchdog, leave
+from daemon.worker.worker import Worker
 from handlers.assembly import open_handlers
 from handlers.handler_set import HandlerSet
 
@@ -181,7 +181,7 @@ async def run(settings: Settings, *, started: Callable[[int | None], None] = _te
             handlers.stored,
             clock=clock,
             prune_after_days=settings.queue.prune_after_days,
-            is_leaving=removal.is_leaving,
+            staying=removal.staying,
         )
         port = await open_doors(
             stack,

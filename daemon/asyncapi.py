@@ -9,8 +9,8 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel
 
 from daemon import topics
-from daemon.home_discovery import OFF, ON, node_id
 from daemon.jobs import JsonObject, TaskType
+from daemon.mqtt.home_discovery import OFF, ON, node_id
 from daemon.requests import JobRequest
 from daemon.settings import MqttSettings
 from daemon.wire.channels import JOB, MEDIA, TASK, WORKER, Channel, sent_channels

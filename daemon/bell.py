@@ -4,7 +4,7 @@ import asyncio
 
 
 class Bell:
-    """Rung by whoever changes something; waited for by loops that would else poll."""
+    """Rung by code that changes something; awaited by loops that would otherwise poll."""
 
     def __init__(self) -> None:
         self.rings = 0
@@ -22,7 +22,7 @@ class Bell:
 
 
 async def wait_any(heard: dict[Bell, int], *, timeout_seconds: float) -> None:
-    """Return once one of the bells has rung oftener than its number, or after the timeout."""
+    """Return once one of the bells has rung more often than its number, or after the timeout."""
     if any(bell.rings > rings for bell, rings in heard.items()):
         return
     loop = asyncio.get_running_loop()

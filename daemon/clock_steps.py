@@ -1,4 +1,4 @@
-"""Notices when somebody sets the wall clock, by the clock that nobody can set."""
+"""Notices when the wall clock is set, by comparing it with the monotonic clock."""
 
 import time
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""What the parsers of all commands share: help that fits the terminal, errors that tell the way.
+"""What the commands' parsers share: help that fits the terminal, errors that suggest a correction.
 
 Every command's module has `make_parser(prog, settings)`: its `main` calls it with the daemon's
 settings, `completion` and the tests with the defaults.

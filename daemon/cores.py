@@ -1,4 +1,4 @@
-"""How many cores this process may use: what threads, decoders and jobs in flight are counted by."""
+"""How many CPU cores this process may use, which sizes its threads, decoders and jobs in flight."""
 
 import math
 import os

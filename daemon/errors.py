@@ -61,7 +61,7 @@ class InvalidRequestError(InferdError):
 
 
 class ConflictError(InferdError):
-    """Another live or completed job stands for the same picture and task type.
+    """There is another live or completed job for the same picture and task type.
 
     Raised by intake for HTTP (409); MQTT answers `rejected` with `existing_job_id`.
     """
@@ -90,25 +90,25 @@ class JobNotFoundError(InferdError):
 
 
 class NotFoundError(InferdError):
-    """What a search names is not here; HTTP 404, and the code says what it was."""
+    """Something that a search refers to does not exist; HTTP 404, and the code says what."""
 
     default_code = "not_found"
 
 
 class ModelChangeError(InferdError):
-    """A change of a collection's model cannot be as things are; HTTP 409, the code says why."""
+    """A collection's model cannot be changed now; HTTP 409, and the code says why."""
 
     default_code = "model_change_running"
 
 
 class ChangedError(InferdError):
-    """Somebody else changed it since the asker looked; HTTP 409, and nothing was changed."""
+    """Somebody else changed it since the caller last read it; HTTP 409, nothing was changed."""
 
     default_code = "changed_meanwhile"
 
 
 class LeaseLostError(InferdError):
-    """Somebody else owns the job by now: drop the result, log, carry on."""
+    """The lease is no longer held: drop the result, log, carry on."""
 
     default_code = "lease_lost"
 
@@ -117,8 +117,8 @@ class StorageError(InferdError):
     """The queue's database could not store or read: nothing was acknowledged.
 
     Attributes:
-        may_pass: the file could not be used (a full disk, another's lock), so that the same may
-            work later; else what was to be stored is at fault.
+        may_pass: whether the same may work later (a full disk, another's lock); else the data
+            to be stored is at fault.
     """
 
     default_code = "storage"
@@ -143,13 +143,13 @@ class PublishError(InferdError):
 
 
 class HandlerError(InferdError):
-    """What a handler says about one picture; the worker turns it into the job's fate."""
+    """A handler failed on one picture; the worker decides by it what becomes of the job."""
 
     default_code = "internal"
 
 
 class RetryableError(HandlerError):
-    """It may work later: the job goes back with a delay and its attempt counted."""
+    """It may work later: the job is queued again after a delay, and the attempt counts."""
 
     default_code = "internal"
 

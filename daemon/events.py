@@ -32,7 +32,7 @@ class Event(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """What goes to the broker, not retained; QoS 1 but for progress."""
+    """One message for the broker, not retained; QoS 1, but 0 for progress."""
 
     topic: str
     payload: str
@@ -93,7 +93,7 @@ def progress_messages(
 
 
 def terminal_events(status: JobState) -> int:
-    """Return how many events reaching a state makes, which is how far seq rises."""
+    """Return how many events are sent on reaching a state, which is how far seq rises."""
     if not status.is_terminal:
         return 0
     return 1 if status is JobState.COMPLETED else 2
@@ -102,7 +102,7 @@ def terminal_events(status: JobState) -> int:
 def terminal_messages(
     job: Job, *, worker_id: str, now: int, result_text: str | None = None
 ) -> list[Message]:
-    """Return what a terminal state says: `completed` always, `failed` too unless all went well.
+    """Return the events of a terminal state: always `completed`, and `failed` unless it succeeded.
 
     A client that knows only the documented topic must never wait for ever. The job's `seq` must
     be that of the last of these events; `result_text` is as for `job_messages`.
@@ -181,7 +181,7 @@ def removal_messages(
     reply_to: str | None = None,
     correlation_data: str | None = None,
 ) -> list[Message]:
-    """Return what is said once a daemon has removed all it had of a picture."""
+    """Return the event that a daemon has removed all it had of a picture."""
     envelope: JsonObject = {
         "v": 1,
         "event": "media_deleted",

@@ -1,4 +1,4 @@
-"""What the daemon says of itself: live, ready, and the state of everything it depends on."""
+"""The daemon's health: whether it is live and ready, and the state of all that it depends on."""
 
 import asyncio
 import logging
@@ -18,7 +18,7 @@ Check: TypeAlias = Callable[[], Awaitable[JsonObject]]
 
 
 class Health:
-    """Gathers the checks of all parts; a part that is away is named with its reason."""
+    """Runs the checks of all parts; a part that is unavailable is named with its reason."""
 
     def __init__(self, *, version: str, worker_id: str) -> None:
         self._facts = {"version": version, "worker_id": worker_id}
@@ -29,7 +29,7 @@ class Health:
         """What hangs so that only a new start of the process helps; None where nothing does."""
 
     def add(self, name: str, check: Check, *, is_required: bool = True) -> None:
-        """Add a part; one that is not required is told of but does not make us unready."""
+        """Add a part; one that is not required is reported but does not make the daemon unready."""
         self._checks[name] = check, is_required
 
     async def report(self) -> JsonObject:

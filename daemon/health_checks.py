@@ -2,11 +2,11 @@
 
 from daemon.errors import InferdError
 from daemon.health import Health
-from daemon.job_queue import JobQueue
 from daemon.jobs import JsonObject
-from daemon.mqtt import MqttLink
-from daemon.watchdog import Watchdog
-from daemon.worker import Worker
+from daemon.mqtt.link import MqttLink
+from daemon.queue.job_queue import JobQueue
+from daemon.worker.watchdog import Watchdog
+from daemon.worker.worker import Worker
 from handlers.handler_set import HandlerSet
 
 

@@ -1,4 +1,4 @@
-"""Where a file has data: Qdrant's files are mostly holes, which no copy should fill."""
+"""Sparse files: finds where a file has data, so that copies keep the holes of Qdrant's files."""
 
 import errno
 import os

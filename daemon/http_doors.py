@@ -1,18 +1,18 @@
-"""Opens the doors over HTTP: REST with the console, and the one for Immich; warns of open ones."""
+"""Starts the HTTP servers: REST with the console, and the one for Immich; warns of open ones."""
 
 import logging
 from contextlib import AsyncExitStack
 
-from daemon.audit import Audit
-from daemon.cancellation import Cancellation
+from daemon.fleet.workers import Workers
 from daemon.health import Health
 from daemon.intake import Intake
-from daemon.job_queue import JobQueue
 from daemon.live import Live
 from daemon.metrics import Metrics
-from daemon.removal import Removal
+from daemon.queue.job_queue import JobQueue
 from daemon.settings import Settings
-from daemon.workers import Workers
+from daemon.upkeep.audit import Audit
+from daemon.upkeep.removal import Removal
+from daemon.worker.cancellation import Cancellation
 from handlers.handler_set import HandlerSet
 from http_shim.app import create_app, create_immich_app, serve
 from http_shim.auth import Authenticator

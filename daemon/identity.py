@@ -1,4 +1,4 @@
-"""Who a process is and of which version, so that another one can tell whether it still lives."""
+"""Identifies a process and its version, so that another one can tell whether it still runs."""
 
 import os
 import socket
@@ -12,7 +12,7 @@ UNKNOWN = "0"
 def own_identity() -> str:
     """Return host, boot, pid namespace, pid and start time of this process, joined by '/'.
 
-    A pid alone comes back; with the boot and the start time it does not.
+    A pid alone is used again; with the boot and the start time it never is.
     """
     start = _start_time(os.getpid()) or UNKNOWN
     return "/".join([*_here(), str(os.getpid()), start])
@@ -33,12 +33,12 @@ def own_version() -> str:
 
 
 def is_dead(identity: str) -> bool:
-    """Whether a process is known to be gone; False where that cannot be told from here."""
+    """Whether a process is known to have ended; False where that is unknown, as on other hosts."""
     return _lives(identity) is False
 
 
 def is_alive(identity: str) -> bool:
-    """Whether a process is known to live; False where that cannot be told from here."""
+    """Whether a process is known to run; False where that is unknown, as on other hosts."""
     return _lives(identity) is True
 
 

@@ -1,4 +1,4 @@
-"""From what a client sent to a job in the queue: the one way in, for MQTT and REST alike."""
+"""Turns a client's request into a job in the queue: the only way in, for MQTT and REST alike."""
 
 import base64
 import hashlib
@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from daemon.admission import Accepted, Outcome, Submission
 from daemon.errors import ConflictError, InvalidRequestError, QueueFullError
 from daemon.events import Message, rejection_messages
-from daemon.job_queue import JobQueue
 from daemon.jobs import Clock, Job, JobState, TaskType
 from daemon.metrics import Metrics
+from daemon.queue.admission import Accepted, Outcome, Submission
+from daemon.queue.job_queue import JobQueue
 from daemon.requests import (
     MAX_CORRELATION_BYTES,
     JobRequest,
@@ -54,7 +54,7 @@ class Intake:
         Each request of a batch is accepted or refused as if it had come alone.
 
         Raises:
-            StorageError: neither, so it must not be acknowledged.
+            StorageError: some were neither; the message must not be acknowledged.
         """
         task = requested_task(request.topic) or "unknown"
         try:

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 JsonObject: TypeAlias = dict[str, Any]
 
 Clock: TypeAlias = Callable[[], int]
-"""Epoch milliseconds; injected, so that tests turn time by hand."""
+"""Returns epoch milliseconds; injected, so that tests can set the time."""
 
 MAX_MEDIA_STORE_ID = 2**63 - 1
 """Largest id that SQLite's INTEGER and Qdrant's u64 both hold."""
@@ -35,11 +35,11 @@ class JobState(StrEnum):
     ERROR = "error"
     """Terminal: `error_message` is set; `requeue` starts it again."""
     SYNC_FAILED = "sync_failed"
-    """Terminal so far: `result` is set but the media store did not take it; heals to completed."""
+    """Terminal for now: the media store did not take `result`; becomes completed once it does."""
 
     @property
     def is_terminal(self) -> bool:
-        """Whether no worker will lease the job again by itself."""
+        """Whether no worker will lease the job again on its own."""
         return self in (JobState.COMPLETED, JobState.ERROR, JobState.SYNC_FAILED)
 
 
@@ -70,15 +70,15 @@ class Job:
     result: JsonObject | None = None
     """What the handler made of the picture; stored as soon as inference is over."""
     request_id: str | None = None
-    """The client's own word for the request; echoed in every event."""
+    """The client's own name for the request; echoed in every event."""
     expires_at: int | None = None
-    """The client no longer wants it after this moment; compared at intake and at each lease."""
+    """After this moment the client no longer wants it; checked at intake and at each lease."""
     attempt: int = 0
-    """Counted when leased; shutdown and a dependency that is away give it back."""
+    """Counted when leased; not counted where a shutdown or a missing dependency ended the lease."""
     lost: int = 0
     """Leases lost to a dead process; above 0 the job is leased alone."""
     sync_attempt: int = 0
-    """How often the media store refused or missed the result."""
+    """How often delivering the result to the media store failed."""
     waiting_since: int | None = None
     """When a dependency first kept it waiting; bounds the wait."""
     seq: int = 0
@@ -139,7 +139,7 @@ class Lease:
     fence: int
     """Rises with every lease of the job; a settle with an older fence changes nothing."""
     rank: int = 0
-    """Its place in the order, less is sooner: created_at minus what its priority is worth."""
+    """Its place in the order, less is sooner: created_at minus aging_ms for each priority level."""
 
 
 _ENCODER = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False)

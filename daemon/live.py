@@ -1,4 +1,4 @@
-"""Events for whoever watches this daemon here and now: a bounded fan-out that never waits.
+"""Live events for who watches this daemon over HTTP: a bounded fan-out that never waits.
 
 What the outbox gets for the broker is told here too, once it is committed, and in the same words.
 A watcher that reads too slowly is dropped and comes back for a fresh start; nothing is kept for
@@ -30,7 +30,7 @@ _ENDS = ("completed", "failed")
 
 
 class TooManyWatchersError(RetryableError):
-    """As many watch as may; come again."""
+    """As many watch as may; try again later."""
 
     default_code = "busy"
 
@@ -39,7 +39,7 @@ class TooManyWatchersError(RetryableError):
 
 
 class Watcher:
-    """One who watches: what waits for it, in the format of server-sent events."""
+    """The queue of one watcher: events in the format of server-sent events."""
 
     def __init__(self) -> None:
         self._waiting: deque[bytes] = deque()

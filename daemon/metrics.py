@@ -22,16 +22,16 @@ from daemon.jobs import Job, JobState, TaskType
 log = logging.getLogger(__name__)
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
-"""Of what `render` returns; every Prometheus and its kin read it."""
+"""Of what `render` returns; every version of Prometheus reads it."""
 READ_SECONDS = 3.0
 """How long one source may take at a scrape; Prometheus itself waits ten by default."""
 SEARCH_KINDS = ("text", "like", "picture", "face")
 DOORS = ("immich", "openai")
-"""Compatible with other products' clients."""
+"""APIs that are compatible with other products' clients."""
 STAGES = ("fetch", "decode", "infer", "store", "deliver")
 MOST_CODES = 64
 OTHER = "other"
-"""Stands for whatever is none of our own words."""
+"""Label for any code that is not one of ours."""
 
 _CODE = re.compile(r"[a-z][a-z0-9_]{0,39}")
 _STAGE_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)

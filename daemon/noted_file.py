@@ -1,4 +1,4 @@
-"""Small files that outlast the machine's death: whole or as before, and no reason not to start."""
+"""Small state files, replaced atomically and synced; an unreadable one does not stop a start."""
 
 import json
 import logging

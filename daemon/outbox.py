@@ -11,9 +11,9 @@ from daemon.errors import PublishError, StorageError
 from daemon.events import Message
 from daemon.jobs import Clock, dump_json
 from daemon.metrics import Metrics
-from daemon.outbox_statements import CONFIRM, DELAY, HAS_DUE, NEXT, PROMOTE, SHORTEN
-from daemon.queue_backend import Connection, QueueBackend, Row
-from daemon.retry import backoff_ms
+from daemon.queue.backend import Connection, QueueBackend, Row
+from daemon.queue.outbox_statements import CONFIRM, DELAY, HAS_DUE, NEXT, PROMOTE, SHORTEN
+from daemon.worker.retry import backoff_ms
 
 log = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from daemon.errors import PublishError, StorageError
 from daemon.jobs import Clock, TaskType
-from daemon.pauses import Pause, Pauses
+from daemon.queue.pauses import Pause, Pauses
 
 log = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""How inferd was called, so that what it tells people to type can be typed as it stands."""
+"""How inferd was called, so that the commands it suggests can be typed as they stand."""
 
 import sys
 from pathlib import Path

@@ -5,13 +5,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from daemon.identity import own_version
-from daemon.job_queue import JobQueue
 from daemon.jobs import TaskType
 from daemon.metrics import Metrics, Reading
-from daemon.mqtt import MqttLink
-from daemon.queue_backend import QueueBackend
-from daemon.watchdog import Watchdog
-from daemon.worker import Worker
+from daemon.mqtt.link import MqttLink
+from daemon.queue.backend import QueueBackend
+from daemon.queue.job_queue import JobQueue
+from daemon.worker.watchdog import Watchdog
+from daemon.worker.worker import Worker
 from handlers.handler_set import HandlerSet
 
 

@@ -1,4 +1,4 @@
-"""Takes the secrets of settings out of texts, whoever quoted them there."""
+"""Removes the secrets of the settings from texts, such as errors that quote a URL."""
 
 import base64
 import re

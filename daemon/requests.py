@@ -60,7 +60,7 @@ def is_plain_text(text: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class MqttRequest:
-    """A message to a request topic, as it came."""
+    """A message to a request topic, unparsed."""
 
     topic: str
     payload: bytes
@@ -240,7 +240,7 @@ def parse_request(body: JsonObject) -> JobRequest:
 
 
 def is_missing_or_mistyped(body: JsonObject, field: str | None) -> bool:
-    """Tell HTTP's 422 from its 400: only a priority that is a number out of range is a 400."""
+    """Whether HTTP answers 422, not 400: only a priority that is a number out of range is a 400."""
     priority = body.get("priority")
     is_number = isinstance(priority, int) and not isinstance(priority, bool)
     return not (field == "priority" and is_number)

@@ -1,4 +1,4 @@
-"""How long something takes or took, in words for people."""
+"""Durations in words, for people."""
 
 MINUTE, HOUR = 60, 3600
 

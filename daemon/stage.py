@@ -10,7 +10,6 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from types import TracebackType
 from typing import Generic, Self, TypeAlias, TypeVar
 
 from daemon.urgency import Waiting
@@ -43,9 +42,9 @@ class Stage(Generic[In, Out]):
     outcome that is an exception is raised to the one caller it belongs to. If `run_batch` itself
     raises, every caller of the batch gets that exception.
 
-    Who waits is taken by urgency (daemon/urgency.py), hardly by arrival. That is why nothing
-    bounds how many wait: an urgent caller would stand behind those who wait for room. `submit`
-    returns with the outcome, so there are never more than callers, and the worker bounds those.
+    Waiting items are taken by urgency (daemon/urgency.py), hardly by arrival. So their number is
+    not bounded: an urgent caller would have to wait for room behind the others. `submit` returns
+    with the outcome, so there are never more items than callers, which the worker bounds.
     A caller that is cancelled leaves the queue; its batch, if it began, runs on without it.
     """
 
@@ -85,12 +84,7 @@ class Stage(Generic[In, Out]):
             self._tasks.append(asyncio.create_task(self._work(), name=f"{self.name}-{number}"))
         return self
 
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.close()
 
     async def close(self) -> None:
@@ -120,9 +114,9 @@ class Stage(Generic[In, Out]):
         return await self._put(item).outcome
 
     async def submit_to_end(self, item: In) -> Out:
-        """As `submit`, but who is cancelled once its batch began leaves when that is over.
+        """As `submit`, but a caller cancelled after its batch began returns when that is over.
 
-        For batches that change something: what the caller does next, they do not undo.
+        For batches that change something: none can still undo what the caller does next.
         """
         asked = self._put(item)
         try:

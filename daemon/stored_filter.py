@@ -1,4 +1,4 @@
-"""Which stored vectors are meant, and what is known of one: words that no engine owns."""
+"""A filter on stored vectors, and what is known of one vector, in no engine's own terms."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

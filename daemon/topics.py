@@ -88,7 +88,7 @@ def paused_task(topic: str, worker_id: str) -> str | None:
 
 
 def worker_part(topic: str) -> tuple[str, str] | None:
-    """Return whose topic it is and which: availability, info or stats; None for any other."""
+    """Return a topic's worker_id and its part: availability, info or stats; None for any other."""
     levels = topic.split("/")
     if len(levels) != 4 or levels[:2] != [ROOT, "worker"]:  # noqa: PLR2004 - levels of one
         return None
@@ -96,7 +96,7 @@ def worker_part(topic: str) -> tuple[str, str] | None:
 
 
 def wake(what: str) -> str:
-    """Return the topic that wakes daemons with free hands for a task type, or WAKE_INTAKE."""
+    """Return the topic that wakes daemons with free workers for a task type, or WAKE_INTAKE."""
     return f"{ROOT}/wake/{what}"
 
 
@@ -106,7 +106,7 @@ def woken(topic: str) -> str | None:
 
 
 def is_probe(topic: str) -> bool:
-    """Whether nobody asks for anything here; see PROBE."""
+    """Whether a topic is only a probe of `doctor`; see PROBE."""
     kinds = ("request", "cancel", "delete", "wake")
     return topic in {f"{ROOT}/{each}/{PROBE}" for each in kinds}
 
@@ -117,7 +117,7 @@ def requested_task(topic: str) -> str | None:
 
 
 def is_cancel(topic: str) -> bool:
-    """Whether a cancel was meant, even of nothing: `+` takes an empty level as well."""
+    """Whether it is a cancel topic, even with an empty job_id: `+` matches an empty level too."""
     return topic.startswith(f"{ROOT}/cancel/")
 
 
@@ -127,7 +127,7 @@ def cancelled_job(topic: str) -> str | None:
 
 
 def is_delete(topic: str) -> bool:
-    """Whether a picture was to be deleted, even none: `+` takes an empty level as well."""
+    """Whether it is a delete topic, even with an empty id: `+` matches an empty level too."""
     return topic.startswith(f"{ROOT}/delete/")
 
 

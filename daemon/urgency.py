@@ -1,4 +1,4 @@
-"""Whose turn is first, wherever callers wait for one another: what a job brings as it runs."""
+"""The urgency of a running job, and the waiting line that is ordered by it."""
 
 import heapq
 import itertools
@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 SOONEST = -(2**63)
-"""Before any job, whatever its rank: somebody waits for the answer."""
+"""Before any job, whatever its rank: a caller waits for the answer."""
 
 LATEST = 2**63 - 1
 """After every job: nobody waits."""
@@ -18,7 +18,7 @@ URGENCY: ContextVar[int] = ContextVar("urgency", default=SOONEST)
 
 EVERY = 8
 """One turn of so many goes to whoever has waited longest: a less urgent job of another task type
-would else wait out a whole backlog, until its time is up, with what others need in its hands."""
+would otherwise wait out a whole backlog, until it times out, holding what others need."""
 
 
 class Waiting(Generic[T]):

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 from daemon.errors import ConfigError
+from daemon.jobs import TaskType
 from daemon.settings import Settings
-from handlers.clip_catalog import PUBLISHED, find_weights
-from handlers.weights import PACK_URL, find_pack
+from handlers.clip.catalog import PUBLISHED, find_weights
+from handlers.downloads.weights import PACK_URL, find_pack
 
 PACKS = ("buffalo_l", "antelopev2", "buffalo_m", "buffalo_s", "buffalo_sc")
 """InsightFace's packs that hold a detector and a recogniser, the best first."""
@@ -26,9 +27,11 @@ class Choice:
 
 
 def choose_models(environ: Mapping[str, str] = os.environ) -> Choice:
-    """Return settings under which every task runs; what the environment asks for is kept."""
+    """Return settings under which every task runs; the models that are asked for are kept."""
     settings = Settings.from_env(environ)
     choice = Choice()
+    # A daemon of one's own may leave some to others: jobs of those would wait here for ever.
+    choice.environ["INFERD_WORKER__TASK_TYPES"] = ",".join(TaskType)
     if "INFERD_CLIP__WEIGHTS" not in environ:
         _choose_clip(settings, choice)
     if not any(name.startswith("INFERD_FACES__") for name in environ):

@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "python -m demos.pict
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on with what is there")
         return 0
-    except StackError as error:
+    except (StackError, OSError) as error:
         print(f"inferd: {error}", file=sys.stderr)
         return 1
 
@@ -117,7 +117,8 @@ def _ports(kept: Path) -> list[int] | None:
                 listener.bind(("127.0.0.1", port))
             except OSError as error:
                 raise StackError(
-                    f"another program has port {port}, which {kept} uses ({error.strerror})"
+                    f"{kept} uses port {port}, which is taken ({error.strerror}), perhaps by this"
+                    " same command in another terminal"
                 ) from error
     return ports
 

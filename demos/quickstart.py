@@ -5,19 +5,20 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from daemon.command_line import Parser
+from daemon.counts import counted
 from daemon.errors import ConfigError
 from daemon.jobs import JsonObject, TaskType
 from daemon.settings import Settings
 from demos.annotate import draw_faces
 from demos.choose_models import Choice, choose_models
 from demos.client import ClientError, InferdClient, RejectedError, upload
-from demos.client.terminal import Waiting
-from demos.stack import Stack, StackError, talk_to_a_person
+from demos.client.terminal import Waiting, print_out
+from demos.stack import DOCUMENTED_PORTS, Stack, StackError, talk_to_a_person
 from handlers.face_store import QdrantFaceStore
 from handlers.image_store import QdrantImageStore
 
@@ -78,6 +79,7 @@ class Show:
         self._asked: dict[str, Asked] = {}
         self._finished: dict[str, JsonObject] = {}
         self.ids: dict[str, int] = {}
+        self.uploads = 0
 
     def run(self, pictures: dict[str, Path]) -> None:
         """Upload, ask over MQTT and REST, follow the events, show the results."""
@@ -89,7 +91,7 @@ class Show:
             _title("1. Pictures go to the media store")
             for name, path in pictures.items():
                 self.ids[name] = self._upload(path)
-                print(f"   {name:24} -> id {self.ids[name]}")
+                print_out(f"   {name:24} -> id {self.ids[name]}")
             _title("2. Ask over MQTT, hear the events")
             self._ask_over_mqtt(client)
             _title("3. Ask over REST")
@@ -98,6 +100,7 @@ class Show:
         self._draw(pictures)
 
     def _upload(self, path: Path) -> int:
+        self.uploads += 1
         return upload(self._stack.media_store_url, path.read_bytes(), path.name)
 
     def _ask_over_mqtt(self, client: InferdClient) -> None:
@@ -106,8 +109,10 @@ class Show:
                 job_id = str(uuid.uuid4())
                 self._asked[job_id] = Asked(job_id, task_type, name)
         first = next(iter(self._asked.values()))
-        print(f"   inference/request/{first.task_type}  media_store_id {self.ids[first.picture]}")
-        print(f"   ... {len(self._asked)} requests, 3 tasks for each picture\n")
+        print_out(
+            f"   inference/request/{first.task_type}  media_store_id {self.ids[first.picture]}"
+        )
+        print_out(f"   ... {len(self._asked)} requests, 3 tasks for each picture\n")
         requests = [
             {
                 "task_type": asked.task_type,
@@ -131,14 +136,14 @@ class Show:
             task_type, media_store_id, priority=8, job_id=asked.job_id, rest=True
         )
         body = {"media_store_id": media_store_id, "priority": 8}
-        print(f"   POST /job/{task_type} {body} -> 201 {submitted.job['status']}")
+        print_out(f"   POST /job/{task_type} {body} -> 201 {submitted.job['status']}")
         self._finished[asked.job_id] = client.wait(asked.job_id, DEADLINE_SECONDS)
         try:
             client.submit(task_type, media_store_id, priority=8, rest=True)
         except RejectedError as error:
-            print(f"   the same again -> {error.code}: {error.message}")
+            print_out(f"   the same again -> {error.code}: {error.message}")
         job = client.job(asked.job_id)
-        print(f"   GET /job/{asked.job_id} -> {job['status'] if job else 'nothing'}")
+        print_out(f"   GET /job/{asked.job_id} -> {job['status'] if job else 'nothing'}")
 
     def _tell(self, kind: str, event: JsonObject) -> None:
         asked = self._asked.get(event["job_id"])
@@ -148,7 +153,7 @@ class Show:
         seconds = time.monotonic() - self._began
         about = f"{asked.task_type:16} {asked.picture}"
         says = summary(event["data"]) if kind == "completed" else ""
-        print(f"   {seconds:6.2f} s  {kind:10} {about:42} {says}")
+        print_out(f"   {seconds:6.2f} s  {kind:10} {about:42} {says}")
 
     def _show_results(self) -> None:
         _title("4. Results and where the time went (ms)")
@@ -156,30 +161,36 @@ class Show:
             job = self._finished[job_id]
             spent = (job["result"] or {}).get("inference", {}).get("timings_ms", {})
             parts = "  ".join(f"{name} {ms:.0f}" for name, ms in spent.items())
-            print(f"   {asked.task_type:16} {asked.picture:24} {parts}")
+            print_out(f"   {asked.task_type:16} {asked.picture:24} {parts}")
         ran: dict[str, JsonObject] = {}
         for job_id, asked in self._asked.items():
             result = self._finished[job_id]["result"]
             if result:
                 ran[asked.task_type] = result["inference"]
-        print()
+        print_out("")
         for task_type, inference in ran.items():
             told = ", ".join(
                 str(inference[key]) for key in ("model", "weights", "device", "precision")
             )
-            print(f"   {task_type:16} {told}")
+            print_out(f"   {task_type:16} {told}")
             for note in inference.get("notes", []):
-                print(f"   {'':16} note: {note}")
+                print_out(f"   {'':16} note: {note}")
 
     def _draw(self, pictures: dict[str, Path]) -> None:
         for asked in self._asked.values():
             result = self._finished[asked.job_id]["result"]
             if asked.picture == GROUP and asked.task_type is TaskType.FACE_DETECTION and result:
-                OUTPUT.mkdir(exist_ok=True)
-                target = OUTPUT / "faces.png"
-                target.write_bytes(draw_faces(pictures[GROUP].read_bytes(), result))
                 _title("5. An annotated picture")
-                print(f"   {target}: {result['face_count']} faces with boxes and landmarks")
+                target = OUTPUT / "faces.png"
+                drawn = draw_faces(pictures[GROUP].read_bytes(), result)
+                try:
+                    OUTPUT.mkdir(exist_ok=True)
+                    target.write_bytes(drawn)
+                except OSError as error:
+                    print_out(f"   cannot write {target}: {error.strerror}")
+                    continue
+                found = counted(result["face_count"], "face")
+                print_out(f"   {target}: {found} with boxes and landmarks")
 
     @property
     def failures(self) -> list[str]:
@@ -199,7 +210,7 @@ def summary(job: JsonObject) -> str:
     if "face_count" in result:
         count = result["face_count"]
         stored = f" in {result['collection']}" if count and "collection" in result else ""
-        return f"{count} face{'' if count == 1 else 's'}{stored}"
+        return f"{counted(count, 'face')}{stored}"
     return f"{result['embedding_dimension']} numbers in {result['collection']}"
 
 
@@ -211,30 +222,30 @@ def search(folder: Path, ids: dict[str, int]) -> None:
         query = images.get_vector(ids[QUERY])
         if query is None:
             raise StackError(f"the vector of {QUERY} is not in the store")
-        print(f"   pictures most like {QUERY}:")
+        print_out(f"   pictures most like {QUERY}:")
         for match in images.search(query.vector, limit=4):
-            print(f"   {match.score:7.4f}  {names.get(int(match.point_id), match.point_id)}")
+            print_out(f"   {match.score:7.4f}  {names.get(int(match.point_id), match.point_id)}")
     with QdrantFaceStore(path=folder / "data" / "vectors") as faces:
         known = faces.search_by_media_store_id(ids[QUERY])
         if not known:
-            print(f"   no face was stored for {QUERY}")
+            print_out(f"   no face was stored for {QUERY}")
             return
-        print(f"\n   faces most like the one in {QUERY}:")
+        print_out(f"\n   faces most like the one in {QUERY}:")
         for match in faces.search(known[0].vector, limit=4):
             picture = names.get(match.payload["media_store_id"], "the same, again")
-            print(f"   {match.score:7.4f}  face {match.payload['face_index']} of {picture}")
+            print_out(f"   {match.score:7.4f}  face {match.payload['face_index']} of {picture}")
 
 
 def _title(text: str) -> None:
-    print(f"\n{text}\n{'-' * len(text)}")
+    print_out(f"\n{text}\n{'-' * len(text)}")
 
 
 def print_models(choice: Choice) -> None:
     """Say which models will run, and what must be known of them."""
     for line in choice.told:
-        print(f"   {line}")
+        print_out(f"   {line}")
     for line in choice.warnings:
-        print(f"   *** {line} ***")
+        print_out(f"   *** {line} ***")
 
 
 def load_models(stack: Stack) -> None:
@@ -246,35 +257,44 @@ def load_models(stack: Stack) -> None:
     began = time.monotonic()
     with Waiting("   loading models"):
         stack.wait_for_models()
-    print(f"   models loaded in {time.monotonic() - began:.1f} s")
+    print_out(f"   models loaded in {time.monotonic() - began:.1f} s")
 
 
 def _show(stack: Stack, *, stay: bool) -> int:
     show = Show(stack)
     show.run(find_pictures())
     code = stack.stop_daemon()
-    search(stack.folder, show.ids)
     if code != 0:
         raise StackError(f"the daemon ended with {code}:\n{stack.last_words('daemon')}")
     for failure in show.failures:
-        print(f"   FAILED {failure}")
+        print_out(f"   FAILED {failure}")
     if show.failures:
         return 1
+    search(stack.folder, show.ids)
     if stay:
         stack.start_daemon()
         stack.wait_for_daemon()
-        _stay(stack, show.ids)
-    print("\n   next: `make pictures FOLDER=~/Pictures` takes your own, `make run` stays up")
+        _stay(stack, show.uploads)
+    print_out("\n   next: `make pictures FOLDER=~/Pictures` takes your own, `make run` stays up")
     return 0
 
 
-def _stay(stack: Stack, ids: Iterable[str]) -> None:
+def _stay(stack: Stack, uploads: int) -> None:
     _title("7. Up until Ctrl-C")
-    print(f"   broker       mqtt://127.0.0.1:{stack.broker_port}   (inference/request/+)")
-    print(f"   REST         {stack.inferd_url}   (POST /job/image_embedding, GET /health)")
-    print(f"   console      {stack.inferd_url}/  (open it in a browser)")
-    print(f"   media store  {stack.media_store_url}   ({len(list(ids))} pictures in it)")
-    print(f"   files        {stack.folder}")
+    print_out(f"   broker       mqtt://127.0.0.1:{stack.broker_port}   (inference/request/+)")
+    print_out(f"   REST         {stack.inferd_url}   (POST /job/image_embedding, GET /health)")
+    print_out(f"   console      {stack.inferd_url}/  (open it in a browser)")
+    print_out(f"   media store  {stack.media_store_url}   ({counted(uploads, 'picture')} in it)")
+    print_out(f"   files        {stack.folder}")
+    if (stack.broker_port, stack.media_store_port, stack.http_port) != DOCUMENTED_PORTS:
+        print_out(
+            "\n   some usual ports are taken; so that inferd's commands find these, type first:"
+        )
+        print_out(
+            f"   export INFERD_MQTT__URL=mqtt://127.0.0.1:{stack.broker_port}"
+            f" INFERD_MEDIA_STORE__URL={stack.media_store_url}"
+            f" INFERD_HTTP__PORT={stack.http_port}"
+        )
     while True:
         time.sleep(3600)
 
@@ -290,18 +310,20 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "python -m demos.quic
         return 78
     _title("inferd: pictures in, vectors and faces out")
     print_models(choice)
-    with tempfile.TemporaryDirectory(prefix="inferd-demo-") as folder:
-        try:
-            with Stack(Path(folder), choice.environ) as stack:
-                print(f"   up: broker :{stack.broker_port}, REST :{stack.http_port}")
-                load_models(stack)
-                return _show(stack, stay=arguments.stay)
-        except KeyboardInterrupt:
-            print("\nstopped")
-            return 0
-        except (StackError, ClientError) as error:
-            print(f"\nthe demo failed: {error}", file=sys.stderr)
-            return 1
+    try:
+        with (
+            tempfile.TemporaryDirectory(prefix="inferd-demo-") as folder,
+            Stack(Path(folder), choice.environ) as stack,
+        ):
+            print_out(f"   up: broker :{stack.broker_port}, REST :{stack.http_port}")
+            load_models(stack)
+            return _show(stack, stay=arguments.stay)
+    except KeyboardInterrupt:
+        print_out("\nstopped")
+        return 0
+    except (StackError, ClientError, OSError) as error:
+        print(f"\nthe demo failed: {error}", file=sys.stderr)
+        return 1
 
 
 def make_parser(prog: str, _settings: Settings | None = None) -> argparse.ArgumentParser:

@@ -19,6 +19,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from daemon.settings.services import MediaStoreSettings
+from demos.ports import keep_port, keep_ports
+from demos.readiness import Readiness
+from demos.uninterrupted import uninterrupted
+
 TEMPLATE = Path(__file__).parent.parent / "mosquitto" / "demo.conf.template"
 SYSTEM_FOLDERS = ("/usr/sbin", "/usr/local/sbin")
 """Where mosquitto lies on Debian, outside a user's PATH."""
@@ -29,6 +34,12 @@ _ELSEWHERE = re.compile(
     r"INFERD_((MQTT|MEDIA_STORE|QUEUE|QDRANT)__(URL|TOKEN|API_KEY)|CLIENT__\w+?)(_FILE)?"
 )
 """Settings that lead to another installation, which this process may have for its own daemon."""
+_STORE_PATHS = {
+    f"INFERD_MEDIA_STORE__{name.upper()}": str(field.default)
+    for name, field in MediaStoreSettings.model_fields.items()
+    if name.endswith("_path")
+}
+"""The demo's media store has the paths by default, whatever one's own has."""
 
 
 class StackError(RuntimeError):
@@ -38,18 +49,22 @@ class StackError(RuntimeError):
 class Stack:
     """Broker, media store and daemon over one folder; a context manager that leaves no process.
 
+    Its ports are its own from the first moment: no other demo takes them, and nobody is given them.
+
     Args:
         folder: where all their files lie; absolute.
         environ: settings of the daemon, over those of this process.
         ports: of broker, media store and REST; without them the documented ones, where those are
-            free.
+            free, kept from now until `close`.
     """
 
     def __init__(
         self, folder: Path, environ: Mapping[str, str], *, ports: Sequence[int] | None = None
     ) -> None:
         self.folder = folder
-        self.ports = list(ports or _choose_ports(DOCUMENTED_PORTS))
+        self._kept = contextlib.ExitStack()
+        self._given = list(ports or ())
+        self.ports = self._given or keep_ports(DOCUMENTED_PORTS, self._kept)
         self.broker_port, self.media_store_port, self.http_port = self.ports
         self._environ = {
             **{name: text for name, text in os.environ.items() if not _ELSEWHERE.fullmatch(name)},
@@ -57,6 +72,7 @@ class Stack:
             "INFERD_QUEUE__URL": "",
             "INFERD_QDRANT__URL": "",
             "INFERD_DOORS__IMMICH": "false",
+            **_STORE_PATHS,
             **environ,
             "INFERD_DATA_DIR": str(folder / "data"),
             "INFERD_MQTT__URL": f"mqtt://127.0.0.1:{self.broker_port}",
@@ -86,6 +102,8 @@ class Stack:
 
     def __enter__(self) -> Self:
         try:
+            for port in self._given:
+                self._keep(port)
             self._start_broker()
             self._start(
                 "media store",
@@ -172,6 +190,13 @@ class Stack:
                 process.kill()
                 process.wait()
             self._processes.clear()
+            self._kept.close()
+
+    def _keep(self, port: int) -> None:
+        try:
+            keep_port(port, self._kept)
+        except OSError as error:
+            raise StackError(f"another program has port {port} ({error.strerror})") from error
 
     def last_words(self, name: str, lines: int = 15) -> str:
         """Return the end of a part's log."""
@@ -200,7 +225,7 @@ class Stack:
 
     def _start(self, name: str, command: list[str]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        with self._log(name).open("ab") as log:
+        with self._log(name).open("ab") as log, uninterrupted():
             self._processes[name] = subprocess.Popen(
                 command,
                 env=self._environ,
@@ -213,19 +238,20 @@ class Stack:
 
     def _wait_for_http(self, name: str, url: str, *, seconds: float) -> None:
         deadline = time.monotonic() + seconds
-        while True:
-            try:
-                with urllib.request.urlopen(url, timeout=5):
-                    return
-            except (urllib.error.URLError, OSError):
-                self._check(name, deadline)
+        part = Readiness(name, url)
+        while not part.ask():
+            if part.is_disk_full(self.folder):
+                # Nothing that we wait for makes room.
+                raise StackError(f"the {name} cannot start: {part.why}")
+            self._check(name, deadline, part.why)
 
-    def _check(self, name: str, deadline: float) -> None:
+    def _check(self, name: str, deadline: float, why: str = "") -> None:
         code = self._processes[name].poll()
         if code is not None:
             raise StackError(f"the {name} ended with {code}:\n{self.last_words(name)}")
         if time.monotonic() > deadline:
-            raise StackError(f"the {name} is not up in time:\n{self.last_words(name)}")
+            said = f"the {name} is not up in time{why and ': '}{why}"
+            raise StackError(f"{said}\n{self.last_words(name)}")
         time.sleep(0.1)
 
     def _log(self, name: str) -> Path:
@@ -237,21 +263,6 @@ def talk_to_a_person() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)
-
-
-def _choose_ports(preferred: Sequence[int]) -> list[int]:
-    """Return the preferred ports, each replaced by a free one where somebody has it."""
-    with contextlib.ExitStack() as stack:
-        ports = []
-        for wanted in preferred:
-            listener = stack.enter_context(socket.socket())
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                listener.bind(("127.0.0.1", wanted))
-            except OSError:
-                listener.bind(("127.0.0.1", 0))
-            ports.append(int(listener.getsockname()[1]))
-        return ports
 
 
 def _accepts(port: int) -> bool:

@@ -31,7 +31,7 @@ class StoredPreview:
     @property
     def headers(self) -> dict[str, str]:
         """What tells inferd the original's size."""
-        from handlers.origin import HEIGHT, WIDTH  # noqa: PLC0415 - slow
+        from handlers.media.origin import HEIGHT, WIDTH  # noqa: PLC0415 - slow
 
         return {WIDTH: str(self.width), HEIGHT: str(self.height)}
 
@@ -63,8 +63,8 @@ class StorePreviews:
 
     def _make(self, original: Path, picture: Path, facts: Path) -> bool:
         # Slow, and most stores are never asked for a preview.
-        from handlers.image_resizing import fit, to_jpeg  # noqa: PLC0415
-        from handlers.images import Limits, decode  # noqa: PLC0415
+        from handlers.media.image_resizing import fit, to_jpeg  # noqa: PLC0415
+        from handlers.media.images import Limits, decode  # noqa: PLC0415
 
         limits = Limits(MAX_PIXELS, WHITE)
         try:

@@ -1,44 +1,40 @@
 """Builds the handlers that are asked for over the parts they share, and opens them in order."""
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 
-from daemon.errors import RetryableError
 from daemon.jobs import JsonObject, TaskType
 from daemon.settings import Settings
-from handlers.claims import StoreClaim
 from handlers.clip_opener import ClipOpener
-from handlers.decoders import Decoders
 from handlers.direct import DirectVectors
-from handlers.edge_schedule import IndexBoard
-from handlers.engine_choice import make_engine
 from handlers.face_detection import FaceDetectionHandler
 from handlers.face_embedding_handler import FaceEmbeddingHandler
-from handlers.face_inventory import FaceInventory
 from handlers.face_opener import FaceOpener
-from handlers.face_shadow import FaceShadow
 from handlers.face_store import QdrantFaceStore
 from handlers.handler_set import CHANGES, HandlerSet
 from handlers.image_embedding_handler import ImageEmbeddingHandler
-from handlers.image_shadow import ImageShadow
 from handlers.image_store import QdrantImageStore
-from handlers.media_store import MediaStoreClient
-from handlers.model_change import ModelChange
-from handlers.model_lanes import ModelLanes
-from handlers.pictures import Pictures
-from handlers.point_inventory import PointInventory
-from handlers.previews import Previews
-from handlers.qdrant_store import QdrantStore
-from handlers.query_vectors import FaceParts, ImageParts
-from handlers.search import Search
-from handlers.server_life import life_of
+from handlers.lanes.model_lanes import ModelLanes
+from handlers.media.decoders import Decoders
+from handlers.media.media_store import MediaStoreClient
+from handlers.media.pictures import Pictures
+from handlers.media.previews import Previews
+from handlers.model_change.change import ModelChange
+from handlers.model_change.face_inventory import FaceInventory
+from handlers.model_change.face_shadow import FaceShadow
+from handlers.model_change.image_shadow import ImageShadow
+from handlers.model_change.point_inventory import PointInventory
+from handlers.models.claims import StoreClaim, bind_all
+from handlers.qdrant.edge_schedule import IndexBoard
+from handlers.qdrant.server_life import life_of
+from handlers.search.query_vectors import FaceParts, ImageParts
+from handlers.search.search import Search
 from handlers.task_types import configured_task_types
-from handlers.vector_snapshots import VectorSnapshots
-
-log = logging.getLogger(__name__)
+from handlers.vectors.engine_choice import make_engine
+from handlers.vectors.qdrant_store import QdrantStore
+from handlers.vectors.vector_snapshots import VectorSnapshots
 
 SPARE_PICTURES = 2
 """Pictures with every pixel beside those that are being decoded: in the model, and next."""
@@ -68,6 +64,7 @@ class _Builder:
         self._lanes = ModelLanes(settings, stack)
         self._clips = ClipOpener(settings, self._lanes)
         self._face_models = FaceOpener(settings, self._lanes)
+        self._claims: list[StoreClaim] = []
         self._images: ImageParts | None = None
         self._faces: FaceParts | None = None
         # Of searches and of the doors: somebody waits, and must not stand behind jobs' pictures.
@@ -100,6 +97,7 @@ class _Builder:
                     await self._open_face_detection()
                 case TaskType.FACE_EMBEDDING:
                     await self._open_face_embedding()
+        await bind_all(self._claims)
         self.set.previews = Previews(self._media_store, self._decoders)
         self.set.search = Search(images=self._images, faces=self._faces)
         self.set.direct = DirectVectors(
@@ -124,7 +122,7 @@ class _Builder:
             store=store,
             decoding=self._settings.images.decoding,
         )
-        await self._bind(handler.claim)
+        self._claims.append(handler.claim)
         self.set.handlers.append(await self._stack.enter_async_context(handler))
         text = configured.text
         if text is None:
@@ -163,7 +161,7 @@ class _Builder:
         handler = FaceEmbeddingHandler(
             pictures=self._pictures, decoders=self._decoders, models=models, store=store
         )
-        await self._bind(handler.claim)
+        self._claims.append(handler.claim)
         self.set.handlers.append(handler)
         self._faces = FaceParts(
             handler=handler,
@@ -184,13 +182,6 @@ class _Builder:
     def _add_store(self, task_type: TaskType, store: QdrantStore) -> None:
         self._stack.push_async_callback(store.close)
         self.set.stores[task_type] = store
-
-    async def _bind(self, claim: StoreClaim) -> None:
-        try:
-            await claim.bind()
-        except RetryableError as error:
-            # The jobs wait for it; a start must not.
-            log.warning("the vector database is away: %s", error.message)
 
     def _add_checks(self) -> None:
         checks = self.set.checks

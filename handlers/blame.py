@@ -1,4 +1,4 @@
-"""Tells a dependency that fails from a picture that makes it fail; knows neither."""
+"""Decides whether a failing dependency or the item given to it is at fault."""
 
 from collections.abc import Hashable
 

@@ -1,18 +1,18 @@
-"""ClipOpener: puts CLIPs on the lanes, both towers: that of the settings, and others once asked."""
+"""ClipOpener: puts both towers of CLIPs on the lanes: the settings' CLIP, and others on demand."""
 
 import asyncio
 from collections.abc import Mapping
 
 from daemon.settings import ClipSettings, Settings
 from handlers.image_embedding import ImageEmbeddingInference
-from handlers.image_models import ImageModel, ImageModels, TextTower, asked_spec, plain_spec
-from handlers.model_lanes import ModelLanes
-from handlers.model_record import physical_name
+from handlers.lanes.model_lanes import ModelLanes
+from handlers.models.image_models import ImageModel, ImageModels, TextTower, asked_spec, plain_spec
 from handlers.text_embedding import TextEmbeddingInference
+from handlers.vectors.model_record import physical_name
 
 
 class ClipOpener:
-    """Opens CLIPs, and knows which of them nobody needs.
+    """Opens CLIPs, and keeps track of those that no job needs.
 
     Args:
         settings: how the configured CLIP is found, and how many pictures are in flight.
@@ -65,7 +65,7 @@ class ClipOpener:
         )
 
     def _need(self, needed: ImageModel) -> None:
-        """Let all other CLIPs be what nobody needs: they may be absent, or not loaded."""
+        """Mark all other CLIPs as needed by no job: they may be absent, or not loaded."""
         for runner in self._lanes.runners:
             if runner.name.partition(".")[0] == "clip":
                 self._lanes.on_demand.add(runner.name)

@@ -1,8 +1,8 @@
-"""DirectVectors: vectors of texts and pictures, and faces, for somebody who waits; nothing is kept.
+"""DirectVectors: embeds texts and pictures and finds faces at once, without a job; stores nothing.
 
-On the way of a search: the models, decoders and limits of the jobs, but ahead of their backlog,
-since whatever waits in a stage without a job is first there (daemon/urgency.py). As in a search,
-the model is the one that the collection is of, so that an answer compares with what is stored.
+A request takes the way of a search: the models, decoders and limits of the jobs, but ahead of their
+backlog, since what waits in a stage without a job is first there (daemon/urgency.py). The model is
+the collection's, as in a search, so that an answer compares with what is stored.
 """
 
 import asyncio
@@ -16,18 +16,18 @@ import numpy as np
 
 from daemon.errors import HandlerError, InvalidRequestError
 from daemon.settings import FacesSettings
-from handlers import query_vectors
-from handlers.face_batches import chunks
 from handlers.face_embedding_handler import FACES_AT_ONCE
-from handlers.face_specs import detector_settings, recogniser_settings
-from handlers.faces import Face
+from handlers.faces.batches import chunks
+from handlers.faces.face import Face
 from handlers.inference import Pixels, Provenance, Vector
-from handlers.query_vectors import FaceParts, ImageParts
+from handlers.models.face_specs import detector_settings, recogniser_settings
+from handlers.search import query_vectors
+from handlers.search.query_vectors import FaceParts, ImageParts
 from handlers.task_types import not_configured
 
 P = TypeVar("P", ImageParts, FaceParts)
 LOOK_SECONDS = 2.0
-"""For what the collection is of by now, where that is known from before."""
+"""Timeout for reading which model the collection has, where an earlier answer is known."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -154,7 +154,7 @@ class DirectFaces:
 
 
 class DirectVectors:
-    """Gives what answers at once what the compatible doors ask.
+    """Opens the models that answer the compatible APIs at once.
 
     Every method raises:
         NotFoundError: code not_configured; the task type whose model it needs does not run here.
@@ -174,7 +174,7 @@ class DirectVectors:
         self._settings = faces_settings or FacesSettings()
 
     async def clip(self) -> DirectClip:
-        """Return the CLIP that the collection is of, loaded: only then its name is certain.
+        """Return the collection's CLIP, loaded: its name is certain only then.
 
         Raises:
             DependencyDownError: what the collection is of was never read, or its model is not to
@@ -187,7 +187,7 @@ class DirectVectors:
         return DirectClip(images)
 
     async def faces(self) -> DirectFaces:
-        """Return the detector and the recogniser that the collection of faces is of.
+        """Return the detector and the recogniser of the collection of faces.
 
         Raises:
             DependencyDownError: what the collection is of was never read, or its model is not to

@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 from daemon.errors import PermanentError
 from daemon.jobs import Job, JsonObject, TaskType
 from daemon.settings import Settings
-from handlers.detectors import make_detector
-from handlers.device import ModelRunner
-from handlers.faces import Face
-from handlers.images import Limits, decode
+from handlers.faces.detectors import make_detector
+from handlers.faces.face import Face
 from handlers.inference import Batch, ModelInference, Numbers, Pixels
-from handlers.media_store import MediaStoreClient
-from handlers.origin import frame_of
-from handlers.pictures import Pictures
+from handlers.lanes.device import ModelRunner
+from handlers.media.images import Limits, decode
+from handlers.media.media_store import MediaStoreClient
+from handlers.media.origin import frame_of
+from handlers.media.pictures import Pictures
 from handlers.timings import Timings
 
 DELIVERED = ("faces", "face_count", "image", "inference")

@@ -11,12 +11,11 @@ from numpy.typing import NDArray
 
 from daemon.errors import ConfigError, InferdError
 from daemon.settings import Settings
-from handlers.arcface import ArcFaceRecogniser
-from handlers.face_alignment import FACE_SIZE
 from handlers.face_detection import FaceDetectionInference, upright_pixels
-from handlers.face_pixels import align
-from handlers.faces import EMBEDDING_DIM, Face
-from handlers.images import Limits
+from handlers.faces.alignment import FACE_SIZE
+from handlers.faces.arcface import ArcFaceRecogniser
+from handlers.faces.face import EMBEDDING_DIM, Face
+from handlers.faces.pixels import align
 from handlers.inference import (
     Batch,
     ModelInference,
@@ -25,13 +24,14 @@ from handlers.inference import (
     Vector,
     check_pixels,
 )
-from handlers.self_test import synthetic_picture
+from handlers.lanes.self_test import synthetic_picture
+from handlers.media.images import Limits
 
 
 class FaceEmbeddingInference(ModelInference[Vector]):
     """ArcFace behind the documented interface: one aligned face in, one vector of length 1 out.
 
-    A buffer is RGB [112, 112, 3] as `handlers.face_pixels.align` makes it: uint8, or float32 that
+    A buffer is RGB [112, 112, 3] as `handlers.faces.pixels.align` makes it: uint8, or float32 that
     is normalised already as (x - 127.5) / 127.5.
     """
 

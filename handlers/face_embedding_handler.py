@@ -8,21 +8,21 @@ from typing import Any, TypeVar
 
 from daemon.errors import ConfigError, DependencyDownError
 from daemon.jobs import Job, JsonObject, TaskType
-from handlers.claims import StoreClaim
-from handlers.decoders import Decoders
-from handlers.device import ModelRunner
-from handlers.face_batches import chunks
 from handlers.face_embedding import aligned
-from handlers.face_models import FaceModel, FaceModels
 from handlers.face_store import PictureFaces, QdrantFaceStore
-from handlers.faceless import DETECTOR, FOUND_BY, found_by
-from handlers.faces import Face
+from handlers.faces.batches import chunks
+from handlers.faces.face import Face
 from handlers.inference import Pixels, Provenance, Vector, combined
-from handlers.origin import Frame, frame_of
-from handlers.pictures import Pictures, UprightPicture
+from handlers.lanes.device import ModelRunner
+from handlers.media.decoders import Decoders
+from handlers.media.origin import Frame, frame_of
+from handlers.media.pictures import Pictures, UprightPicture
+from handlers.models.claims import StoreClaim
+from handlers.models.face_models import FaceModel, FaceModels
+from handlers.qdrant.vector_engine import Point
+from handlers.qdrant.vector_points import face_point_id, job_payload
 from handlers.timings import Timings
-from handlers.vector_engine import Point
-from handlers.vector_points import face_point_id, job_payload
+from handlers.vectors.faceless import DETECTOR, FOUND_BY, found_by
 
 T = TypeVar("T")
 
@@ -42,7 +42,7 @@ class _Found:
 
 @dataclass(frozen=True, slots=True)
 class FacesSeen:
-    """What a model makes of a picture."""
+    """The faces and vectors that a model finds in a picture."""
 
     faces: Sequence[Face]
     """In pixels of the original."""
@@ -144,7 +144,7 @@ class FaceEmbeddingHandler:
         }
 
     async def look(self, media_store_id: int, model: FaceModel) -> FacesSeen:
-        """Return what a model makes of a stored picture.
+        """Return the faces and vectors that a model finds in a stored picture.
 
         Raises:
             PermanentError: this picture can never work.
@@ -171,7 +171,7 @@ class FaceEmbeddingHandler:
             detector: finds them; None is the configured one.
 
         Raises:
-            PermanentError: the landmarks of a face are none.
+            PermanentError: a face cannot be aligned by its landmarks.
             RetryableError: the detector could not be loaded or failed.
         """
         detector = detector or self._models.configured.detector

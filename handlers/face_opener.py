@@ -1,28 +1,28 @@
-"""FaceOpener: puts detectors and recognisers on the lanes, each once, whoever shares it."""
+"""FaceOpener: puts detectors and recognisers on the lanes, each once for all who share it."""
 
 import asyncio
 from collections.abc import Mapping
 
 from daemon.settings import FacesSettings, Settings
-from handlers.device import ModelRunner
-from handlers.face_batches import GPU_BATCH
 from handlers.face_detection import FaceDetectionInference
 from handlers.face_embedding import FaceEmbeddingInference
-from handlers.face_models import FaceModel, FaceModels
-from handlers.face_specs import (
+from handlers.faces.batches import GPU_BATCH
+from handlers.faces.face import Face
+from handlers.inference import Vector
+from handlers.lanes.device import ModelRunner
+from handlers.lanes.model_lanes import ModelLanes
+from handlers.models.face_models import FaceModel, FaceModels
+from handlers.models.face_specs import (
     asked_spec,
     configured_spec,
     detector_settings,
     recogniser_settings,
 )
-from handlers.faces import Face
-from handlers.inference import Vector
-from handlers.model_lanes import ModelLanes
-from handlers.model_record import physical_name
+from handlers.vectors.model_record import physical_name
 
 
 class FaceOpener:
-    """Opens models of faces, and knows which of them nobody needs.
+    """Opens models of faces, and keeps track of those that no job needs.
 
     Args:
         settings: how the configured detector and recogniser are found.
@@ -38,7 +38,7 @@ class FaceOpener:
         self._recognisers: list[tuple[ModelRunner[Vector], int]] = []
 
     async def detector(self) -> ModelRunner[list[Face]]:
-        """Return what finds faces by the settings.
+        """Return the detector of the settings.
 
         Raises:
             ConfigError: its weights are absent.
@@ -73,7 +73,7 @@ class FaceOpener:
         return FaceModel(recogniser=recogniser, detector=detector, dimension=dimension, spec=spec)
 
     def _need(self, needed: FaceModel) -> None:
-        """Let what face models of before had be what nobody needs, but face_detection's."""
+        """Mark earlier models' runners as needed by no job, but for face_detection's detector."""
         on_demand = self._lanes.on_demand
         on_demand.update(runner.name for runner, _ in self._recognisers)
         on_demand.update(runner.name for runner in self._detectors[1:])

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from daemon.jobs import JsonObject
-from handlers.faceless import Faceless, faceless_part
-from handlers.model_record import Part
-from handlers.qdrant_store import QdrantStore
+from handlers.qdrant.vector_engine import AtLeast, Equals, Filter, Point
+from handlers.qdrant.vector_points import face_point_id
 from handlers.store_demo import run_demo, say
-from handlers.vector_engine import AtLeast, Equals, Filter, Point
-from handlers.vector_points import face_point_id
+from handlers.vectors.faceless import Faceless, faceless_part
+from handlers.vectors.model_record import Part
+from handlers.vectors.qdrant_store import QdrantStore
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,26 +35,11 @@ class QdrantFaceStore(QdrantStore):
     collection = "face_embeddings"
     change_by = "python -m daemon models use --faces"
 
-    async def replace(self, media_store_id: int, points: Sequence[Point]) -> None:
-        """Make `points` the only faces of a picture.
+    async def write(self, faces: Mapping[str, PictureFaces]) -> tuple[Part, ...]:
+        """Make a picture's faces the only ones of it in every part of the collection.
 
         Stores them, then removes those of a run that found more: done twice, or again after a
         crash in between, it ends the same.
-
-        Args:
-            media_store_id: the picture.
-            points: its faces in order; each payload has media_store_id and face_index (0, 1, ...).
-
-        Raises:
-            ValueError: a payload says something else.
-            PermanentError: a point can't be stored.
-        """
-        _check(media_store_id, points)
-        await self.upsert(points)
-        await super()._remove_where(_surplus(media_store_id, points))
-
-    async def write(self, faces: Mapping[str, PictureFaces]) -> tuple[Part, ...]:
-        """Make a picture's faces the only ones of it in every part of the collection.
 
         Args:
             faces: those that each model finds, by its fingerprint; all of one picture and job.

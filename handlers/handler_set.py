@@ -8,23 +8,23 @@ from typing import Any, TypeAlias
 
 from daemon.errors import InferdError, OutOfMemoryError
 from daemon.jobs import Job, JsonObject, TaskType
-from handlers.device import ModelRunner
 from handlers.direct import DirectVectors
-from handlers.edge_schedule import IndexBoard
 from handlers.face_detection import FaceDetectionHandler
 from handlers.face_embedding_handler import FaceEmbeddingHandler
 from handlers.face_store import QdrantFaceStore
 from handlers.image_embedding_handler import ImageEmbeddingHandler
 from handlers.image_store import QdrantImageStore
 from handlers.inference import Provenance
-from handlers.lane import DeviceLane
-from handlers.model_change import ModelChange
-from handlers.previews import Previews
-from handlers.qdrant_store import QdrantStore
-from handlers.search import Search
-from handlers.server_life import ServerLife
-from handlers.stored_vectors import StoredVectors
-from handlers.vector_snapshots import VectorSnapshots
+from handlers.lanes.device import ModelRunner
+from handlers.lanes.lane import DeviceLane
+from handlers.media.previews import Previews
+from handlers.model_change.change import ModelChange
+from handlers.qdrant.edge_schedule import IndexBoard
+from handlers.qdrant.server_life import ServerLife
+from handlers.search.search import Search
+from handlers.search.stored_vectors import StoredVectors
+from handlers.vectors.qdrant_store import QdrantStore
+from handlers.vectors.vector_snapshots import VectorSnapshots
 
 log = logging.getLogger(__name__)
 
@@ -47,17 +47,17 @@ class HandlerSet:
     lanes: list[DeviceLane] = field(default_factory=list)
     """Where the models run: one for each GPU, or one."""
     on_demand: set[str] = field(default_factory=set)
-    """Names of models that no job needs: loaded at the first search that does."""
+    """Names of models that no job needs: each is loaded at the first search that needs it."""
     search: Search = field(default_factory=Search)
     direct: DirectVectors = field(default_factory=DirectVectors)
-    """What the compatible doors ask."""
+    """Embeds and detects for the APIs of other products."""
     previews: Previews | None = None
-    """What people look at; always there once the set is open."""
+    """Small pictures for people to look at; always set once the handlers are open."""
     stores: dict[TaskType, QdrantStore] = field(default_factory=dict)
     model_changes: dict[str, ModelChange] = field(default_factory=dict)
-    """What changes a collection's model, by its fixed name."""
+    """By a collection's fixed name: what changes its model."""
     snapshots: VectorSnapshots | None = None
-    """Copies the vectors for a backup; always there once the set is open."""
+    """Copies the vectors for a backup; always set once the handlers are open."""
     indexes: IndexBoard = field(default_factory=IndexBoard)
     """How the embedded engine's indexes stand."""
     server_life: Callable[[], Awaitable[ServerLife]] | None = None
@@ -77,11 +77,6 @@ class HandlerSet:
             except OutOfMemoryError as error:
                 # There may be room when the first job needs it, and no other model is at fault.
                 log.warning("%s is not loaded yet: %s", runner.name, error.message)
-
-    @property
-    def model_change(self) -> ModelChange | None:
-        """What changes the model of the pictures; None where nobody embeds them here."""
-        return self.model_changes.get(QdrantImageStore.collection)
 
     @property
     def stored(self) -> StoredVectors:
@@ -123,7 +118,7 @@ class HandlerSet:
                 tasks.create_task(change.run(is_busy))
 
     def tell_model_changes(self) -> dict[str, JsonObject]:
-        """Return how far each change of a model is, by what it is called in stats and health."""
+        """Return the progress of each model change, by its name in stats and health."""
         told = {
             CHANGES[collection]: change.stats() for collection, change in self.model_changes.items()
         }
@@ -151,7 +146,7 @@ class HandlerSet:
         return found
 
     async def check_models(self) -> JsonObject:
-        """Return what `tell_models` does, who runs how many at a time, and who is short of memory.
+        """Return what `tell_models` does, each model's batch size, and which are short of memory.
 
         Raises:
             InferdError: one could not be loaded at the latest attempt.
@@ -178,7 +173,7 @@ class HandlerSet:
         return {**counts, "indexes": indexes} if indexes else counts
 
     async def check_model_change(self, name: str) -> JsonObject:
-        """Return how far a change of a model is, by what it is called; nothing where none is."""
+        """Return the progress of a model change, by its name; empty where there is none."""
         return self.tell_model_changes().get(name, {})
 
     async def tell_models(self) -> JsonObject:

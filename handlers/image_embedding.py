@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 
 from daemon.errors import ConfigError, InferdError
 from daemon.settings import Settings
-from handlers.clip import ClipModel, normalise, normalise_floats
-from handlers.clip_cuda import CudaPasses
-from handlers.clip_input import read
-from handlers.clip_tower import CPU_BATCH
-from handlers.images import Limits
+from handlers.clip.cuda import CudaPasses
+from handlers.clip.image_tower import ClipModel, normalise, normalise_floats
+from handlers.clip.tower import CPU_BATCH
 from handlers.inference import Batch, Buffers, ModelInference, Numbers, Vector, check_pixels
-from handlers.self_test import synthetic_picture
+from handlers.lanes.self_test import synthetic_picture
+from handlers.media.clip_input import read
+from handlers.media.images import Limits
 
 
 class ImageEmbeddingInference(ModelInference[Vector]):

@@ -2,26 +2,25 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
-from types import TracebackType
 from typing import Self
 
 from daemon.errors import DependencyDownError, HandlerError
 from daemon.jobs import Job, JsonObject, TaskType
 from daemon.settings import Decoding
 from daemon.stage import Stage
-from handlers.claims import StoreClaim
-from handlers.clip_input import ClipInput
-from handlers.decoders import Decoders
-from handlers.image_models import ImageModel, ImageModels
 from handlers.image_store import PointByModel, QdrantImageStore
 from handlers.inference import Provenance
-from handlers.media_store import Media
-from handlers.model_record import Part
-from handlers.origin import frame_of
-from handlers.pictures import Pictures
+from handlers.media.clip_input import ClipInput
+from handlers.media.decoders import Decoders
+from handlers.media.media_store import Media
+from handlers.media.origin import frame_of
+from handlers.media.pictures import Pictures
+from handlers.models.claims import StoreClaim
+from handlers.models.image_models import ImageModel, ImageModels
+from handlers.qdrant.vector_engine import Point
+from handlers.qdrant.vector_points import job_payload
 from handlers.timings import Timings
-from handlers.vector_engine import Point
-from handlers.vector_points import job_payload
+from handlers.vectors.model_record import Part
 
 MAX_UPSERT = 64
 """Points in one write; whatever waits when the last write ends goes together."""
@@ -69,12 +68,7 @@ class ImageEmbeddingHandler:
         await self._upserts.__aenter__()
         return self
 
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self._upserts.close()
 
     async def handle(self, job: Job, report: Callable[[str], None]) -> JsonObject:

@@ -9,10 +9,10 @@ from typing import TypeAlias
 
 import numpy as np
 
-from handlers.model_record import Part
-from handlers.qdrant_store import QdrantStore
+from handlers.qdrant.vector_engine import Point
 from handlers.store_demo import run_demo, say
-from handlers.vector_engine import Point
+from handlers.vectors.model_record import Part
+from handlers.vectors.qdrant_store import QdrantStore
 
 PointByModel: TypeAlias = Mapping[str, Point]
 """One point as several models see it, by their fingerprints; all under the same id."""

@@ -1,4 +1,4 @@
-"""MLInference: what every model is to us, and Provenance: what it says about itself."""
+"""MLInference, the interface of every model, and Provenance: which model ran, where and how."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -32,6 +32,8 @@ class Provenance:
     """The device that ran, such as cpu or cuda:0; never the one that was merely asked for."""
     precision: str
     """Arithmetic of the forward pass, such as fp32."""
+    runtime: str = ""
+    """What ran it where that was chosen, such as OpenVINO 2026.4.1; empty for the usual one."""
     notes: tuple[str, ...] = ()
     """What a person must know of the result, such as estimated landmarks."""
 
@@ -43,6 +45,8 @@ class Provenance:
             "device": self.device,
             "precision": self.precision,
         }
+        if self.runtime:
+            wire["runtime"] = self.runtime
         if self.notes:
             wire["notes"] = list(self.notes)
         return wire

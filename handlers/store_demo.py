@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from daemon.errors import InferdError
 from daemon.settings import Settings
-from handlers.qdrant_store import QdrantStore
+from handlers.vectors.qdrant_store import QdrantStore
 
 StoreT = TypeVar("StoreT", bound=QdrantStore)
 

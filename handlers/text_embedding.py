@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from daemon.errors import ConfigError, InferdError, PermanentError
 from daemon.settings import Settings
-from handlers.clip_text import ClipTextModel, Tokens
+from handlers.clip.text_tower import ClipTextModel, Tokens
 from handlers.inference import ModelInference, Numbers, Vector
 
 

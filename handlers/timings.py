@@ -1,4 +1,4 @@
-"""How long each step of one job took, and telling that it began."""
+"""Measures how long each step of one job takes, and reports each step as it begins."""
 
 import contextlib
 import time

@@ -13,9 +13,9 @@ from daemon.errors import ConfigError
 from daemon.jobs import JsonObject
 from handlers.face_store import QdrantFaceStore
 from handlers.image_store import QdrantImageStore
-from handlers.model_record import MODELS, is_physical_name
-from handlers.qdrant_store import QdrantStore
-from handlers.vector_engine import CollectionSpec, Point, PointId, VectorEngine
+from handlers.qdrant.vector_engine import CollectionSpec, Point, PointId, VectorEngine
+from handlers.vectors.model_record import MODELS, is_physical_name
+from handlers.vectors.qdrant_store import QdrantStore
 
 STORED: tuple[type[QdrantStore], ...] = (QdrantImageStore, QdrantFaceStore)
 PAGE = 256

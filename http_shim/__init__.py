@@ -1,1 +1,1 @@
-"""The REST door: the same intake and the same queue as MQTT, never a second implementation."""
+"""The REST API, on the same intake and the same queue as MQTT."""

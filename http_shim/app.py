@@ -1,4 +1,4 @@
-"""The REST door put together: routes, limits and headers; `serve` listens until it is left."""
+"""Assembles the REST application: routes, limits and headers; `serve` listens for requests."""
 
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -7,17 +7,17 @@ from contextlib import asynccontextmanager
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
-from daemon.audit import Audit
-from daemon.cancellation import Cancellation
 from daemon.errors import ConfigError
+from daemon.fleet.workers import Workers
 from daemon.health import Health
 from daemon.intake import Intake
-from daemon.job_queue import JobQueue
 from daemon.jobs import Job
 from daemon.metrics import Metrics
-from daemon.removal import Removal
+from daemon.queue.job_queue import JobQueue
 from daemon.settings import DoorsSettings
-from daemon.workers import Workers
+from daemon.upkeep.audit import Audit
+from daemon.upkeep.removal import Removal
+from daemon.worker.cancellation import Cancellation
 from http_shim import keys
 from http_shim.audit_routes import add_audit_routes
 from http_shim.auth import Authenticator
@@ -87,12 +87,12 @@ def create_app(
     stored: Listing | None = None,
     models: Mapping[str, ModelChanger] | None = None,
 ) -> web.Application:
-    """Return the application; it owns nothing of what it is given.
+    """Return the application; it opens and closes none of its arguments.
 
     Args:
         intake: takes new jobs.
         queue: shows, cancels, forgets and restarts jobs.
-        health: what the daemon says of itself; while it drains, no job is taken.
+        health: the daemon's health; while it drains, no job is taken.
         forget_vectors: removes the vectors of a completed job.
         authenticate: tells who may do what.
         max_body_bytes: larger bodies are answered 413.
@@ -100,7 +100,7 @@ def create_app(
         search: answers searches; None where nothing can be searched.
         max_picture_bytes: larger pictures to search with are answered 413.
         embedder: answers OpenAI's clients; None where nothing can be embedded.
-        aliases: the names that what runs answers to there.
+        aliases: further names by which those may ask for the models.
         console: what the page for people shows; None where there is none.
         removal: removes pictures; None where nobody may.
         cancellation: ends jobs that wait or run; None where nobody may.

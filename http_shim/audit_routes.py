@@ -1,4 +1,4 @@
-"""What is stored, page by page; and the audit of it: its steps, and its mends."""
+"""Routes of stored vectors: their list, page by page, and the steps and mends of their audit."""
 
 import asyncio
 from collections.abc import Awaitable
@@ -7,10 +7,10 @@ from typing import Annotated, TypeVar
 from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field
 
-from daemon.audit import Audit
-from daemon.audit_findings import Finding, Kind
 from daemon.errors import ConfigError, DependencyDownError, NotFoundError, RetryableError
 from daemon.jobs import MAX_MEDIA_STORE_ID, TaskType, dump_json
+from daemon.queue.audit_findings import Finding, Kind
+from daemon.upkeep.audit import Audit
 from http_shim.auth import WRITE_PERMISSION
 from http_shim.bodies import read_body
 from http_shim.callers import authorize

@@ -1,4 +1,4 @@
-"""Who may use the REST door: reads JWTs (ES256), and is the only file that knows PyJWT.
+"""Authorises REST callers by their JWTs (ES256): the only file that imports PyJWT.
 
 A token is good when the configured key signed it with ES256 and no other algorithm, it carries
 `exp` and `sub`, and its claims have the types the issuer documents. Everything else is one and
@@ -49,10 +49,10 @@ class KeysUnavailableError(RetryableError):
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Whoever shows a good token."""
+    """The bearer of a valid token."""
 
     subject: str
-    """The issuer's word for the user."""
+    """The issuer's name for the user (`sub`)."""
     permissions: frozenset[str]
     """What the issuer granted."""
     is_admin: bool = False
@@ -64,7 +64,7 @@ ANYBODY = Caller("anonymous", frozenset(), is_admin=True)
 
 
 class Authenticator:
-    """Tells callers apart; without a key it must have been switched off by name.
+    """Authorises callers by their tokens; without a key, auth must be disabled explicitly.
 
     Where both a key and the switch are set, the switch wins: it is named by hand and it is
     logged at every start, with the key that is not used.
@@ -115,7 +115,7 @@ class Authenticator:
         return {} if self._issuer is None else await self._issuer.check()
 
     async def close(self) -> None:
-        """Stop to refresh the issuer's keys. Safe twice."""
+        """Stop refreshing the issuer's keys. Safe to call twice."""
         if self._issuer is not None:
             await self._issuer.close()
 
@@ -145,7 +145,7 @@ class Authenticator:
 def authorization_of(headers: CIMultiDictProxy[str]) -> str | None:
     """Return the one Authorization header; None where there is none, or more than one.
 
-    Whoever checked the first in front of us may have meant the other: two are none.
+    A proxy in front may have checked the other one of two, so that two count as none.
     """
     found = headers.getall("Authorization", [])
     return found[0] if len(found) == 1 else None

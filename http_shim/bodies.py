@@ -1,4 +1,4 @@
-"""Reads the body of a request, within a time and as it was sent."""
+"""Reads the body of a request, within a timeout, and refuses compressed ones."""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-"""Who asks: the caller of a request, by its Authorization header."""
+"""Identifies the caller of a request by its Authorization header."""
 
 from aiohttp import web
 
@@ -7,7 +7,7 @@ from http_shim.keys import AUTHENTICATOR
 
 
 def authorize(request: web.Request, permission: str | None = None) -> Caller:
-    """Return who asks.
+    """Return the caller.
 
     Args:
         request: whose header tells it.

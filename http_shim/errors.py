@@ -25,7 +25,7 @@ from http_shim.auth import ForbiddenError, UnauthorizedError
 log = logging.getLogger(__name__)
 
 RETRY_AFTER_SECONDS = 5
-"""What a client is told to wait where nobody knows better."""
+"""Default of Retry-After."""
 
 _CODES = {
     HTTPStatus.BAD_REQUEST: "bad_request",
@@ -44,7 +44,7 @@ class DrainingError(InferdError):
 
 
 class ErrorResponse(web.Response):
-    """An answer to an error, with its code for whoever counts."""
+    """An answer to an error, with its code for the metrics."""
 
     def __init__(
         self, body: dict[str, str], *, status: int, headers: dict[str, str] | None
@@ -58,7 +58,7 @@ class ErrorResponse(web.Response):
 
 @web.middleware
 async def answer_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Answer whatever a route raises; no traceback and no HTML ever leave."""
+    """Turn whatever a route raises into an answer, never with a traceback or HTML."""
     try:
         return await handler(request)
     except InferdError as error:
@@ -77,7 +77,7 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
 
 
 def error_response(error: InferdError, status: int | None = None) -> web.Response:
-    """Return the answer to an error of ours; `status` where the error alone cannot tell."""
+    """Return the answer to an error; `status` where the error alone does not determine it."""
     status = status or _status(error)
     body: dict[str, str] = {"detail": error.message, "code": error.code}
     headers: dict[str, str] = {}

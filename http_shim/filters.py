@@ -1,4 +1,4 @@
-"""The part of a query that says which stored vectors are meant, checked."""
+"""The filter in a query: checks the names that narrow which stored vectors are meant."""
 
 import re
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from daemon.stored_filter import StoredFilter, Values
 from daemon.topics import UUID, is_job_id
 
 MAX_LISTED = 200
-"""Ids in one filter; more do not fit into a URL that everybody takes."""
+"""Ids in one filter; more would not fit into a URL that every client and proxy accepts."""
 MAX_FIELDS = 10
 MAX_FIELD_NAME = 128
 MAX_VALUE = 1024
@@ -25,7 +25,7 @@ _DIGITS = "[0-9]{1,18}"
 
 
 def decimal(value: str) -> int:
-    """Take a media_store_id in decimal digits."""
+    """Return the media_store_id that decimal digits stand for."""
     if not (value.isascii() and value.isdigit() and len(value) <= len(str(MAX_MEDIA_STORE_ID))):
         raise ValueError("must be a media_store_id in decimal digits")
     number = int(value)

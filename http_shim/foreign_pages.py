@@ -1,8 +1,8 @@
-"""Refuses what another site's page makes a browser send, where no token is asked for.
+"""Refuses requests that another site's page makes a browser send (CSRF), where tokens are off.
 
 Any page may have a browser send a POST to this machine: it cannot read the answer, but a pause, a
-change of the model or a job would be done. Where tokens are asked for none can: the header with the
-token would have the browser ask us first, and we do not answer.
+change of the model or a job would be done. Where tokens are on none can: for the header with the
+token the browser asks us first (a CORS preflight), and we do not allow it.
 """
 
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ READING = ("/search/{collection}", "/v1/embeddings")
 
 @web.middleware
 async def refuse_foreign_pages(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Let through what no browser sent, what our own page did, and what changes nothing."""
+    """Let requests pass that no browser sent, that our own page sent, or that change nothing."""
     resource = request.match_info.route.resource
     if (
         request.method not in SAFE

@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from daemon.errors import ConflictError, InvalidRequestError, JobNotFoundError
 from daemon.jobs import MAX_MEDIA_STORE_ID, Job, JobState, TaskType, dump_json
+from daemon.queue.job_listing import JobSelection, is_cursor
 from daemon.requests import (
     MAX_TIME_MS,
     is_missing_or_mistyped,
@@ -99,27 +100,23 @@ async def list_jobs(request: web.Request) -> web.Response:
     """Answer one page of jobs, newest first; needs a token, since it gives away job_ids."""
     authorize(request)
     asked = _parse_filter(request)
+    selection = JobSelection(
+        status=asked.status,
+        task_type=asked.task_type,
+        code=asked.code,
+        media_store_id=asked.media_store_id,
+        since=asked.since,
+        until=asked.until,
+    )
     try:
-        # One more than asked for tells whether there is a next page.
-        found = await request.app[QUEUE].list_jobs(
-            status=asked.status,
-            task_type=asked.task_type,
-            code=asked.code,
-            media_store_id=asked.media_store_id,
-            since=asked.since,
-            until=asked.until,
-            limit=asked.limit + 1,
-            after=asked.after,
-        )
+        page = await request.app[QUEUE].list_jobs(selection, limit=asked.limit, after=asked.after)
     except JobNotFoundError:
-        raise InvalidRequestError("after must be the job_id of a job", field="after") from None
-    page = found[: asked.limit]
+        raise InvalidRequestError(
+            "after: there is no such job (any more); give the `next` of the page before",
+            field="after",
+        ) from None
     return web.json_response(
-        {
-            "jobs": [job.to_wire() for job in page],
-            "next": page[-1].job_id if len(found) > len(page) else None,
-        },
-        dumps=dump_json,
+        {"jobs": [job.to_wire() for job in page.jobs], "next": page.next}, dumps=dump_json
     )
 
 
@@ -195,8 +192,10 @@ async def _find(request: web.Request) -> Job:
 
 def _parse_filter(request: web.Request) -> JobFilter:
     asked = parse_query(request, JobFilter)
-    if asked.after is not None and not is_job_id(asked.after):
-        raise InvalidRequestError("after must be the job_id of a job", field="after")
+    if asked.after is not None and not (is_cursor(asked.after) or is_job_id(asked.after)):
+        raise InvalidRequestError(
+            "after must be the `next` of the page before, or the job_id of a job", field="after"
+        )
     return asked
 
 

@@ -30,7 +30,7 @@ from daemon.jobs import JsonObject
 log = logging.getLogger(__name__)
 
 REFRESH_SECONDS = 300.0
-"""How soon a key that the issuer took back is refused here too."""
+"""A key that the issuer withdrew is refused here within so many seconds."""
 FIRST_RETRY_SECONDS = 1.0
 LONGEST_RETRY_SECONDS = 60.0
 LEAST_GAP_SECONDS = 10.0
@@ -46,7 +46,7 @@ _USES_IF_SAID = {"use": "sig", "alg": "ES256"}
 
 
 class IssuerError(InferdError):
-    """The issuer's keys could not be had; for health and the log."""
+    """The issuer's keys could not be fetched; for health and the log."""
 
     default_code = "issuer_unreachable"
 
@@ -54,7 +54,7 @@ class IssuerError(InferdError):
 class IssuerKeys:
     """The current keys of one issuer; reading them never waits.
 
-    Made and started in the event loop that it is to run in; the end of that loop ends it too.
+    Create and start it in the event loop that it runs in; it ends with that loop.
     """
 
     def __init__(self, url: str) -> None:
@@ -82,7 +82,7 @@ class IssuerKeys:
     def find(self, kid: str | None) -> EllipticCurvePublicKey | None:
         """Return the key of that id; without an id, the only key where there is just one.
 
-        None makes the next fetch come as soon as the least gap allows.
+        A key that is not found brings the next fetch forward, to LEAST_GAP_SECONDS after the last.
         """
         if kid is None and len(self._keys) == 1:
             return next(iter(self._keys.values()))

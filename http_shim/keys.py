@@ -4,15 +4,15 @@ from collections.abc import Awaitable, Callable, Mapping
 
 from aiohttp import web
 
-from daemon.audit import Audit
-from daemon.cancellation import Cancellation
+from daemon.fleet.workers import Workers
 from daemon.health import Health
 from daemon.intake import Intake
-from daemon.job_queue import JobQueue
 from daemon.jobs import Job
 from daemon.metrics import Metrics
-from daemon.removal import Removal
-from daemon.workers import Workers
+from daemon.queue.job_queue import JobQueue
+from daemon.upkeep.audit import Audit
+from daemon.upkeep.removal import Removal
+from daemon.worker.cancellation import Cancellation
 from http_shim.auth import Authenticator
 from http_shim.model_changer import ModelChanger
 from http_shim.search_door import Listing, SearchDoor

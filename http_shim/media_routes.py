@@ -1,4 +1,4 @@
-"""Deletes what is known of a picture."""
+"""The route that deletes all that is known of a picture."""
 
 from aiohttp import web
 
@@ -9,7 +9,7 @@ from http_shim.callers import authorize
 from http_shim.keys import REMOVAL
 
 MAX_DIGITS = 19
-"""As 2**63 has."""
+"""2**63 has so many."""
 
 
 def add_media_routes(app: web.Application) -> None:
@@ -38,7 +38,7 @@ def media_store_id_of(request: web.Request) -> int:
     """Return the id in the path.
 
     Raises:
-        InvalidRequestError: it is none.
+        InvalidRequestError: it is not a media_store_id.
     """
     word = request.match_info["media_store_id"]
     is_plain = word.isascii() and word.isdigit() and len(word) <= MAX_DIGITS

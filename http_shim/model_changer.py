@@ -1,4 +1,4 @@
-"""ModelChanger: what the routes ask of whoever changes a collection's model."""
+"""ModelChanger: the interface that the routes need to change a collection's model."""
 
 from collections.abc import Mapping
 from typing import Protocol

@@ -1,4 +1,4 @@
-"""Changes the model of a collection while it is searched; tells how far that is."""
+"""Routes that change the model of a collection while it is searched, and show the progress."""
 
 from typing import Annotated
 

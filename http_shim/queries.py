@@ -30,12 +30,7 @@ def parse_query(request: web.Request, model: type[Query]) -> Query:
     try:
         return model.model_validate(named)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        field = str(first["loc"][0]) if first["loc"] else ""
-        if field not in model.model_fields:
-            known = ", ".join(model.model_fields)
-            raise InvalidRequestError(f"the query may hold {known} and nothing else") from None
-        raise InvalidRequestError(f"{field}: {first['msg']}", field=field) from None
+        raise _refusal(error, model, "query") from None
 
 
 def parse_body(body: bytes, model: type[Query]) -> Query:
@@ -48,11 +43,16 @@ def parse_body(body: bytes, model: type[Query]) -> Query:
     try:
         return model.model_validate(parse_json(body))
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        field = str(first["loc"][0]) if first["loc"] else ""
-        if field not in model.model_fields:
-            known = ", ".join(model.model_fields)
-            raise InvalidRequestError(f"the body may hold {known} and nothing else") from None
-        if first["type"] == "missing":
-            raise InvalidRequestError(f"{field} is missing", field=field) from None
-        raise InvalidRequestError(f"{field}: {first['msg']}", field=field) from None
+        raise _refusal(error, model, "body") from None
+
+
+def _refusal(error: ValidationError, model: type[BaseModel], where: str) -> InvalidRequestError:
+    """Return the first fault of a query or body, as clients are told it."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    field = str(first["loc"][0]) if first["loc"] else ""
+    if field not in model.model_fields:
+        known = ", ".join(model.model_fields)
+        return InvalidRequestError(f"the {where} may hold {known} and nothing else")
+    if first["type"] == "missing":
+        return InvalidRequestError(f"{field} is missing", field=field)
+    return InvalidRequestError(f"{field}: {first['msg']}", field=field)

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from daemon.errors import InvalidRequestError
 from daemon.jobs import JsonObject, TaskType, dump_json
-from daemon.pauses import Seen
+from daemon.queue.pauses import Seen
 from daemon.requests import MAX_TIME_MS, parse_json, parse_task_type
 from http_shim.auth import WRITE_PERMISSION
 from http_shim.bodies import read_body
@@ -62,7 +62,7 @@ def add_queue_routes(app: web.Application) -> None:
 
 
 async def show_queue(request: web.Request) -> web.Response:
-    """Answer how much waits and runs, in all and by task type; needs a token, as the list does."""
+    """Answer how many jobs wait and run, by task type; needs a token, as the list does."""
     authorize(request)
     queue = request.app[QUEUE]
     found, tasks = await asyncio.gather(queue.snapshot(), queue.depth_by_task())
@@ -97,7 +97,7 @@ async def pause_task_type(request: web.Request) -> web.Response:
 
 
 async def resume_task_type(request: web.Request) -> web.Response:
-    """Lease the jobs of a task type again; no matter whether it was paused, if nobody minds."""
+    """Lease the jobs of a task type again; without `seen`, whether or not it was paused."""
     authorize(request, WRITE_PERMISSION)
     task_type = parse_task_type(request.match_info["task_type"])
     seen = parse_query(request, SeenQuery).to_seen()

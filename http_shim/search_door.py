@@ -1,4 +1,4 @@
-"""SearchDoor: how many searches are under way, and what answers them."""
+"""SearchDoor: bounds how many searches run at a time; Searcher and Listing: what answers them."""
 
 import contextlib
 from collections.abc import Collection, Iterator
@@ -9,13 +9,13 @@ from daemon.jobs import JsonObject
 from daemon.stored_filter import StoredFilter
 
 MAX_SEARCHES = 16
-"""Under way at a time; further ones are told to come again."""
+"""Searches at a time; further ones are answered 503 with Retry-After."""
 MAX_PICTURES = 8
 """Of these, searches by a picture: each holds a whole file in memory."""
 
 
 class BusyError(RetryableError):
-    """As many searches are under way as may be; HTTP 503 with Retry-After."""
+    """Too many searches are under way; HTTP 503 with Retry-After."""
 
     default_code = "busy"
 
@@ -24,7 +24,7 @@ class BusyError(RetryableError):
 
 
 class Searcher(Protocol):
-    """What answers searches: the daemon's handlers. Errors are ours, with their codes."""
+    """What answers searches: the daemon's handlers. They raise InferdErrors with their codes."""
 
     @property
     def collections(self) -> Collection[str]:
@@ -83,7 +83,7 @@ class Searcher(Protocol):
 
 
 class Listing(Protocol):
-    """What lists the stored vectors: the daemon's handlers. Errors are ours, with their codes."""
+    """What lists the stored vectors: the daemon's handlers. They raise InferdErrors."""
 
     @property
     def collections(self) -> Collection[str]:
@@ -96,7 +96,7 @@ class Listing(Protocol):
 
 
 class SearchDoor:
-    """Lets a bounded number of searches in."""
+    """Admits a bounded number of searches."""
 
     def __init__(self, searcher: Searcher | None, max_picture_bytes: int) -> None:
         """Take what answers (None where nothing can be searched), and the largest file."""

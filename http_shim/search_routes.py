@@ -25,7 +25,7 @@ FILLED_BY = {IMAGES: "image_embedding", FACES: "face_embedding"}
 PATH = "/search/{collection}"
 DUPLICATES_PATH = "/search/image_embeddings/{media_store_id}/duplicates"
 LOOSEST_LINK = 0.5
-"""Looser ones would link nearly everything."""
+"""Least cosine of a link; lower ones would link nearly everything."""
 MAX_RESULTS = 1000
 MAX_OFFSET = 10_000
 """Each page costs as much as all before it together."""
@@ -65,7 +65,7 @@ def add_search_routes(app: web.Application) -> None:
 
 
 def kind_of(request: web.Request) -> str:
-    """Return what is searched with, also of a search that is refused: for whoever counts."""
+    """Return what is searched with, for the metrics; also of a search that is refused."""
     if request.method == "POST":
         return "face" if request.match_info["collection"] == FACES else "picture"
     return "like" if request.query.get("like") else "text"

@@ -1,4 +1,4 @@
-"""What the REST door asks of whoever copies the embedded vectors."""
+"""Snapshots: the interface that the routes need to copy the embedded vectors."""
 
 from typing import Protocol
 

@@ -209,12 +209,18 @@ fi
 name=mqtt${hosts:+s}-url
 printf '%s\n' "$url" >"$work/url"
 keep "$work/url" "$name"
+
+# quoted TEXT: as every shell takes it, whatever is in it; printf's %q is not in every sh.
+quoted() {
+    printf "'%s'" "$(printf '%s\n' "$1" | sed "s/'/'\\\\''/g")"
+}
 cat <<TOLD
 
 Start the broker:
-    mosquitto -c '$folder/mosquitto.conf'
+    mosquitto -c $(quoted "$folder/mosquitto.conf")
 Tell the daemon:
-    INFERD_MQTT__URL_FILE='$folder/$name'
+    INFERD_MQTT__URL_FILE=$(quoted "$folder/$name")
 TOLD
-[ -z "$hosts" ] || echo "    INFERD_MQTT__CA_FILE='$certs/ca.crt'"
-[ -z "$require" ] || echo "    INFERD_MQTT__CERT_FILE='$certs/client-inferd.crt' INFERD_MQTT__KEY_FILE='$certs/client-inferd.key'"
+[ -z "$hosts" ] || printf '    INFERD_MQTT__CA_FILE=%s\n' "$(quoted "$certs/ca.crt")"
+[ -z "$require" ] || printf '    INFERD_MQTT__CERT_FILE=%s INFERD_MQTT__KEY_FILE=%s\n' \
+    "$(quoted "$certs/client-inferd.crt")" "$(quoted "$certs/client-inferd.key")"

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Install the pinned lists into a virtual environment: install.sh VENV cpu|gpu|dev
-# (dev comes on top of one of the others). TORCH_INDEX: an index that has PyTorch's CPU wheels.
+# Install the pinned lists into a virtual environment: install.sh VENV cpu|gpu|dev|openvino
+# (dev and openvino come on top of one of the others). TORCH_INDEX: an index that has PyTorch's CPU wheels.
 set -eu
 
 lists=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)
@@ -42,9 +42,10 @@ install_torch() {
 }
 
 check_consistent() {
-    # What is missing or too old for somebody, less the two things that we replace on purpose.
+    # What is missing or too old for somebody, less what we replace or leave out on purpose.
     problems=$("$python" -m pip --disable-pip-version-check check |
         grep -v -E 'insightface .* requires (onnxruntime|opencv-python), which is not installed' |
+        grep -v -E 'openvino .* requires openvino-telemetry, which is not installed' |
         grep -v '^No broken requirements found' || true)
     [ -z "$problems" ] || fail "the lists do not fit together:
 $problems"
@@ -71,6 +72,11 @@ compile_all() {
     done
 }
 
+# setuptools takes it for a variable, after minutes of downloads.
+case ${lists%/*} in
+*'$'*) fail "the folder's name has a dollar sign in it, which setuptools cannot install from: ${lists%/*}" ;;
+esac
+
 case $flavour in
 cpu)
     say "installing PyTorch"
@@ -87,11 +93,15 @@ dev)
     say "installing the development tools"
     pip_install --require-hashes -r "$lists/dev.txt"
     ;;
+openvino)
+    say "installing OpenVINO"
+    pip_install --require-hashes -r "$lists/openvino.txt"
+    ;;
 *)
-    fail "usage: install.sh VENV cpu|gpu|dev"
+    fail "usage: install.sh VENV cpu|gpu|dev|openvino"
     ;;
 esac
-if [ "$flavour" != dev ]; then install_command; fi
+case $flavour in cpu | gpu) install_command ;; esac
 check_consistent
 say "compiling to bytecode"
 compile_all

@@ -33,6 +33,9 @@ PLATFORMS = {
 }
 PYTHONS = ["3.11", "3.12", "3.13", "3.14"]
 
+# Its one further wish tells its maker how a converter is used, which we do not.
+OPENVINO = ["numpy"]
+
 HERE = Path(__file__).resolve().parent
 TORCH_STACK = re.compile(r"torch|triton|nvidia-.*|cuda-.*")
 HEADER = "# Written by `make lock`; install with pip --no-deps --require-hashes.\n"
@@ -47,6 +50,7 @@ def main() -> int:
         uv(folder, "lock")
         cpu, gpu = (export(folder, flavour) for flavour in ("cpu", "gpu"))
         dev = export(folder, "cpu", "dev")
+        openvino = export(folder, "cpu", "openvino")
 
     common = {name: text for name, text in cpu.items() if gpu.get(name) == text}
     stack = {name: text for name, text in gpu.items() if TORCH_STACK.fullmatch(name)}
@@ -60,6 +64,7 @@ def main() -> int:
     write("cpu.txt", minus(cpu, base, stack), "-r base.txt\n")
     write("gpu.txt", minus(gpu, base, stack), "-r base.txt\n-r torch.txt\n")
     write("dev.txt", minus(dev, cpu))
+    write("openvino.txt", minus(openvino, cpu))
     return 0
 
 
@@ -78,6 +83,7 @@ dependencies = {project["dependencies"]}
 cpu = {extras["cpu"]}
 gpu = {extras["gpu"]}
 dev = {extras["dev"]}
+openvino = {extras["openvino"]}
 
 [tool.uv]
 environments = {list(PLATFORMS.values())}
@@ -89,6 +95,10 @@ fork-strategy = "fewest"
 name = "insightface"
 version = "{version}"
 requires-dist = {wishes}
+
+[[tool.uv.dependency-metadata]]
+name = "openvino"
+requires-dist = {OPENVINO}
 """
 
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from handlers import decoder_process
-from handlers.decoder_process import Decoded, Work
-from handlers.images import Limits
+from handlers.media import decoder_process
+from handlers.media.decoder_process import Decoded, Work
+from handlers.media.images import Limits
 
 
 def _eat() -> None:

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from daemon.settings import Settings
-from handlers.clip import ClipModel
-from handlers.clip_catalog import architecture
-from handlers.clip_vendors import load_vendors
+from handlers.clip.catalog import architecture
+from handlers.clip.image_tower import ClipModel
+from handlers.clip.vendors import load_vendors
 from handlers.image_embedding import ImageEmbeddingInference
 
 MODEL = "ViT-B-32-quickgelu"

@@ -1,6 +1,7 @@
 """Fixtures that every layer of tests shares."""
 
 import compileall
+import importlib.util
 import os
 import signal
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from handlers.faces import openvino_session
 from tests.postgresql import Cluster
 
 ROOT = Path(__file__).parents[1]
@@ -27,6 +29,27 @@ def pytest_configure(config: pytest.Config) -> None:
     if sys.dont_write_bytecode and not hasattr(config, "workerinput"):
         for package in STARTED:
             compileall.compile_dir(ROOT / package, quiet=2)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def faces_by_onnxruntime() -> Iterator[None]:
+    """Let no face model choose its runtime by measuring, unless a test says so.
+
+    Which one is quicker is no fact of the code, and the trial takes a second at each load.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(openvino_session, "is_installed", lambda: False)
+        yield
+
+
+@pytest.fixture(scope="session")
+def openvino() -> None:
+    """Skip where the extra is not installed, but never in CI."""
+    if importlib.util.find_spec("openvino") is None:
+        reason = "OpenVINO is not installed (OPENVINO=1 make setup)"
+        if os.environ.get("CI"):
+            pytest.fail(reason)
+        pytest.skip(reason)
 
 
 @pytest.fixture(scope="session")

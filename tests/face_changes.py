@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import cast
 
 from daemon.jobs import JsonObject
-from handlers.face_inventory import FaceInventory
-from handlers.face_models import FaceModels
 from handlers.face_store import PictureFaces, QdrantFaceStore
-from handlers.faceless import DETECTOR, Faceless
-from handlers.inventory import Unit
-from handlers.model_change import ModelChange
-from handlers.model_record import Part
-from handlers.vector_engine import Point, PointId, SharedEngine
-from handlers.vector_points import face_point_id
+from handlers.model_change.change import ModelChange
+from handlers.model_change.face_inventory import FaceInventory
+from handlers.model_change.inventory import Unit
+from handlers.models.face_models import FaceModels
+from handlers.qdrant.vector_engine import Point, PointId, SharedEngine
+from handlers.qdrant.vector_points import face_point_id
+from handlers.vectors.faceless import DETECTOR, Faceless
+from handlers.vectors.model_record import Part
 from tests.model_changes import (
     DIMENSIONS,
     FakeEmbedder,

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from daemon.errors import ModelChangeError
-from handlers import model_change_work
-from handlers.qdrant_edge import EdgeEngine
-from handlers.qdrant_local import LocalEngine
-from handlers.vector_engine import SharedEngine, VectorEngine
+from handlers.model_change import work as model_change_work
+from handlers.qdrant.qdrant_edge import EdgeEngine
+from handlers.qdrant.qdrant_local import LocalEngine
+from handlers.qdrant.vector_engine import SharedEngine, VectorEngine
 from tests.face_changes import CROWD, face_rig
 from tests.model_changes import B, Rig, rig, vector_of
 

@@ -16,16 +16,17 @@ import numpy as np
 import pytest
 
 from daemon.errors import ConfigError, HandlerError
-from handlers import model_change_work, model_lease
-from handlers.image_models import ImageModels
 from handlers.image_store import QdrantImageStore
 from handlers.inference import Vector
-from handlers.inventory import Unit
-from handlers.model_change import ModelChange
-from handlers.model_record import Part
-from handlers.point_inventory import PointInventory
-from handlers.qdrant_store import QdrantStore
-from handlers.vector_engine import Point, SharedEngine
+from handlers.model_change import lease as model_lease
+from handlers.model_change import work as model_change_work
+from handlers.model_change.change import ModelChange
+from handlers.model_change.inventory import Unit
+from handlers.model_change.point_inventory import PointInventory
+from handlers.models.image_models import ImageModels
+from handlers.qdrant.vector_engine import Point, SharedEngine
+from handlers.vectors.model_record import Part
+from handlers.vectors.qdrant_store import QdrantStore
 
 A = {"model": "A", "weights": "a"}
 B = {"model": "B", "weights": "b"}

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from daemon.admission import Accepted, Outcome, Refused, Submission
-from daemon.database import Database
 from daemon.intake import new_job_id
-from daemon.job_queue import JobQueue
 from daemon.jobs import Job, JobState, JsonObject, Lease, TaskType
-from daemon.postgresql.backend import PostgresDatabase
-from daemon.queue_backend import Connection, QueueBackend
+from daemon.queue.admission import Accepted, Outcome, Refused, Submission
+from daemon.queue.backend import Connection, QueueBackend
+from daemon.queue.database import Database
+from daemon.queue.job_queue import JobQueue
+from daemon.queue.postgresql.backend import PostgresDatabase
 from daemon.settings import QueueSettings
 
 IMAGE = TaskType.IMAGE_EMBEDDING

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from daemon.errors import ConfigError
 from handlers.inference import MLInference, Provenance
-from handlers.memory import memory_watched
-from handlers.memory_ladder import Item, MemoryLadder
+from handlers.lanes.memory import memory_watched
+from handlers.lanes.memory_ladder import Item, MemoryLadder
 
 GPU = "cuda:0"
 WEIGHTS = 10

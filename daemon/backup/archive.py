@@ -1,4 +1,4 @@
-"""A backup's file: a tar whose last members, the manifest and its sum, say what all others are.
+"""The backup file: a tar archive that ends with a manifest of its members and its checksum.
 
 Files with holes are kept as GNU tar keeps them (PAX sparse 1.0), so that `tar xf` reads it too.
 Without a whole manifest at its end an archive is not whole, whatever else it holds.

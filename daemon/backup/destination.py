@@ -1,4 +1,4 @@
-"""The file a backup becomes: under its name only when whole, and never over another."""
+"""The output file of a backup: appears under its name only once complete, overwrites nothing."""
 
 import errno
 import fcntl

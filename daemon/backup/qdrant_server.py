@@ -1,4 +1,4 @@
-"""The collections of a Qdrant server, fetched and put back as the server's own snapshots.
+"""Backs up and restores the collections of a Qdrant server by the server's own snapshots.
 
 Written after Qdrant's documented interface and tried against a stand-in of it; it never ran
 against a real server.
@@ -31,8 +31,6 @@ class ServerSnapshot:
 
     collection: str
     name: str
-    size: int
-    """Bytes."""
 
 
 class QdrantSnapshots:
@@ -64,7 +62,7 @@ class QdrantSnapshots:
     def make(self, collection: str) -> ServerSnapshot:
         """Have the server make a snapshot of a collection, as of one moment."""
         made = self._ask("POST", f"/collections/{quote(collection)}/snapshots?wait=true")
-        return ServerSnapshot(collection, str(made["name"]), int(made.get("size") or 0))
+        return ServerSnapshot(collection, str(made["name"]))
 
     def fetch(self, snapshot: ServerSnapshot, target: Path, tell: Tell) -> None:
         """Write a snapshot to a file.

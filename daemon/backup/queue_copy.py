@@ -1,4 +1,4 @@
-"""Copies of the queue's SQLite file: as of one moment, of nobody's who lives, and whole or not.
+"""Copies the queue's SQLite file as of one moment, and makes a copy ready for another daemon.
 
 Daemons go on meanwhile: a reader of SQLite's WAL waits for nobody and holds up nobody. The moment
 is pinned before the vectors are copied, so that every job the copy calls completed had stored its
@@ -64,8 +64,6 @@ class Contents:
     """Number of the newest step its schema went through."""
     jobs: dict[str, int]
     """How many, by status."""
-    size: int
-    """Bytes."""
 
 
 class PinnedQueue:
@@ -186,7 +184,7 @@ def look_into(copy: Path) -> Contents:
         if said != ["ok"]:
             raise ConfigError(f"{copy} is damaged: {'; '.join(said)}", code="queue_damaged")
         (schema,) = file.execute(VERSION).fetchone()
-        return Contents(int(schema), dict(file.execute(COUNTS)), copy.stat().st_size)
+        return Contents(int(schema), dict(file.execute(COUNTS)))
 
 
 def is_in_use(path: Path) -> bool:

@@ -1,4 +1,4 @@
-"""What was configured, as far as a file may tell it: secrets are named, and left out."""
+"""The settings as a backup keeps them: secrets are listed by name, without their values."""
 
 from collections.abc import Iterator
 from typing import Any

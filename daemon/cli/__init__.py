@@ -28,6 +28,7 @@ COMMANDS = {
     "audit": ("daemon.cli.audit", "compare jobs with stored vectors; mend what does not fit"),
     "completion": ("daemon.cli.completion", "print a script by which your shell completes words"),
     "demo": ("demos.quickstart", "start all parts here and send real pictures through"),
+    "pictures": ("demos.pictures", "start all parts here and make a folder of yours searchable"),
 }
 """By name: the module whose `main(argv, prog)` runs it, and what it does. Only the module of the
 command that was asked for is imported, so that each starts as fast as its own imports allow."""

@@ -3,16 +3,18 @@
 import argparse
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 
-from daemon.audit_findings import Kind, Outcome
 from daemon.cli.audit_steps import OverFiles, OverRest, Steps
 from daemon.command_line import Parser, settings_for
+from daemon.counts import counted
 from daemon.jobs import JsonObject
+from daemon.queue.audit_findings import Kind, Outcome
 from daemon.settings import Settings
 from demos.client import ClientError
-from demos.client.exit_codes import COMPLETED, INTERRUPTED, REJECTED, UNREACHABLE
-from demos.client.management import Door, RefusedError, add_place, say
+from demos.client.exit_codes import COMPLETED, INTERRUPTED
+from demos.client.management import Door, add_place, fail
 from demos.client.terminal import Meter
 
 GOOD = frozenset({Outcome.REQUEUED, Outcome.DELETED, Outcome.GONE})
@@ -81,13 +83,49 @@ def main(argv: Sequence[str], *, prog: str) -> int:
                 return _audit(steps, options, kinds)
         return _audit(OverRest(Door(options, parser)), options, kinds)
     except ClientError as error:
-        say(f"inferd: {error}")
-        return REJECTED if isinstance(error, RefusedError) else UNREACHABLE
+        return fail(error)
+
+
+@dataclass
+class _Tally:
+    """What an audit has compared, found and mended so far."""
+
+    looked: Counter[str] = field(default_factory=Counter)
+    found: Counter[str] = field(default_factory=Counter)
+    """Findings by kind."""
+    outcomes: Counter[str] = field(default_factory=Counter)
+    """What became of those that were to be mended."""
+    left: int = 0
+    """Findings that are not mended."""
+
+    def note_step(self, step: JsonObject) -> None:
+        """Add what a step compared and found, before any of it is mended."""
+        self.looked.update({name: step[name] for name in ("jobs", "vectors", "pruned")})
+        self.found.update(each["kind"] for each in step["findings"])
+
+    def note_mended(self, step: JsonObject, done: Sequence[JsonObject]) -> None:
+        """Add what became of a step's findings."""
+        self.outcomes.update(each["outcome"] for each in done)
+        self.left += len(step["findings"]) - sum(each["outcome"] in GOOD for each in done)
+
+    def tell(self, say: Callable[[str], None], *, is_whole: bool) -> None:
+        """Say all of it in lines for people."""
+        say(
+            f"{counted(self.looked['jobs'], 'completed job')} and"
+            f" {counted(self.looked['vectors'], 'vector')} compared:"
+            f" {_told(self.found) or 'all fits'}"
+        )
+        if not is_whole:
+            say("this is not all: the rest was not looked at")
+        if self.looked["pruned"]:
+            say(f"{self.looked['pruned']:,} vectors whose jobs were pruned are no findings")
+        if self.outcomes:
+            say(f"of these: {_told(self.outcomes)}")
 
 
 def _audit(steps: Steps, options: argparse.Namespace, kinds: frozenset[Kind]) -> int:
-    looked, found, outcomes = Counter[str](), Counter[str](), Counter[str]()
-    left = expected = 0
+    tally = _Tally()
+    expected = 0
     is_interrupted = False
     failure: ClientError | None = None
     with Meter("vectors") as meter:
@@ -97,37 +135,25 @@ def _audit(steps: Steps, options: argparse.Namespace, kinds: frozenset[Kind]) ->
                     expected += step["total_vectors"]
                     meter.expect(expected)
                 meter.add(step["vectors"])
-                looked.update({name: step[name] for name in ("jobs", "vectors", "pruned")})
-                findings = step["findings"]
-                found.update(each["kind"] for each in findings)
-                mendable = [each for each in findings if each["kind"] in kinds]
+                tally.note_step(step)
+                mendable = [each for each in step["findings"] if each["kind"] in kinds]
                 done = _mend(steps, mendable)
-                outcomes.update(each["outcome"] for each in done)
-                left += len(findings) - sum(each["outcome"] in GOOD for each in done)
+                tally.note_mended(step, done)
                 by_id = {id(each): one for each, one in zip(mendable, done, strict=True)}
-                for each in findings:
+                for each in step["findings"]:
                     meter.result(_line(each, by_id.get(id(each)), as_json=options.json))
         except KeyboardInterrupt:
             is_interrupted = True
         except ClientError as error:
-            if not looked:
+            if not tally.looked:
                 raise
             failure = error
-        meter.say(
-            f"{looked['jobs']:,} completed jobs and {looked['vectors']:,} vectors compared:"
-            f" {_told(found) or 'all fits'}"
-        )
-        if failure is not None:
-            meter.say("this is not all: the rest was not looked at")
-        if looked["pruned"]:
-            meter.say(f"{looked['pruned']:,} vectors whose jobs were pruned are no findings")
-        if outcomes:
-            meter.say(f"of these: {_told(outcomes)}")
+        tally.tell(meter.say, is_whole=failure is None)
     if failure is not None:
         raise failure
     if is_interrupted:
         return INTERRUPTED
-    return FINDINGS_LEFT if left else COMPLETED
+    return FINDINGS_LEFT if tally.left else COMPLETED
 
 
 def _steps(steps: Steps, *, deep: bool) -> Iterator[JsonObject]:

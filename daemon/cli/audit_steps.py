@@ -1,36 +1,35 @@
-"""Who does an audit's steps: the running daemon (OverRest), or this process (OverFiles)."""
+"""Runs an audit's steps: in the running daemon (OverRest), or in this process (OverFiles)."""
 
 import asyncio
 from collections.abc import Coroutine, Sequence
 from contextlib import AsyncExitStack
-from types import TracebackType
 from typing import Any, Protocol, Self, TypeVar
 from urllib.parse import urlencode
 
-from daemon.audit import Audit
-from daemon.audit_findings import Finding, Kind
 from daemon.errors import ConfigError, InferdError
 from daemon.identity import own_identity
-from daemon.job_ledger import JobLedger
-from daemon.job_queue import JobQueue
 from daemon.jobs import JsonObject, TaskType
-from daemon.migration import released_migrations
 from daemon.program import program
-from daemon.queue_engine import queue_database
-from daemon.schema import read_schema
+from daemon.queue.audit_findings import Finding, Kind
+from daemon.queue.engine import queue_database
+from daemon.queue.job_ledger import JobLedger
+from daemon.queue.job_queue import JobQueue
+from daemon.queue.migration import released_migrations
+from daemon.queue.schema import read_schema
 from daemon.settings import Settings
+from daemon.upkeep.audit import Audit
 from daemon.wall_clock import epoch_ms
 from demos.client import UnreachableError
 from demos.client.management import PATIENCE, Door
-from handlers.edge_schedule import IndexBoard
-from handlers.engine_choice import make_engine
 from handlers.face_embedding import configured_dimension
 from handlers.face_store import QdrantFaceStore
 from handlers.image_embedding import ImageEmbeddingInference
 from handlers.image_store import QdrantImageStore
-from handlers.qdrant_store import QdrantStore
-from handlers.stored_vectors import StoredVectors
+from handlers.qdrant.edge_schedule import IndexBoard
+from handlers.search.stored_vectors import StoredVectors
 from handlers.task_types import configured_task_types
+from handlers.vectors.engine_choice import make_engine
+from handlers.vectors.qdrant_store import QdrantStore
 
 T = TypeVar("T")
 
@@ -97,12 +96,7 @@ class OverFiles:
             raise
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._runner.run(self._stack.aclose())
         self._runner.close()
 

@@ -15,6 +15,7 @@ from daemon.backup.queue_copy import PinnedQueue, follow_removals, look_into, re
 from daemon.backup.settings_copy import settings_to_keep
 from daemon.cli.backup_vectors import VectorSource
 from daemon.command_line import Parser, settings_for
+from daemon.counts import counted
 from daemon.errors import ConfigError
 from daemon.identity import own_identity, own_version
 from daemon.jobs import JsonObject
@@ -23,9 +24,9 @@ from demos.client import UnreachableError
 from demos.client.exit_codes import COMPLETED, INTERRUPTED, REJECTED, UNREACHABLE
 from demos.client.management import RefusedError, add_place
 from demos.client.terminal import Meter, print_out
-from handlers.model_file import State
-from handlers.model_sums import model_sums
-from handlers.vector_snapshots import size_of
+from handlers.models.model_file import State
+from handlers.models.model_sums import model_sums
+from handlers.vectors.vector_snapshots import size_of
 
 _EPILOG = """\
 In the file are the queue, the vectors with their models' names, the settings but for secrets, and
@@ -153,26 +154,22 @@ def _back_up(
         require_room(dest.parent, 2 * queue_size + size_of([path for _, path in sources]))
         meter.expect(2 * queue_size + sum(path.stat().st_size for _, path in sources))
         writer = ArchiveWriter(part, meter.add)
-        about: JsonObject = {"queue": None}
+        queue: JsonObject | None = None
         # Before the queue's copy is finished: what is removed until then goes from that as well.
-        for name in vectors.server_collections:
-            with scratch(dest, "snapshot") as fetched:
-                vectors.fetch(name, fetched, meter.add)
-                writer.add_file(f"qdrant/{name}.snapshot", fetched)
+        _add_server_collections(vectors, writer, dest, meter)
         if pinned is not None:
             pinned.copy_to(queue_copy, meter.add)
-            about["queue"] = _finish_queue(queue_copy, pinned, settings)
+            queue = _finish_queue(queue_copy, pinned, settings)
             writer.add_file("queue.db", queue_copy)
         for name, path in sources:
             writer.add_file(name, path)
         text = json.dumps(settings_to_keep(settings), indent=1, default=str)
         writer.add_bytes("settings.json", f"{text}\n".encode())
-        made_at = datetime.now(UTC).isoformat(timespec="seconds")
         writer.close(
             {
-                "made_at": made_at,
+                "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
                 "inferd": own_version(),
-                **about,
+                "queue": queue,
                 "vectors": vectors.told,
                 "models": [
                     {**each, "is_included": options.with_models and "file" in each}
@@ -181,12 +178,21 @@ def _back_up(
             }
         )
         publish(part, dest)
-    _tell(dest, about["queue"], vectors.told, settings)
+    _tell(dest, queue, vectors.told, settings)
     if vectors.unknown:
         sys.stderr.write(f"inferd: which models the vectors are of: {vectors.unknown}\n")
     if options.with_models:
         _tell_left_out(examined)
     return COMPLETED
+
+
+def _add_server_collections(
+    vectors: VectorSource, writer: ArchiveWriter, dest: Path, meter: Meter
+) -> None:
+    for name in vectors.server_collections:
+        with scratch(dest, "snapshot") as fetched:
+            vectors.fetch(name, fetched, meter.add)
+            writer.add_file(f"qdrant/{name}.snapshot", fetched)
 
 
 def _finish_queue(copy: Path, pinned: PinnedQueue, settings: Settings) -> JsonObject:
@@ -212,7 +218,7 @@ def _tell_left_out(examined: Sequence[JsonObject]) -> None:
 def _tell(dest: Path, queue: JsonObject | None, vectors: JsonObject, settings: Settings) -> None:
     jobs = sum(queue["jobs"].values()) if queue else 0
     names = ", ".join(vectors["collections"]) or "none"
-    print_out(f"{dest}: {dest.stat().st_size:,} bytes, {jobs:,} jobs, vectors: {names}")
+    print_out(f"{dest}: {dest.stat().st_size:,} bytes, {counted(jobs, 'job')}, vectors: {names}")
     left_out = settings_to_keep(settings)["secrets_left_out"]
     if left_out:
         print_out(f"left out, as they are secret: {', '.join(left_out)}")

@@ -1,4 +1,4 @@
-"""VectorSource: where `backup` reads the vectors, so that no collection is of two moments."""
+"""VectorSource: where `backup` reads the vectors, each collection as of one moment."""
 
 import argparse
 import asyncio
@@ -13,12 +13,12 @@ from daemon.jobs import JsonObject
 from daemon.settings import Settings
 from demos.client import UnreachableError
 from demos.client.management import Door, RefusedError
-from handlers.model_record import MODELS, Record, record_ids, record_of
-from handlers.model_sums import engine_version
-from handlers.records_at_rest import read_records
+from handlers.models.model_sums import engine_version
 from handlers.vector_copying import STORED, is_ours
-from handlers.vector_snapshots import COPY_SECONDS, READER_LOCK, collections_of, kept_files
-from handlers.vectors_at_rest import at_rest
+from handlers.vectors.model_record import MODELS, Record, record_ids, record_of
+from handlers.vectors.records_at_rest import read_records
+from handlers.vectors.vector_snapshots import COPY_SECONDS, READER_LOCK, collections_of, kept_files
+from handlers.vectors.vectors_at_rest import at_rest
 
 
 class VectorSource:

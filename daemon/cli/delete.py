@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
 from daemon.command_line import Parser, settings_for
+from daemon.counts import counted
 from daemon.settings import Settings
 from demos.client import ClientError, UnreachableError
 from demos.client import arguments as checked
@@ -14,7 +15,7 @@ from demos.client import sources as found
 from demos.client.exit_codes import COMPLETED, INTERRUPTED, JOB_FAILED, REJECTED, UNREACHABLE
 from demos.client.management import Door, RefusedError, add_place
 from demos.client.parallel import in_parallel
-from demos.client.sources import Subject
+from demos.client.sources import SourceError, Subject
 from demos.client.terminal import Meter
 
 IN_FLIGHT = 8
@@ -57,8 +58,8 @@ def main(argv: Sequence[str], *, prog: str) -> int:
     if options.ids is not None:
         try:
             lines = found.open_ids(options.ids)
-        except OSError as error:
-            parser.error(f"cannot read {found.shown(options.ids)}: {error.strerror}")
+        except SourceError as error:
+            parser.error(str(error))
         subjects = itertools.chain(subjects, found.ids(lines, options.ids))
     return _delete(door, subjects)
 
@@ -80,11 +81,7 @@ def _delete(door: Door, subjects: Iterable[Subject]) -> int:
                 meter.count(is_failed=error is not None)
                 meter.result(json.dumps(line))
                 if error is None:
-                    counts["jobs"] += _number(line["jobs"])
-                    vectors = line["vectors"]
-                    if isinstance(vectors, dict):
-                        counts["vectors"] += sum(vectors.values())
-                    counts["pictures"] += 1
+                    counts.update(_deleted(line))
                     continue
                 meter.say(str(error))
                 code = code or (REJECTED if isinstance(error, RefusedError) else JOB_FAILED)
@@ -93,14 +90,20 @@ def _delete(door: Door, subjects: Iterable[Subject]) -> int:
         except KeyboardInterrupt:
             code = INTERRUPTED
         meter.say(
-            f"{counts['pictures']:,} pictures: {counts['jobs']:,} jobs and"
-            f" {counts['vectors']:,} vectors deleted"
+            f"{counted(counts['pictures'], 'picture')}: {counted(counts['jobs'], 'job')} and"
+            f" {counted(counts['vectors'], 'vector')} deleted"
         )
     return code
 
 
-def _number(value: object) -> int:
-    return value if isinstance(value, int) else 0
+def _deleted(line: dict[str, object]) -> dict[str, int]:
+    """Return the numbers of one picture: jobs and vectors, over all collections."""
+    jobs, vectors = line["jobs"], line["vectors"]
+    return {
+        "pictures": 1,
+        "jobs": jobs if isinstance(jobs, int) else 0,
+        "vectors": sum(vectors.values()) if isinstance(vectors, dict) else 0,
+    }
 
 
 def make_parser(prog: str, settings: Settings) -> argparse.ArgumentParser:

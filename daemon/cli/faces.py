@@ -9,8 +9,9 @@ from daemon.jobs import JsonObject
 from daemon.settings import Settings
 from demos.client import ClientError
 from demos.client import arguments as checked
-from demos.client.exit_codes import COMPLETED, REJECTED, UNREACHABLE
-from demos.client.management import Door, RefusedError, add_place, say
+from demos.client.exit_codes import COMPLETED
+from demos.client.management import Door, add_place, fail
+from demos.client.tables import box_text
 from demos.client.terminal import print_out
 
 _EPILOG = """\
@@ -42,8 +43,7 @@ def main(argv: Sequence[str], *, prog: str) -> int:
     try:
         found = door.ask("GET", f"/faces/{options.media_store_id}")
     except ClientError as error:
-        say(f"inferd: {error}")
-        return REJECTED if isinstance(error, RefusedError) else UNREACHABLE
+        return fail(error)
     if options.json:
         print_out(json.dumps(found))
         return COMPLETED
@@ -68,6 +68,6 @@ def make_parser(prog: str, settings: Settings) -> argparse.ArgumentParser:
 
 
 def _row(face: JsonObject) -> str:
-    box = ", ".join(f"{face['bbox'][name]:.0f}" for name in ("x", "y", "width", "height"))
+    box, confidence = box_text(face["bbox"]), face["confidence"]
     stored = {True: "stored", False: "no vector", None: "?"}[face["stored"]]
-    return f"face {face['face_index']}  box {box}  confidence {face['confidence']:.2f}  {stored}"
+    return f"face {face['face_index']}  box {box}  confidence {confidence:.2f}  {stored}"

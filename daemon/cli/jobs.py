@@ -13,8 +13,8 @@ from daemon.spelling import did_you_mean
 from daemon.wire.codes import FAILURES
 from demos.client import ClientError
 from demos.client import arguments as checked
-from demos.client.exit_codes import COMPLETED, REJECTED, UNREACHABLE
-from demos.client.management import Door, RefusedError, add_place, say
+from demos.client.exit_codes import COMPLETED, REJECTED
+from demos.client.management import Door, RefusedError, add_place, fail, say
 from demos.client.sources import shown
 from demos.client.terminal import print_out
 
@@ -60,7 +60,7 @@ def main(argv: Sequence[str], *, prog: str) -> int:
             case verb:
                 return _each(door, verb, options.job_ids)
     except ClientError as error:
-        return _fail(error)
+        return fail(error)
     return COMPLETED
 
 
@@ -143,11 +143,6 @@ def _each(door: Door, verb: str, job_ids: Sequence[str]) -> int:
     return code
 
 
-def _fail(error: ClientError) -> int:
-    say(f"inferd: {error}")
-    return REJECTED if isinstance(error, RefusedError) else UNREACHABLE
-
-
 def make_parser(prog: str, settings: Settings) -> argparse.ArgumentParser:
     """Return what reads the command line; defaults are the daemon's own settings."""
     parser = Parser(
@@ -158,7 +153,9 @@ def make_parser(prog: str, settings: Settings) -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="list|show|retry|cancel")
     listing = verbs.add_parser("list", help="jobs, newest first")
     listing.add_argument("--status", choices=[state.value for state in JobState])
-    listing.add_argument("--code", help="what they failed with, such as media_not_found")
+    listing.add_argument(
+        "--code", type=checked.text, help="what they failed with, such as media_not_found"
+    )
     listing.add_argument("--media", type=checked.media_store_id, metavar="ID", help="of a picture")
     listing.add_argument(
         "--since", type=checked.moment, metavar="MOMENT", help="accepted then or later"
@@ -170,7 +167,7 @@ def make_parser(prog: str, settings: Settings) -> argparse.ArgumentParser:
     listing.add_argument("--json", action="store_true", help="one line of JSON for each")
     retry = verbs.add_parser("retry", help="start jobs again that failed")
     retry.add_argument("job_ids", nargs="*", type=checked.job_id, metavar="job_id")
-    retry.add_argument("--code", help="all that failed with it")
+    retry.add_argument("--code", type=checked.text, help="all that failed with it")
     for verb, said in (("show", "all that is known"), ("cancel", "end jobs that wait or run")):
         each = verbs.add_parser(verb, help=said)
         each.add_argument("job_ids", nargs="+", type=checked.job_id, metavar="job_id")

@@ -46,7 +46,7 @@ def main(argv: Sequence[str], *, prog: str) -> int:
     arguments = make_parser(prog).parse_args(argv)
     url = _url(arguments.to)
     path = Settings.from_env(os.environ).queue_path
-    from daemon.postgresql.transfer import transfer  # noqa: PLC0415 - asyncpg
+    from daemon.queue.postgresql.transfer import transfer  # noqa: PLC0415 - asyncpg
 
     moved = asyncio.run(transfer(path, url, told=_tell if sys.stderr.isatty() else None))
     if sys.stderr.isatty():

@@ -10,10 +10,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from daemon.command_line import Parser
-from daemon.database import Database
 from daemon.errors import ConfigError
-from daemon.migration import released_migrations
-from daemon.schema import Schema, Step, read_schema
+from daemon.queue.database import Database
+from daemon.queue.migration import released_migrations
+from daemon.queue.schema import Schema, Step, read_schema
 from daemon.settings import Settings
 
 BEHIND = 1

@@ -4,9 +4,9 @@ import asyncio
 import sys
 from datetime import UTC, datetime
 
-from daemon.postgresql import schema
-from daemon.postgresql.backend import PostgresDatabase
-from daemon.postgresql.inspection import Inspection, inspect
+from daemon.queue.postgresql import schema
+from daemon.queue.postgresql.backend import PostgresDatabase
+from daemon.queue.postgresql.inspection import Inspection, inspect
 
 BEHIND = 1
 """Exit code: --check found steps to apply."""

@@ -1,4 +1,4 @@
-"""`migrate vectors`: copies all vectors from one engine to another, and compares them then."""
+"""`migrate vectors`: copies all vectors from one engine to another, then compares the two."""
 
 import argparse
 import asyncio
@@ -14,8 +14,7 @@ from daemon.errors import ConfigError, InferdError
 from daemon.settings import Settings
 from demos.client.exit_codes import COMPLETED, INTERRUPTED
 from demos.client.terminal import Meter, print_out
-from handlers.engine_choice import embedded_engine, layout_of, server_engine
-from handlers.model_record import MODELS
+from handlers.qdrant.vector_engine import CollectionSpec, SharedEngine, VectorEngine
 from handlers.vector_copying import (
     Cursor,
     Difference,
@@ -24,7 +23,8 @@ from handlers.vector_copying import (
     refuse_other_models,
     specs,
 )
-from handlers.vector_engine import CollectionSpec, SharedEngine, VectorEngine
+from handlers.vectors.engine_choice import embedded_engine, layout_of, server_engine
+from handlers.vectors.model_record import MODELS
 
 DIFFERENT = 1
 FAILED = 3

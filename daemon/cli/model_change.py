@@ -1,4 +1,4 @@
-"""`models use`, `change`, `rollback`, `abort`, `drop`: what the running daemon does of a change."""
+"""`models use`, `change`, `rollback`, `abort`, `drop`: a model change in the running daemon."""
 
 import argparse
 import json

@@ -1,4 +1,4 @@
-"""`models`: which model files are used and where they lie, and how absent ones are brought.
+"""`models`: shows which model files are used and where they are, and downloads absent ones.
 
 What changes the model of what is stored is in model_change.
 """
@@ -18,11 +18,11 @@ from daemon.jobs import JsonObject
 from daemon.program import program
 from daemon.settings import Settings
 from daemon.spelling import did_you_mean
-from handlers import weights
-from handlers.clip_catalog import PUBLISHED, download_openai
-from handlers.face_files import YUNET, find_yunet
-from handlers.model_file import Checksum, ModelFile, State, examine
-from handlers.model_inventory import CLIP, all_models, used_models
+from handlers.clip.catalog import PUBLISHED, download_openai
+from handlers.downloads import weights
+from handlers.faces.files import YUNET, find_yunet
+from handlers.models.model_file import Checksum, ModelFile, State, examine
+from handlers.models.model_inventory import CLIP, all_models, used_models
 
 FAILED = 1
 UNREACHABLE = 3
@@ -188,14 +188,8 @@ def _pull(settings: Settings, names: Iterable[str], mirror: str) -> int:
     code = 0
     wanted = list(names) or [model.name for model in used if model.url]
     for name in dict.fromkeys(wanted):
-        files = [model for model in known if model.name == name]
         try:
-            if _is_to_pull(files[0]):
-                path = _fetch(files[0], settings, mirror)
-                sys.stdout.write(f"{name}: {path}\n")
-            else:
-                for model in files:
-                    _tell_present(model)
+            _pull_one([model for model in known if model.name == name], settings, mirror)
         except ConfigError as error:
             sys.stderr.write(f"{name}: {error}\n")
             failed = UNREACHABLE if error.code == "model_unreachable" else FAILED
@@ -203,11 +197,27 @@ def _pull(settings: Settings, names: Iterable[str], mirror: str) -> int:
         except KeyboardInterrupt:
             sys.stderr.write(f"{name}: stopped; nothing was kept of what had come\n")
             return INTERRUPTED
-    if not names:
-        for model in used:
-            if model.problem and not model.url:
-                sys.stderr.write(f"{model.name} ({model.role}): {model.problem}\n")
-                code = max(code, FAILED)
+    return code if names else max(code, _tell_unpublished(used))
+
+
+def _pull_one(files: Sequence[ModelFile], settings: Settings, mirror: str) -> None:
+    """Download a model whose first file is absent, or else tell of its files."""
+    first = files[0]
+    if _is_to_pull(first):
+        path = _fetch(first, settings, mirror)
+        sys.stdout.write(f"{first.name}: {path}\n")
+        return
+    for model in files:
+        _tell_present(model)
+
+
+def _tell_unpublished(used: Iterable[ModelFile]) -> int:
+    """Tell of the models with a problem that no download mends; return the exit code."""
+    code = 0
+    for model in used:
+        if model.problem and not model.url:
+            sys.stderr.write(f"{model.name} ({model.role}): {model.problem}\n")
+            code = FAILED
     return code
 
 

@@ -20,15 +20,15 @@ from daemon.backup.settings_copy import settings_to_keep
 from daemon.command_line import Parser, settings_for
 from daemon.errors import ConfigError
 from daemon.identity import own_identity
-from daemon.migration import released_migrations
+from daemon.queue.migration import released_migrations
 from daemon.settings import Settings
 from demos.client.exit_codes import COMPLETED, INTERRUPTED
 from demos.client.terminal import Meter, print_out
-from handlers.edge_copy import sync_tree
-from handlers.model_record import MODELS
-from handlers.model_sums import SETTINGS
-from handlers.vector_snapshots import ENGINES, collections_of
-from handlers.vectors_at_rest import at_rest
+from handlers.models.model_sums import SETTINGS
+from handlers.qdrant.edge_copy import sync_tree
+from handlers.vectors.model_record import MODELS
+from handlers.vectors.vector_snapshots import ENGINES, collections_of
+from handlers.vectors.vectors_at_rest import at_rest
 
 STAGING = ".restoring"
 _EPILOG = """\

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import sys
 from collections.abc import Callable, Sequence
 from http import HTTPStatus
 from pathlib import Path
@@ -12,10 +11,11 @@ from daemon.command_line import Parser, settings_for
 from daemon.jobs import JsonObject
 from daemon.program import program
 from daemon.settings import Settings
-from demos.client import UnreachableError, configured, filter_options
+from demos.client import UnreachableError, filter_options
 from demos.client import arguments as checked
 from demos.client.exit_codes import COMPLETED, REJECTED, UNREACHABLE
-from demos.client.http import Answer, call
+from demos.client.http import Answer
+from demos.client.management import MENDS, Door, add_place, say
 from demos.client.sources import shown
 from demos.client.tables import aligned, box_text
 from demos.client.terminal import Waiting, print_out
@@ -26,7 +26,6 @@ MAX_RESULTS = 1000
 MAX_OFFSET = 10_000
 MAX_FACE_INDEX = 9999
 _PICTURE_TYPE = "application/octet-stream"
-_START = f": start it with `{program()}`, or name another one with --inference URL"
 
 _EPILOG = """\
 exit codes:
@@ -53,8 +52,7 @@ def main(argv: Sequence[str], *, prog: str) -> int:
     settings = settings_for(argv)
     parser = make_parser(prog, settings)
     options = parser.parse_args(argv)
-    if options.inference is None:
-        parser.error("nobody knows where the REST door is: give --inference URL")
+    door = Door(options, parser)
     if options.faces and options.like is None:
         parser.error("--faces goes with --like; --face FILE searches faces by a picture")
     is_face = options.faces or options.face is not None
@@ -63,7 +61,7 @@ def main(argv: Sequence[str], *, prog: str) -> int:
     if options.duplicates is not None and (options.all or options.offset):
         parser.error("a cluster has no pages: --limit N shows more of it")
     if options.duplicates is not None:
-        return _find_duplicates(options, settings)
+        return _find_duplicates(door, options)
     file = options.image or options.face
     picture = None
     if file is not None:
@@ -72,12 +70,11 @@ def main(argv: Sequence[str], *, prog: str) -> int:
     def ask(limit: int, offset: int) -> Answer:
         page = {"limit": limit} | ({"offset": offset} if offset else {})
         query = urlencode(_query(options) | page)
-        return call(
+        return door.call(
             "GET" if picture is None else "POST",
-            f"{options.inference}/search/{FACES if is_face else PICTURES}?{query}",
+            f"/search/{FACES if is_face else PICTURES}?{query}",
             data=picture,
             content_type=_PICTURE_TYPE,
-            token=options.token or configured.token(settings),
             seconds=options.timeout,
         )
 
@@ -86,7 +83,7 @@ def main(argv: Sequence[str], *, prog: str) -> int:
         with Waiting("searching"):
             answer = _all_pages(ask) if options.all else ask(options.limit, options.offset)
     except UnreachableError as error:
-        return _fail(UNREACHABLE, f"{error}{_START}")
+        return _fail(UNREACHABLE, str(error))
     return _tell(answer, options, is_face=is_face)
 
 
@@ -108,20 +105,15 @@ def _all_pages(ask: Callable[[int, int], Answer]) -> Answer:
     return answer
 
 
-def _find_duplicates(options: argparse.Namespace, settings: Settings) -> int:
+def _find_duplicates(door: Door, options: argparse.Namespace) -> int:
     asked = {"limit": options.limit, "min_score": options.min_score}
     given = {name: value for name, value in asked.items() if value is not None}
     query = urlencode(given | filter_options.filter_query(options))
     path = f"/search/{PICTURES}/{options.duplicates}/duplicates?{query}"
     try:
-        answer = call(
-            "GET",
-            f"{options.inference}{path}",
-            token=options.token or configured.token(settings),
-            seconds=options.timeout,
-        )
+        answer = door.call("GET", path, seconds=options.timeout)
     except UnreachableError as error:
-        return _fail(UNREACHABLE, f"{error}{_START}")
+        return _fail(UNREACHABLE, str(error))
     if answer.status != HTTPStatus.OK:
         return _refuse(answer)
     if options.json:
@@ -135,7 +127,7 @@ def _find_duplicates(options: argparse.Namespace, settings: Settings) -> int:
         rows.append([scores[0], name, near, scores[1], str(each["job_id"])])
     print_out(aligned(rows, numbers={0, 1, 2, 3}) if found else "no duplicates")
     if not answer.body["complete"]:
-        _say(f"there may be more than {options.limit}: --limit N shows more")
+        say(f"there may be more than {options.limit}: --limit N shows more")
     return COMPLETED
 
 
@@ -169,14 +161,14 @@ def _tell(answer: Answer, options: argparse.Namespace, *, is_face: bool) -> int:
         return _fail(UNREACHABLE, f"what answers at {options.inference} is not inferd's search")
     model = body.get("model") or {}
     if model.get("weights") == "UNTRAINED":
-        _say(
+        say(
             f"*** UNTRAINED: {model.get('model')} has random weights; the order below says nothing"
             " of what the pictures show ***"
         )
     query = body.get("query") or {}
     count = query.get("face_count")
     if isinstance(count, int) and count > 1:
-        _say(
+        say(
             f"{count} faces are in the picture; face {query.get('face_index')} was taken:"
             f" {box_text((query.get('face') or {}).get('bbox'))};"
             f" --face-index 0 to {count - 1} takes another"
@@ -190,7 +182,7 @@ def _tell(answer: Answer, options: argparse.Namespace, *, is_face: bool) -> int:
         among = " among those meant" if filter_options.filter_query(options) else ""
         print_out(f"nothing found{score}{among}")
     if not options.json and body.get("next") is not None:
-        _say(_what_follows(body["next"]))
+        say(_what_follows(body["next"]))
     return COMPLETED
 
 
@@ -201,12 +193,8 @@ def _what_follows(offset: int) -> str:
 
 
 def _refuse(answer: Answer) -> int:
-    mends: dict[int, str] = {
-        HTTPStatus.UNAUTHORIZED: "; put a token into INFERD_CLIENT__TOKEN",
-        HTTPStatus.FORBIDDEN: "; put another token into INFERD_CLIENT__TOKEN",
-    }
     code = answer.body.get("code") if isinstance(answer.body, dict) else None
-    mend = mends.get(answer.status, "")
+    mend = MENDS.get(answer.status, "")
     if code == "vector_not_found":
         mend = f"; `{program()} submit --wait ID` makes one"
     is_away = answer.status >= HTTPStatus.INTERNAL_SERVER_ERROR or answer.status in (408, 429)
@@ -241,12 +229,8 @@ def _table(results: list[JsonObject], *, is_face: bool) -> str:
     return aligned(rows, numbers={0, 1, 2} if is_face else {0, 1})
 
 
-def _say(text: str) -> None:
-    sys.stderr.write(f"{shown(text)}\n")
-
-
 def _fail(code: int, text: str) -> int:
-    _say(f"inferd: {text}")
+    say(f"inferd: {text}")
     return code
 
 
@@ -269,7 +253,7 @@ def make_parser(prog: str, settings: Settings) -> argparse.ArgumentParser:
         metavar="ID",
         help="near-duplicates of a stored picture, theirs, and so on (--min-score: 0.95)",
     )
-    what.add_argument("--text", help="pictures that show what a text says")
+    what.add_argument("--text", type=checked.text, help="pictures that show what a text says")
     what.add_argument("--face", type=Path, metavar="FILE", help="faces like the one in a picture")
     parser.add_argument("--faces", action="store_true", help="with --like: faces like its face")
     parser.add_argument(
@@ -307,16 +291,5 @@ def make_parser(prog: str, settings: Settings) -> argparse.ArgumentParser:
         metavar="SECONDS",
         help="for the answer (90); the first search of a kind may load a model",
     )
-    parser.add_argument(
-        "--inference",
-        default=configured.rest_url(settings),
-        type=checked.address,
-        metavar="URL",
-        help="REST door (%(default)s)",
-    )
-    parser.add_argument(
-        "--token",
-        help="bearer token; others can see it in the list of processes, unlike"
-        " INFERD_CLIENT__TOKEN and INFERD_CLIENT__TOKEN_FILE",
-    )
+    add_place(parser, settings)
     return parser

@@ -11,8 +11,8 @@ from daemon.jobs import JsonObject
 from daemon.settings import Settings
 from demos.client import ClientError, filter_options
 from demos.client import arguments as checked
-from demos.client.exit_codes import COMPLETED, REJECTED, UNREACHABLE
-from demos.client.management import PATIENCE, Door, RefusedError, add_place, say
+from demos.client.exit_codes import COMPLETED
+from demos.client.management import PATIENCE, Door, add_place, fail, say
 from demos.client.sources import shown
 from demos.client.tables import box_text
 from demos.client.terminal import print_out
@@ -56,8 +56,7 @@ def main(argv: Sequence[str], *, prog: str) -> int:
                 print_out(_head(is_face=options.faces))
             print_out(_row(point, is_face=options.faces))
     except ClientError as error:
-        say(f"inferd: {error}")
-        return REJECTED if isinstance(error, RefusedError) else UNREACHABLE
+        return fail(error)
     if not number:
         say("nothing is stored" + (" of that" if filter_options.filter_query(options) else ""))
     elif number == options.limit and follows is not None:

@@ -1,4 +1,4 @@
-"""`submit`: asks the running daemon for jobs, for any number of pictures, and tells of each."""
+"""`submit`: submits jobs for any number of pictures to the running daemon, and reports on each."""
 
 import argparse
 import contextlib
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO
 
 from daemon.command_line import settings_for
+from daemon.counts import counted
 from daemon.jobs import TaskType
 from daemon.settings import Settings
 from demos.client import ClientError, InferdClient, UnreachableError, configured
@@ -22,7 +23,7 @@ from demos.client.journal import Journal, JournalError
 from demos.client.link import split_address
 from demos.client.parallel import in_parallel
 from demos.client.reports import Report, Wish, report
-from demos.client.sources import Subject
+from demos.client.sources import SourceError, Subject
 from demos.client.submit_options import make_parser
 from demos.client.terminal import Meter
 from demos.client.uploads import Uploads
@@ -55,8 +56,8 @@ def main(argv: Sequence[str], *, prog: str) -> int:
         options.in_flight = FEW_IN_FLIGHT if options.wait or options.rest else BULK_IN_FLIGHT
     try:
         lines = found.open_ids(options.ids) if options.ids is not None else None
-    except OSError as error:
-        parser.error(f"cannot read {found.shown(options.ids)}: {error.strerror}")
+    except SourceError as error:
+        parser.error(str(error))
     try:
         client = configured.client(
             settings,
@@ -218,7 +219,7 @@ class _Run:
         parts = [f"{number:,} {status}" for status, number in self._counts.most_common()]
         if self._left_out:
             parts.append(f"{self._left_out:,} done in earlier runs")
-        done = f"{self._counts.total():,} requests in {self._meter.seconds:.1f} s"
+        done = f"{counted(self._counts.total(), 'request')} in {self._meter.seconds:.1f} s"
         return f"{done}: {', '.join(parts)}" if parts else done
 
 

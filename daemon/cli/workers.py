@@ -8,9 +8,10 @@ from daemon.command_line import Parser, settings_for
 from daemon.jobs import JsonObject
 from daemon.settings import Settings
 from demos.client import ClientError
-from demos.client.exit_codes import COMPLETED, REJECTED, UNREACHABLE
-from demos.client.management import Door, RefusedError, add_place, say
+from demos.client.exit_codes import COMPLETED
+from demos.client.management import Door, add_place, fail, say
 from demos.client.sources import shown
+from demos.client.tables import aligned
 from demos.client.terminal import print_out
 
 _EPILOG = """\
@@ -40,18 +41,14 @@ def main(argv: Sequence[str], *, prog: str) -> int:
     try:
         told = Door(options, parser).ask("GET", "/workers")
     except ClientError as error:
-        say(f"inferd: {error}")
-        return REJECTED if isinstance(error, RefusedError) else UNREACHABLE
+        return fail(error)
     if options.json:
         print_out(json.dumps(told))
         return COMPLETED
     rows: list[tuple[str, ...]]
     rows = [("daemon", "state", "since", "a second", "done", "failed", "device", "version")]
     rows += [_row(each) for each in told["workers"]]
-    wide = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        cells = zip(row, wide, strict=True)
-        print_out("  ".join(cell.ljust(width) for cell, width in cells).rstrip())
+    print_out(aligned(rows, numbers=()))
     say(f"{told['living']} living, {told['images_per_second']:g} images a second together")
     return COMPLETED
 

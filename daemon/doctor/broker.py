@@ -38,6 +38,12 @@ _REFUSALS = {
     0x87: "put the daemon's user and password into INFERD_MQTT__URL (or a file named by"
     " INFERD_MQTT__URL_FILE); mosquitto/README.md, `Set it up`",
 }
+_CLOCK = "look at this machine's clock (date); where it is right, "
+_TIMES = {
+    9: f"{_CLOCK}the broker's certificate, or its CA's, was made by a machine whose clock is ahead",
+    10: f"{_CLOCK}give the broker a new certificate (or its CA, whichever has expired)",
+}
+"""By X509_V_ERR_CERT_NOT_YET_VALID and X509_V_ERR_CERT_HAS_EXPIRED."""
 
 
 def look(facts: Facts) -> Iterator[Finding]:
@@ -138,5 +144,6 @@ def _user(settings: MqttSettings) -> str:
 
 
 def _away(line: Line, error: LineError) -> Finding:
-    mend = _REFUSALS.get(error.reason_code or 0) or _MENDS[error.code]
+    known = _REFUSALS.get(error.reason_code or 0) or _TIMES.get(error.verify_code or 0)
+    mend = known or _MENDS[error.code]
     return fail(PART, error.code, f"{line.address}: {error.message}", mend)

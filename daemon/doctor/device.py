@@ -11,7 +11,7 @@ from daemon.doctor.facts import Facts
 from daemon.doctor.findings import Finding, fail, ok, warn
 from daemon.errors import ConfigError
 from daemon.jobs import TaskType
-from handlers.gpus import lane_devices
+from handlers.lanes.gpus import lane_devices
 
 PART = "device"
 LOW_BYTES = 2 << 30
@@ -127,7 +127,7 @@ def _version(package: str) -> str:
 
 
 def _see(asked: str) -> Seen:
-    from handlers.clip_vendors import load_vendors  # noqa: PLC0415 - imports torch when called
+    from handlers.clip.vendors import load_vendors  # noqa: PLC0415 - imports torch when called
 
     torch = load_vendors().torch
     has_driver = Path("/proc/driver/nvidia/version").exists() or Path("/dev/nvidiactl").exists()

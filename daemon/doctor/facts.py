@@ -58,6 +58,7 @@ def begin(settings: Settings, *, is_quick: bool) -> Facts:
 def without_user(url: str) -> str:
     """Return a URL without the user and password that it may hold."""
     parts = urlsplit(url)
-    host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
+    host = parts.hostname or ""
+    host = f"[{host}]" if ":" in host else host
     port = f":{parts.port}" if parts.port else ""
     return f"{parts.scheme}://{host}{port}{parts.path}"

@@ -20,8 +20,8 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
-from daemon.broker_tls import broker_tls
 from daemon.errors import InferdError
+from daemon.mqtt.broker_tls import broker_tls
 from daemon.settings import MqttSettings
 
 KEEPALIVE_SECONDS = 20
@@ -39,15 +39,22 @@ class LineError(InferdError):
 
     Attributes:
         reason_code: that of the CONNACK, as MQTT 5 counts, where the broker refused.
+        verify_code: OpenSSL's X509_V_ERR, where its certificate is not trusted.
     """
 
     default_code = "broker_unreachable"
 
     def __init__(
-        self, message: str, *, code: str | None = None, reason_code: int | None = None
+        self,
+        message: str,
+        *,
+        code: str | None = None,
+        reason_code: int | None = None,
+        verify_code: int | None = None,
     ) -> None:
         super().__init__(message, code=code)
         self.reason_code = reason_code
+        self.verify_code = verify_code
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +129,7 @@ class Line:
             raise LineError(
                 f"its certificate is not trusted: {error.verify_message}",
                 code="broker_certificate",
+                verify_code=error.verify_code,
             ) from error
         except ssl.SSLError as error:
             raise LineError(f"TLS fails: {error.reason or error}", code="broker_tls") from error

@@ -9,7 +9,7 @@ from daemon.doctor.web import AwayError, ask
 from daemon.errors import HandlerError
 from daemon.jobs import MAX_MEDIA_STORE_ID, TaskType
 from daemon.settings import MediaStoreSettings
-from handlers.media_store import MediaStoreClient
+from handlers.media.media_store import MediaStoreClient
 
 PART = "media store"
 ABSENT = MAX_MEDIA_STORE_ID

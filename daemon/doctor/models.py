@@ -18,8 +18,8 @@ from handlers.face_detection import FaceDetectionInference
 from handlers.face_embedding import FaceEmbeddingInference
 from handlers.image_embedding import ImageEmbeddingInference
 from handlers.inference import MLInference
-from handlers.model_file import AS_ITS_MAKER_SAYS, Checksum, ModelFile, Role, State, examine
-from handlers.model_inventory import CLIP, used_models
+from handlers.models.model_file import AS_ITS_MAKER_SAYS, Checksum, ModelFile, Role, State, examine
+from handlers.models.model_inventory import CLIP, used_models
 
 PART = "models"
 _RUN: dict[Role, tuple[str, Callable[..., MLInference[Any]]]] = {
@@ -101,7 +101,8 @@ def _loaded(model: ModelFile, settings: Settings, facts: Facts) -> Finding:
     running = facts.health_check("models").get(name)
     if isinstance(running, dict) and running.get("loaded"):
         facts.devices[name] = str(running.get("device"))
-        return ok(PART, f"{name}: in the running daemon's memory, on {running.get('device')}")
+        by = f" by {running['runtime']}" if running.get("runtime") else ""
+        return ok(PART, f"{name}: in the running daemon's memory, on {running.get('device')}{by}")
     inference = make(settings=settings)
     try:
         # Holds it to what is published: CLIP's numbers, the detector's layout, 512 numbers a face.
@@ -112,7 +113,9 @@ def _loaded(model: ModelFile, settings: Settings, facts: Facts) -> Finding:
     facts.devices[name] = ran.device
     inference.unload()
     notes = "".join(f"; {note}" for note in ran.notes)
-    return ok(PART, f"{name}: {ran.model} loads and runs on {ran.device} in {ran.precision}{notes}")
+    by = f" by {ran.runtime}" if ran.runtime else ""
+    found = f"{name}: {ran.model} loads and runs on {ran.device}{by} in {ran.precision}{notes}"
+    return ok(PART, found)
 
 
 def unusable(model: ModelFile, error: InferdError) -> Finding:
@@ -120,6 +123,8 @@ def unusable(model: ModelFile, error: InferdError) -> Finding:
     found = f"{_RUN[model.role][0]}: {error.message}"
     if error.code == "out_of_memory":
         return fail(PART, error.code, found, mends.MEMORY)
+    if "INFERD_FACES__RUNTIME" in error.message:
+        return fail(PART, "model_unusable", found, "set INFERD_FACES__RUNTIME=auto")
     if "INFERD_DEVICE" in error.message:
         return fail(PART, "no_gpu", found, mends.GPU)
     return fail(PART, "model_unusable", found, pull(model))

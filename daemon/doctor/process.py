@@ -17,6 +17,7 @@ PROC = Path("/proc")
 _LISTENS = "0A"
 _TABLES = ("net/tcp", "net/tcp6")
 _LONGEST = 120
+HIDDEN = "a secret one"
 
 
 def listener(port: int) -> int | None:
@@ -72,12 +73,16 @@ def _differences(theirs: BaseModel, ours: BaseModel, prefix: str) -> Iterator[st
         if isinstance(one, BaseModel) and isinstance(other, BaseModel):
             yield from _differences(one, other, f"{name}__")
         elif one != other:
-            yield f"{name} is {_told(one)} there, {_told(other)} here"
+            there, here = _told(one), _told(other)
+            if there == here and there != HIDDEN:
+                yield f"{name} is {here} there and here, and differs in what is not shown of it"
+            else:
+                yield f"{name} is {there} there, {here} here"
 
 
 def _told(value: object) -> str:
     if isinstance(value, SecretStr):
-        return "a secret one"
+        return HIDDEN
     text = "" if value is None else str(value)
     text = text.lower() if isinstance(value, bool) else text
     text = without_user(text) if "://" in text else text

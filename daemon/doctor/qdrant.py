@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import urlsplit
 
+from daemon.counts import counted
 from daemon.doctor.facts import without_user
 from daemon.doctor.findings import Finding, fail, ok, warn
 from daemon.doctor.web import Answer, AwayError, ask
@@ -13,7 +14,7 @@ from daemon.jobs import JsonObject
 from daemon.program import program
 from daemon.settings import QdrantSettings
 from handlers.face_store import QdrantFaceStore
-from handlers.model_record import MODELS, Part, record_ids, record_of
+from handlers.vectors.model_record import MODELS, Part, record_ids, record_of
 
 PART = "vectors"
 OK = 200
@@ -58,13 +59,14 @@ def claimed(collection: str, count: int, claim: Claim | None, wanted: Wanted) ->
         claim: whose they are; None where nobody said.
         wanted: what the configured model needs.
     """
-    said = f"{collection}: {count} vectors"
+    said = f"{collection}: {counted(count, 'vector')}"
     if not count:
         return ok(PART, f"{said}; any model may begin")
     if claim is None:
         mend = (
             f"if they are the configured model's, claim them once from Python (claim(...,"
-            f" adopt=True), handlers/qdrant_store.py); else delete the collection {collection}"
+            f" adopt=True), handlers/vectors/qdrant_store.py); else delete the collection "
+            f"{collection}"
         )
         return fail(PART, "model_unknown", f"{said}, and nobody said of which model", mend)
     ours = wanted.fingerprint

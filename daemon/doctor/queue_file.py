@@ -12,14 +12,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from daemon import statements as sql
 from daemon.doctor import mends, waiting
 from daemon.doctor.facts import Facts
 from daemon.doctor.findings import Finding, fail, ok, warn
 from daemon.errors import ConfigError
 from daemon.identity import is_alive
-from daemon.migration import Applied, check_ledger, released_migrations, to_ledger
 from daemon.program import program
+from daemon.queue import statements as sql
+from daemon.queue.migration import Applied, check_ledger, released_migrations, to_ledger
 from daemon.wall_clock import epoch_ms
 
 PART = "database"

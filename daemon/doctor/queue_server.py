@@ -7,8 +7,8 @@ from daemon.doctor import mends
 from daemon.doctor.facts import Facts
 from daemon.doctor.findings import Finding, fail, ok, warn
 from daemon.errors import ConfigError
-from daemon.postgresql.inspection import Inspection, inspect
 from daemon.program import program
+from daemon.queue.postgresql.inspection import Inspection, inspect
 
 PART = "database"
 OLD_SECONDS = 60.0

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
+from daemon.counts import counted
 from daemon.doctor import mends, process
 from daemon.doctor.facts import Facts
 from daemon.doctor.findings import Finding, fail, ok, warn
@@ -126,8 +127,10 @@ def _degradation(said: Any) -> str:
     if not isinstance(said, dict):
         return f"runs with less than was configured: {said}"
     why = str(said.get("why", "out_of_memory")).replace("_", " ")
+    many = said.get("max_batch")
+    many = counted(many, "picture") if isinstance(many, int) else f"{many} pictures"
     return (
-        f"ran {why} and runs on {said.get('device')} for now, {said.get('max_batch')} pictures"
+        f"ran {why} and runs on {said.get('device')} for now, {many}"
         " at a time; it is slower, and climbs back by itself where it can"
     )
 

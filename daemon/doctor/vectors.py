@@ -18,14 +18,16 @@ from daemon.doctor.facts import Facts
 from daemon.doctor.findings import Finding, fail, ok, warn
 from daemon.errors import InferdError
 from daemon.jobs import TaskType
-from handlers.engine_choice import embedded_engine
 from handlers.face_embedding import FaceEmbeddingInference
 from handlers.face_store import QdrantFaceStore
 from handlers.image_embedding import ImageEmbeddingInference
 from handlers.image_store import QdrantImageStore
-from handlers.model_record import MODELS, Part, Records
-from handlers.qdrant_store import QdrantStore
-from handlers.vector_engine import CollectionSpec
+from handlers.qdrant.edge_copy import copy_file
+from handlers.qdrant.vector_engine import CollectionSpec
+from handlers.vectors.engine_choice import embedded_engine
+from handlers.vectors.model_record import MODELS, Part, Records
+from handlers.vectors.qdrant_store import QdrantStore
+from handlers.vectors.vector_snapshots import size_of
 
 PART = qdrant.PART
 COPY_BYTES = 512 << 20
@@ -116,13 +118,14 @@ def _embedded(folder: Path, wanted: dict[str, qdrant.Wanted], facts: Facts) -> I
                 "end that process, or give this daemon its own INFERD_DATA_DIR",
             )
         return
-    size = sum(each.stat().st_size for each in folder.rglob("*") if each.is_file())
+    size = size_of([each for each in folder.rglob("*") if each.is_file()])
     if size > COPY_BYTES:
         yield ok(PART, f"{folder}: {size / 1e9:.1f} GB, not opened; a running daemon counts them")
         return
     with tempfile.TemporaryDirectory(prefix="inferd-doctor-") as name:
         copy = Path(name) / "vectors"
-        shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("inferd.lock"))
+        unlocked = shutil.ignore_patterns("inferd.lock")
+        shutil.copytree(folder, copy, ignore=unlocked, copy_function=_copy)
         try:
             found = asyncio.run(_read(copy, facts, wanted))
         except InferdError as error:
@@ -133,6 +136,11 @@ def _embedded(folder: Path, wanted: dict[str, qdrant.Wanted], facts: Facts) -> I
     yield ok(PART, f"{folder} ({'/'.join(kept)}): {size / 1e6:.1f} MB, nobody has it open")
     for collection, (count, claim) in found.items():
         yield qdrant.claimed(collection, count, claim, wanted[collection])
+
+
+def _copy(source: str, target: str) -> None:
+    # The engine's files are hundreds of megabytes of holes.
+    copy_file(Path(source), Path(target))
 
 
 def _holder(folder: Path) -> str | None:

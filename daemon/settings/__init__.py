@@ -6,6 +6,7 @@
     process      how many jobs run and how they end, and what is logged
     group        what all of these do        urls   URLs that a setting may hold
     environment  variables and file -> values by their names
+    header_secrets   tokens and keys that fit an HTTP header
 
 Unknown names and wrong values are all reported at once. The table in docs/configuration.md is
 held to these fields by a test.
@@ -95,6 +96,9 @@ class Settings(Group):
     def _check_across_groups(self) -> "Settings":
         if self.require_gpu and self.device == "cpu":
             raise ValueError("require_gpu contradicts device=cpu")
+        wants_gpu = self.require_gpu or self.device.startswith("cuda")
+        if wants_gpu and self.faces.runtime == "openvino":
+            raise ValueError("faces.runtime=openvino, which runs on the CPU, contradicts the GPU")
         return self
 
     @property

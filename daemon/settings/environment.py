@@ -16,6 +16,8 @@ from daemon.settings.group import Group
 from daemon.spelling import did_you_mean
 
 PREFIX = "INFERD_"
+CONFIG = f"{PREFIX}CONFIG"
+"""Names the TOML file."""
 TEST_PREFIX = "INFERD_TEST_"
 """Names under it belong to the test suite and are ignored here."""
 
@@ -31,10 +33,10 @@ def read_values(model: type[Group], environ: Mapping[str, str]) -> tuple[dict[st
         ConfigError: the TOML file cannot be read.
     """
     problems: list[str] = []
-    values = _read_file(environ.get(f"{PREFIX}CONFIG", ""))
+    values = _read_file(environ.get(CONFIG, ""))
     for name, text in sorted(environ.items()):
         is_ours = name.startswith(PREFIX) and not name.startswith(TEST_PREFIX)
-        if is_ours and name != f"{PREFIX}CONFIG":
+        if is_ours and name != CONFIG:
             try:
                 _put(values, *_locate(model, name, text))
             except ValueError as error:
@@ -54,7 +56,7 @@ def wrong_values(model: type[Group], error: ValidationError) -> Iterator[str]:
         where = "__".join(str(part) for part in found["loc"]).upper()
         said = found["msg"].removeprefix("Value error, ")
         if found["type"] == "extra_forbidden":  # of the file: names are looked up above
-            said = f"unknown name{did_you_mean(f'{PREFIX}{where}', _names(model))}"
+            said = f"unknown name{_guess(model, where)}"
         yield f"{PREFIX}{where}: {said}" if where else said
 
 
@@ -78,8 +80,10 @@ def _read_file(name: str) -> dict[str, Any]:
         return {}
     try:
         return tomllib.loads(Path(name).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"{PREFIX}CONFIG={name}: {error}") from error
+    except OSError as error:
+        raise ConfigError(f"{CONFIG}={name}: {error.strerror}") from error
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{CONFIG}={name}: {error}") from error
 
 
 def _locate(model: type[Group], name: str, text: str) -> tuple[list[str], str]:
@@ -89,11 +93,15 @@ def _locate(model: type[Group], name: str, text: str) -> tuple[list[str], str]:
         return path, text
     secret = [*path[:-1], path[-1].removesuffix("_file")]
     if not path[-1].endswith("_file") or not is_field(model, secret):
-        raise ValueError(f"unknown name{did_you_mean(name, _names(model))}")
+        raise ValueError(f"unknown name{_guess(model, name)}")
     try:
         return secret, Path(text).read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"cannot read the file: {error}") from error
+
+
+def _guess(model: type[Group], name: str) -> str:
+    return did_you_mean(name, (CONFIG, *_names(model)), prefix=PREFIX)
 
 
 def _names(model: type[BaseModel], prefix: str = PREFIX) -> Iterator[str]:
@@ -109,5 +117,5 @@ def _put(values: dict[str, Any], path: list[str], value: str) -> None:
     for part in path[:-1]:
         values = values.setdefault(part, {})
         if not isinstance(values, dict):
-            raise ConfigError(f"{PREFIX}CONFIG: [{part}] must be a table")
+            raise ConfigError(f"{CONFIG}: [{part}] must be a table")
     values[path[-1]] = value

@@ -89,3 +89,7 @@ class FacesSettings(Group):
     passes: int = Field(
         0, ge=0, le=64, description="passes side by side on a CPU; 0: one a core, at most 4"
     )
+    runtime: Literal["auto", "onnxruntime", "openvino"] = Field(
+        "auto",
+        description="on a CPU; auto: OpenVINO where installed, quicker and of the same answers",
+    )

@@ -1,11 +1,12 @@
-"""Groups for what is asked over HTTP: where we listen, who may ask, and whom our commands ask."""
+"""Groups for HTTP: where the daemon listens, who may ask, and where the commands find it."""
 
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import AfterValidator, Field, SecretStr, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from daemon.settings.group import Group
+from daemon.settings.header_secrets import HeaderSecret
 from daemon.settings.urls import JwksUrl, KeylessHttpUrl
 
 
@@ -74,4 +75,4 @@ class ClientSettings(Group):
     inference_url: KeylessHttpUrl = Field(
         "", description="REST shim that submit and search ask; empty: the one configured here"
     )
-    token: SecretStr | None = Field(None, description="bearer token they show to it")
+    token: HeaderSecret | None = Field(None, description="bearer token they show to it")

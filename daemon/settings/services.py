@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, SecretStr, field_validator, model_validator
 
 from daemon.settings.group import Group
+from daemon.settings.header_secrets import HeaderSecret
 from daemon.settings.urls import (
     POSTGRESQL,
     HttpUrl,
@@ -74,7 +75,7 @@ class MediaStoreSettings(Group):
     upload_path: str = Field(
         "/entity/", pattern=r"^/", description="path that takes pictures from the console"
     )
-    token: SecretStr | None = Field(None, description="bearer token sent to the media store")
+    token: HeaderSecret | None = Field(None, description="bearer token sent to the media store")
     connect_timeout_seconds: float = Field(5, gt=0, description="for the connection")
     read_timeout_seconds: float = Field(15, gt=0, description="longest silence of the media store")
     total_timeout_seconds: float = Field(60, gt=0, description="for one whole transfer")
@@ -121,7 +122,7 @@ class QdrantSettings(Group):
     url: KeylessHttpUrl = Field(
         "", description="Qdrant server; empty: embedded under the data folder"
     )
-    api_key: SecretStr | None = Field(None, description="of the Qdrant server")
+    api_key: HeaderSecret | None = Field(None, description="of the Qdrant server")
     grpc_port: int = Field(6334, ge=0, le=65535, description="0 = speak HTTP only")
     engine: Literal["auto", "edge", "local"] = Field(
         "auto", description="embedded engine; auto: edge where it has a wheel"

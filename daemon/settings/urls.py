@@ -1,4 +1,4 @@
-"""URLs that a setting may hold: each checked, and told without echoing a password in it."""
+"""Checks the URLs of settings, and shows them without their passwords."""
 
 from ipaddress import ip_address
 from typing import Annotated

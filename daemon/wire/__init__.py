@@ -1,4 +1,4 @@
-"""What leaves and enters, described once as pydantic models; the documents are made from them.
+"""The wire formats, described once as pydantic models; the contracts are generated from them.
 
     schema      the base of the models, the words they share, and JSON Schema out of them
     codes       every stable code, and what it means

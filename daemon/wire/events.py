@@ -1,4 +1,4 @@
-"""What is said of a job, and of a request that became none: one envelope, one model an event."""
+"""Events of jobs and of refused requests: one envelope, and a model for each event."""
 
 from typing import Any, Literal
 
@@ -7,7 +7,6 @@ from pydantic.json_schema import SkipJsonSchema
 
 from daemon.events import Event
 from daemon.jobs import JobState, JsonObject
-from daemon.progress import STAGES
 from daemon.requests import MAX_BATCH, MAX_REQUEST_ID
 from daemon.wire.codes import DELETE_REFUSALS, REFUSALS
 from daemon.wire.job import (
@@ -32,6 +31,7 @@ from daemon.wire.schema import (
     WorkerId,
     ref,
 )
+from daemon.worker.progress import STAGES
 
 _OTHER_JOB_ID = "7c9e6679-7425-40de-944b-e07fc1f90ae7"
 

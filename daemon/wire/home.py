@@ -5,8 +5,8 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field
 from pydantic.json_schema import SkipJsonSchema
 
-from daemon.home_discovery import discovery
 from daemon.jobs import TaskType
+from daemon.mqtt.home_discovery import discovery
 from daemon.wire.schema import WORKER_ID, WireModel
 
 Topic = Annotated[str, Field(pattern=r"^[^+#]+$")]

@@ -121,4 +121,7 @@ class JobPage(WireModel):
     """Some jobs, newest first."""
 
     jobs: list[JobBody]
-    next: Uuid | None = Field(description="Give it as `after` for the next page; null at the end.")
+    next: str | None = Field(
+        description="Give it as `after` for the next page, as it is; null at the end. Good for as "
+        "long as you like: no job that is deleted meanwhile breaks it."
+    )

@@ -43,6 +43,12 @@ class Provenance(WireModel):
     )
     device: str = Field(description="The device that really ran.", examples=["cpu", "cuda:0"])
     precision: str = Field(description="Arithmetic of the forward pass.", examples=["fp32"])
+    runtime: str | SkipJsonSchema[None] = Field(
+        None,
+        description="What ran a face model where that was chosen at its load; absent for ONNX"
+        " Runtime.",
+        examples=["OpenVINO 2026.4.1"],
+    )
     notes: list[str] | SkipJsonSchema[None] = Field(
         None, description="What a person must know of the result; absent where there is nothing."
     )

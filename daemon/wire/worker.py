@@ -79,6 +79,9 @@ class ModelCopy(WireModel):
     loaded: bool = Field(description="Whether it is in memory.")
     device: str | SkipJsonSchema[None] = Field(None, description="Where it really runs.")
     precision: str | SkipJsonSchema[None] = Field(None, description="In which it runs there.")
+    runtime: str | SkipJsonSchema[None] = Field(
+        None, description="What runs it where that was chosen at its load: OpenVINO 2026.4.1, say."
+    )
     degraded: Shortage | SkipJsonSchema[None] = Field(None, description="Absent where all is well.")
     error: Literal["model_error"] | SkipJsonSchema[None] = Field(
         None, description="It fails: the other copies do its work. Absent where all is well."

@@ -21,7 +21,7 @@ Its files:
 
     client     what a caller sees: submit, wait, many    outcomes   what a caller gets
     following  does what is due for each job, in time    watch      what is known of one job: pure
-    link       the line to the broker, paho's home       http       REST and uploads
+    link       the connection to the broker, by paho     http       REST and uploads
     parallel   work in threads, handed out as it comes   errors
     bulk       many, in batch messages                   ledger     what of them is due: pure
 
@@ -29,8 +29,8 @@ and what command lines share:
 
     configured the daemon's settings for its clients     arguments  words, checked
     sources    ids, lists and folders, as streams        uploads    many, and again after outages
-    management the REST door, one thing after another
-    reports    what is told of one request among many    terminal   bars and lines, tqdm's home
+    management options, requests and exit codes of commands that ask over REST
+    reports    what is told of one request among many    terminal   bars (tqdm) and lines
     journal    what went well, in a file: resumable      submit_options
     exit_codes
 """

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from datetime import datetime
 
 from daemon.jobs import MAX_MEDIA_STORE_ID
+from daemon.settings.header_secrets import fits_a_header
 from daemon.topics import is_job_id
 from demos.client.http import base_url
 from demos.client.link import split_address
@@ -44,6 +45,22 @@ def seconds(text: str) -> float:
     if not 0 < value < threading.TIMEOUT_MAX:
         raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds")
     return value
+
+
+def text(word: str) -> str:
+    """Take what can be sent: a shell passes on bytes that are no UTF-8."""
+    try:
+        word.encode()
+    except UnicodeEncodeError:
+        raise argparse.ArgumentTypeError(f"{ascii(word)[:80]} is not UTF-8") from None
+    return word
+
+
+def token(word: str) -> str:
+    """Take a bearer token, and never repeat it."""
+    if not fits_a_header(word):
+        raise argparse.ArgumentTypeError("a token is one line of ASCII")
+    return word
 
 
 def priority(text: str) -> int:

@@ -71,7 +71,7 @@ class Bulk(Generic[T]):
     Args:
         connect: makes the line to the broker.
         careful: makes the client that asks one by one; it is entered at its first use.
-        has_rest: whether that client knows a REST door.
+        has_rest: whether that client knows a REST API.
         in_flight: requests under way at a time, of which half make a batch.
         wait: until the jobs end; else until they are accepted.
         timeout: seconds a request may be without an answer; a full queue is an answer.

@@ -1,10 +1,9 @@
-"""What a caller of the client library sees: submit, wait, and both for many at a time."""
+"""InferdClient, the client library's interface: submit jobs and wait for them, one or many."""
 
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from daemon.jobs import JsonObject
@@ -13,7 +12,7 @@ from demos.client.following import EventHook, Follower, ProgressHook
 from demos.client.http import base_url, find_job
 from demos.client.link import Secured, Version
 from demos.client.outcomes import Outcome, Submitted, Tally
-from demos.client.parallel import in_order, in_parallel
+from demos.client.parallel import in_order
 from demos.client.watch import Pace
 
 BROKER = "mqtt://localhost:1883"
@@ -24,16 +23,16 @@ class InferdClient:
 
     Args:
         broker: `mqtt[s]://[user:password@]host[:port]`; None does without events, over REST only.
-        inference_url: `host:port` or URL of the REST door: the way around a broker that is away.
+        inference_url: `host:port` or URL of the REST API: the way around a broker that is away.
         rest: ask over REST; the broker, where there is one, still brings the events.
-        token: bearer token for the REST door.
+        token: bearer token for the REST API.
         version: of MQTT, `5` or `3.1.1`; with the latter a broker's refusals are not heard.
         ca_file: CA certificate (PEM) for `mqtts`; else the system's.
         cert_file: our certificate, where the broker wants one.
         key_file: its private key.
-        quiet_seconds: silence after which the REST door is asked how a job stands.
+        quiet_seconds: silence after which the REST API is asked how a job stands.
         poll_seconds: distance of those questions while the broker is away.
-        reach_seconds: how long to try before the first sign of life of a broker or REST door;
+        reach_seconds: how long to try before the first sign of life of a broker or REST API;
             after one, outages are waited out for as long as the call has time.
         on_event: called with (name, event) for every event of a job that is submitted or waited
             for, such as ("started", {...}), until `wait` has returned; in the library's thread, so
@@ -80,12 +79,7 @@ class InferdClient:
         self._follower.open()
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -123,7 +117,7 @@ class InferdClient:
         Raises:
             RejectedError: refused; with `conflict` it names the job that stands.
             NoAnswerError: neither accepted nor rejected in time.
-            UnreachableError: no way to the daemon was ever found.
+            UnreachableError: neither broker nor REST API was ever reached.
             ClosedError: the client was closed meanwhile.
         """
         body: JsonObject = {
@@ -170,7 +164,7 @@ class InferdClient:
         *,
         on_progress: ProgressHook | None = None,
     ) -> JsonObject:
-        """Return a job once it has ended, whichever way: `completed`, `error` or `sync_failed`.
+        """Return a job once it has ended, in `completed`, `error` or `sync_failed`.
 
         Of a job that another client asked for, an end that lies in the past is seen over REST only.
 
@@ -199,7 +193,7 @@ class InferdClient:
         )
 
     def job(self, job_id: str) -> JsonObject | None:
-        """Return a job as the REST door shows it, or None where there is none.
+        """Return a job as the REST API shows it, or None where there is none.
 
         Raises:
             UnreachableError: no answer came, or one that makes no sense.
@@ -213,32 +207,6 @@ class InferdClient:
         """Stop listening to a job that nobody will wait for; the job itself goes on."""
         self._follower.forget(job_id)
 
-    def submit_each(
-        self,
-        requests: Iterable[Mapping[str, Any]],
-        *,
-        in_flight: int = 64,
-        wait: bool = True,
-        timeout: float = 3600.0,
-    ) -> Iterator[Outcome]:
-        """Ask for any number of jobs; yield what became of each, as soon as it is known.
-
-        What fails does not stop the others. Requests are taken as there is room for them, so they
-        may be a stream. Who stops early closes the client, which ends what is under way.
-
-        Args:
-            requests: arguments of `submit`, such as
-                `{"task_type": "image_embedding", "media_store_id": 1}`.
-            in_flight: how many are under way at a time.
-            wait: until they have ended; else until they are accepted.
-            timeout: seconds for each one.
-        """
-
-        def one(request: Mapping[str, Any]) -> Outcome:
-            return self.submit_one(request, wait=wait, timeout=timeout)
-
-        return in_parallel(one, requests, in_flight)
-
     def submit_many(
         self,
         requests: Iterable[Mapping[str, Any]],
@@ -250,8 +218,11 @@ class InferdClient:
     ) -> list[Outcome]:
         """Ask for many jobs and return what became of each, in their order.
 
+        What fails does not stop the others.
+
         Args:
-            requests: as for `submit_each`, which takes more of them than fit into memory.
+            requests: arguments of `submit`, such as
+                `{"task_type": "image_embedding", "media_store_id": 1}`.
             on_progress: called after each one.
             in_flight: how many are under way at a time.
             wait: until they have ended; else until they are accepted, which counts as completed.
@@ -279,7 +250,7 @@ class InferdClient:
     def submit_one(
         self, request: Mapping[str, Any], *, wait: bool = True, timeout: float = 3600.0
     ) -> Outcome:
-        """Do for one request what `submit_each` does for many.
+        """Ask for one job and return what became of it, errors included.
 
         Raises:
             ClosedError: the client was closed meanwhile.

@@ -10,7 +10,7 @@ from demos.client.link import Link, Secured
 
 
 def rest_url(settings: Settings) -> str | None:
-    """Return where the REST door is, or None where nobody can know."""
+    """Return where the REST API is, or None where nobody can know."""
     if settings.client.inference_url:
         return settings.client.inference_url
     if not settings.http.enabled or settings.http.port == 0:
@@ -27,12 +27,12 @@ def rest_url(settings: Settings) -> str | None:
 
 
 def token(settings: Settings) -> str | None:
-    """Return the token for the REST door."""
+    """Return the token for the REST API."""
     return settings.client.token.get_secret_value() if settings.client.token else None
 
 
 def media_store_token(settings: Settings) -> str | None:
-    """Return the token for the media store: the daemon's own, else the one for the REST door."""
+    """Return the token for the media store: the daemon's own, else the one for the REST API."""
     found = settings.media_store.token
     return found.get_secret_value() if found else token(settings)
 

@@ -6,7 +6,7 @@ class ClientError(Exception):
 
 
 class UnreachableError(ClientError):
-    """The broker, the REST door or the media store is away, or does not let us in."""
+    """The broker, the REST API or the media store is away, or does not let us in."""
 
 
 class NoAnswerError(ClientError, TimeoutError):

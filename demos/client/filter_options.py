@@ -36,7 +36,12 @@ def add_filter(parser: argparse.ArgumentParser) -> None:
         metavar="job_id",
         help="stored by it; repeatable",
     )
-    group.add_argument("--request-id", metavar="WORD", help="stored for requests with this word")
+    group.add_argument(
+        "--request-id",
+        type=checked.text,
+        metavar="WORD",
+        help="stored for requests with this word",
+    )
     group.add_argument(
         "--where",
         action="append",

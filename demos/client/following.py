@@ -35,13 +35,13 @@ class _Trouble:
 
 
 class Follower:
-    """The watches of one client, its link and its REST door; any thread may use it.
+    """The watches of one client, its link and its REST API; any thread may use it.
 
     Args:
         broker: its address; None does without events.
         secured: certificates for `mqtts`.
         version: of MQTT.
-        rest: base URL of the REST door, or None.
+        rest: base URL of the REST API, or None.
         token: bearer token for it.
         pace: how often it is asked.
         reach_seconds: how long to try before the first sign of life.
@@ -169,14 +169,19 @@ class Follower:
                     raise UnreachableError(str(self._trouble))
                 if now >= began + timeout:
                     return
-                until = [began + timeout, watch.next_rest]
-                if watch.may_ask:
-                    until.append(watch.next_ask)
-                if not self._trouble.has_reached:
-                    until.append(began + self._reach)
+                until = min(began + timeout, self._next_due(watch, began))
                 if on_progress is not None:
-                    until.append(now + TICK_SECONDS)
-                watch.changed.wait(max(0.0, min(until) - now))
+                    until = min(until, now + TICK_SECONDS)
+                watch.changed.wait(max(0.0, until - now))
+
+    def _next_due(self, watch: Watch, began: float) -> float:
+        """Return when there is something to do for a job next, if nothing comes until then."""
+        moments = [watch.next_rest]
+        if watch.may_ask:
+            moments.append(watch.next_ask)
+        if not self._trouble.has_reached:
+            moments.append(began + self._reach)
+        return min(moments)
 
     def _is_broker_hopeful(self) -> bool:
         return self._link is not None and (self._link.is_connected or self._trouble.broker is None)

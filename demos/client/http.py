@@ -1,4 +1,4 @@
-"""HTTP for clients: the REST door and the upload to a media store, with the standard library only.
+"""HTTP for clients: the REST API and the upload to a media store, with the standard library only.
 
 Proxies of the environment are not used: these are services of one's own network.
 """
@@ -180,7 +180,7 @@ def is_job(body: Any) -> bool:
 
 
 def find_job(inference: str, job_id: str, *, token: str | None = None) -> JsonObject | None:
-    """Return a job as the REST door shows it, or None where there is none.
+    """Return a job as the REST API shows it, or None where there is none.
 
     Raises:
         UnreachableError: no answer came, or one that makes no sense.

@@ -1,4 +1,4 @@
-"""The client's line to the broker: the one file of the client library that knows paho-mqtt.
+"""The client's connection to the broker: the client library's only file that imports paho-mqtt.
 
 It connects by itself and again after every loss, keeps the set of topics that are wanted, and
 says which of them the broker has confirmed on the connection that stands now.

@@ -1,4 +1,4 @@
-"""What the commands share that ask the daemon's REST door for one thing after another."""
+"""What the commands share that ask the running daemon over REST: options, requests, exit codes."""
 
 import argparse
 import json
@@ -12,6 +12,7 @@ from daemon.settings import Settings
 from demos.client import arguments as checked
 from demos.client import configured
 from demos.client.errors import ClientError, UnreachableError
+from demos.client.exit_codes import REJECTED, UNREACHABLE
 from demos.client.http import Answer, call
 from demos.client.sources import shown
 
@@ -20,10 +21,11 @@ PATIENCE = 60.0
 """For a daemon that says when to come again, of who asks for much."""
 LEAST_PAUSE, MOST_PAUSE = 0.2, 10.0
 """Between two tries, whatever a daemon says."""
-_MENDS: dict[int, str] = {
+MENDS: dict[int, str] = {
     HTTPStatus.UNAUTHORIZED: "; put a token into INFERD_CLIENT__TOKEN",
     HTTPStatus.FORBIDDEN: "; put another token into INFERD_CLIENT__TOKEN",
 }
+"""By HTTP status: what the user can do about a refusal."""
 
 
 class RefusedError(ClientError):
@@ -38,7 +40,7 @@ class RefusedError(ClientError):
         body = answer.body if isinstance(answer.body, dict) else {}
         self.status = answer.status
         self.code = str(body.get("code", f"http_{answer.status}"))
-        super().__init__(f"{self.code}: {answer.detail}{_MENDS.get(answer.status, '')}")
+        super().__init__(f"{self.code}: {answer.detail}{MENDS.get(answer.status, '')}")
 
 
 def add_place(parser: argparse.ArgumentParser, settings: Settings) -> None:
@@ -52,6 +54,7 @@ def add_place(parser: argparse.ArgumentParser, settings: Settings) -> None:
     )
     parser.add_argument(
         "--token",
+        type=checked.token,
         default=configured.token(settings),
         help="bearer token; others can see it in the list of processes, unlike"
         " INFERD_CLIENT__TOKEN and INFERD_CLIENT__TOKEN_FILE",
@@ -59,11 +62,11 @@ def add_place(parser: argparse.ArgumentParser, settings: Settings) -> None:
 
 
 class Door:
-    """The REST door that a command line names.
+    """The daemon's REST API at the address that a command line names.
 
     Args:
         options: with what `add_place` added.
-        parser: told where nobody knows the door.
+        parser: ends the command with a usage error where no address is known.
     """
 
     def __init__(self, options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
@@ -80,24 +83,24 @@ class Door:
         seconds: float = SECONDS,
         patience: float = 0,
     ) -> JsonObject:
-        """Return the answer's body.
+        """Return the body of a successful answer.
 
         Args:
-            method: HTTP's.
+            method: the HTTP method.
             path: with its query.
-            body: what is sent, as JSON.
-            seconds: how long one answer is waited for.
-            patience: so many seconds it is asked again, as often as the daemon says that it cannot
-                now and when to come again. What is asked must be harmless twice.
+            body: sent as JSON.
+            seconds: how long to wait for one answer.
+            patience: for how many seconds a request is repeated while the daemon answers 503 with
+                Retry-After. Such a request must do no harm when sent twice.
 
         Raises:
-            UnreachableError: no answer came, or one that makes no sense, or it cannot now.
-            RefusedError: the daemon says no.
+            UnreachableError: no answer came, it was not inferd's, or its status was 500 or above.
+            RefusedError: its status was from 400 to 499.
         """
         data = None if body is None else json.dumps(body).encode()
         ends_at = time.monotonic() + patience
         while True:
-            answer = self._call(method, path, data, seconds)
+            answer = self.call(method, path, data=data, seconds=seconds)
             if answer.status != HTTPStatus.SERVICE_UNAVAILABLE or answer.retry_after is None:
                 break
             pause = min(max(answer.retry_after, LEAST_PAUSE), MOST_PAUSE)
@@ -112,13 +115,40 @@ class Door:
             raise UnreachableError(f"what answers at {self._url} is not inferd")
         return answer.body
 
-    def _call(self, method: str, path: str, data: bytes | None, seconds: float) -> Answer:
+    def call(
+        self,
+        method: str,
+        path: str,
+        *,
+        data: bytes | None = None,
+        content_type: str = "application/json",
+        seconds: float = SECONDS,
+    ) -> Answer:
+        """Send one request and return its answer, whatever its status.
+
+        Raises:
+            UnreachableError: no answer came; the message says how to start the daemon.
+        """
+        url = f"{self._url}{path}"
         try:
-            return call(method, f"{self._url}{path}", data=data, token=self._token, seconds=seconds)
+            return call(
+                method,
+                url,
+                data=data,
+                content_type=content_type,
+                token=self._token,
+                seconds=seconds,
+            )
         except UnreachableError as error:
             raise UnreachableError(
                 f"{error}: start it with `{program()}`, or name another one with --inference URL"
             ) from None
+
+
+def fail(error: ClientError) -> int:
+    """Tell an error on stderr; return the exit code that a command ends with."""
+    say(f"inferd: {error}")
+    return REJECTED if isinstance(error, RefusedError) else UNREACHABLE
 
 
 def say(text: str) -> None:

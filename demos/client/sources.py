@@ -4,6 +4,8 @@ Everything is read as it is needed, so that neither a list of a million ids nor 
 pictures is ever held in memory.
 """
 
+import codecs
+import itertools
 import os
 import stat
 import threading
@@ -18,6 +20,9 @@ from demos.picture_types import HEAD_BYTES, is_picture_name, sniff
 
 Upload = Callable[[bytes, str], int]
 """Puts a picture's bytes under a name into the media store; returns the id, or raises."""
+CHUNK = 1 << 20
+NUL = "\0"
+_NO_TEXT = "it is not text in UTF-8"
 
 
 class UploadMemory(Protocol):
@@ -128,17 +133,37 @@ def open_ids(path: str) -> IO[str]:
     """Open a list of ids; `-` is standard input.
 
     Raises:
-        OSError: it cannot be opened.
+        SourceError: it cannot be read, or is a file and no text.
     """
-    # A reader of its own for standard input too: UTF-8 whatever the locale says.
-    source: str | int = os.dup(0) if path == "-" else path
-    return open(source, encoding="utf-8-sig", errors="replace")  # noqa: PTH123 - 0 has no path
+    try:
+        lines = _opened(path)
+        try:
+            if stat.S_ISREG(os.fstat(lines.fileno()).st_mode):
+                _require_text(lines.fileno(), path)
+        except BaseException:
+            lines.close()
+            raise
+    except OSError as error:
+        raise SourceError(_cannot_read(path, error)) from None
+    return lines
 
 
 def ids(lines: IO[str], name: str) -> Iterator[Subject]:
-    """Yield one subject for each line that is neither empty nor a # comment; close at the end."""
+    """Yield one subject for each line that is neither empty nor a # comment; close at the end.
+
+    What is no text ends the list: of a stream that shows only as it is read.
+    """
     with lines:
-        for number, line in enumerate(lines, 1):
+        for number in itertools.count(1):
+            try:
+                line = lines.readline()
+            except UnicodeDecodeError:
+                line = NUL
+            if not line:
+                return
+            if NUL in line:
+                yield Unusable(f"{name}:{number}: {_NO_TEXT}; the rest was not read")
+                return
             word = line.partition("#")[0].strip()
             if word:
                 media_store_id = whole(word)
@@ -150,7 +175,30 @@ def ids(lines: IO[str], name: str) -> Iterator[Subject]:
 
 def count_ids(path: str) -> int:
     """Return how many subjects `ids` would find in a file."""
-    return sum(1 for _ in ids(open_ids(path), path))
+    return sum(1 for _ in ids(_opened(path), path))
+
+
+def _opened(path: str) -> IO[str]:
+    # A reader of its own for standard input too: UTF-8 whatever the locale says.
+    source: str | int = os.dup(0) if path == "-" else path
+    return open(source, encoding="utf-8-sig")  # noqa: PTH123 - 0 has no path
+
+
+def _require_text(reader: int, path: str) -> None:
+    """Return if all that is left to read is text; leave the reader where it is.
+
+    Some lines of any file are numbers, and would be asked for.
+    """
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    at, data = os.lseek(reader, 0, os.SEEK_CUR), b"begin"
+    try:
+        while data:
+            data = os.pread(reader, CHUNK, at)
+            at += len(data)
+            if NUL in decoder.decode(data, final=not data):
+                raise SourceError(f"{shown(path)} is no list of ids: {_NO_TEXT}")
+    except UnicodeDecodeError:
+        raise SourceError(f"{shown(path)} is no list of ids: {_NO_TEXT}") from None
 
 
 def pictures(
@@ -200,22 +248,31 @@ def _files(folder: str) -> Iterator[tuple[str, str | None]]:
             if (found.st_dev, found.st_ino) in entered:
                 continue
             entered.add((found.st_dev, found.st_ino))
-            with os.scandir(place) as entries:
-                for entry in entries:
-                    if entry.name.startswith("."):
-                        continue
-                    try:
-                        mode = entry.stat().st_mode
-                    except OSError as error:
-                        if is_picture_name(entry.name):
-                            yield entry.path, f"cannot read {shown(entry.path)}: {error.strerror}"
-                        continue
-                    if stat.S_ISDIR(mode):
-                        waiting.append(entry.path)
-                    elif stat.S_ISREG(mode):
-                        yield entry.path, None
+            yield from _files_in(place, waiting)
         except OSError as error:
-            yield place, f"cannot read {shown(place)}: {error.strerror}"
+            yield place, _cannot_read(place, error)
+
+
+def _files_in(folder: str, folders: list[str]) -> Iterator[tuple[str, str | None]]:
+    """Yield what `_files` does of one folder; append the folders in it to `folders`."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            try:
+                mode = entry.stat().st_mode
+            except OSError as error:
+                if is_picture_name(entry.name):
+                    yield entry.path, _cannot_read(entry.path, error)
+                continue
+            if stat.S_ISDIR(mode):
+                folders.append(entry.path)
+            elif stat.S_ISREG(mode):
+                yield entry.path, None
+
+
+def _cannot_read(path: str, error: OSError) -> str:
+    return f"cannot read {shown(path)}: {error.strerror}"
 
 
 def _has_picture_bytes(path: str) -> bool:

@@ -103,6 +103,7 @@ def make_parser(prog: str, settings: Settings) -> argparse.ArgumentParser:
     )
     where.add_argument(
         "--token",
+        type=checked.token,
         help="bearer token for REST and the media store; others can see it in the list"
         " of processes, unlike INFERD_CLIENT__TOKEN and INFERD_CLIENT__TOKEN_FILE",
     )

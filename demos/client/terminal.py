@@ -1,11 +1,10 @@
-"""How a command line speaks: results on stdout, and on stderr how far it is (tqdm's home)."""
+"""Terminal output of the commands: results on stdout, progress on stderr (tqdm's only home)."""
 
 import contextlib
 import os
 import sys
 import threading
 import time
-from types import TracebackType
 from typing import Any, Self
 
 from tqdm import tqdm
@@ -66,12 +65,7 @@ class Meter:
         self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._ended.set()
         self._thread.join()
         if self._bar is not None:
@@ -174,12 +168,7 @@ class Waiting:
             self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._ended.set()
         if self._thread is not None:
             self._thread.join()

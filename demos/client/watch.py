@@ -25,7 +25,7 @@ _TERMINAL = frozenset(state.value for state in JobState if state.is_terminal)
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """How often the REST door is asked, where there is one."""
+    """How often the REST API is asked, where there is one."""
 
     has_rest: bool
     quiet_seconds: float

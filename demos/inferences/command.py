@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from daemon.counts import counted
 from demos.client import (
     BROKER,
     ClientError,
@@ -164,7 +165,9 @@ def _parser(name: str, description: str, *, can_draw: bool) -> argparse.Argument
         type=checked.priority,
         help="0 (last) to 10 (first), 5 if not given",
     )
-    parser.add_argument("--token", help="bearer token for REST and the media store")
+    parser.add_argument(
+        "--token", type=checked.token, help="bearer token for REST and the media store"
+    )
     if can_draw:
         parser.add_argument(
             "--save",
@@ -230,5 +233,5 @@ def _save(target: Path, picture: bytes, result: dict[str, Any], teller: Teller) 
     except OSError as error:
         teller.say(f"cannot write {target}: {error}")
         return USAGE
-    teller.say(f"{target}: {result['face_count']} faces")
+    teller.say(f"{target}: {counted(result['face_count'], 'face')}")
     return COMPLETED

@@ -1,6 +1,6 @@
 """The console: one page at / on which a person sees the queue, looks at results and searches.
 
-    parts        what the daemon hands in: events, pictures, what it runs
+    parts        what the daemon passes in: events, pictures, what it runs
     page_routes  the page itself and its files in assets/, read once
     stream       events as they happen, over one long answer (server-sent events)
     feed         what is told beside events: the queue, failures, how the daemon is

@@ -2,12 +2,12 @@
 
 from collections.abc import Iterable
 
+from daemon.fleet.workers import WorkerState
 from daemon.jobs import TaskType
-from daemon.workers import WorkerState
 
 
 class Elsewhere:
-    """Adds up what the others tell; what they had done before they were heard of counts not."""
+    """Adds up the other daemons' counts, from when each was first heard of."""
 
     def __init__(self) -> None:
         self._told: dict[tuple[str, str], int] = {}

@@ -1,4 +1,4 @@
-"""What the console is told beside events: the queue, failures, the latest results, the daemon."""
+"""What the console is sent besides events: the queue, failures, latest results, the daemon."""
 
 import asyncio
 import contextlib
@@ -9,12 +9,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from aiohttp import web
 
 from daemon.errors import StorageError
+from daemon.fleet.workers import Workers
 from daemon.health import Health
-from daemon.job_queue import JobQueue
-from daemon.job_reader import TaskDepth
 from daemon.jobs import Job, JobState, JsonObject, TaskType, dump_json
 from daemon.live import encode
-from daemon.workers import Workers
+from daemon.queue.job_queue import JobQueue
+from daemon.queue.job_reader import TaskDepth
 from http_shim.console.elsewhere import Elsewhere
 from http_shim.console.parts import CONSOLE, Console
 from http_shim.console.rate import Rate
@@ -27,7 +27,7 @@ LOOK_SECONDS = 1.0
 SLOW_LOOKS = 4
 """Each so many looks the daemon's health, the failures and the latest results are looked at too."""
 COST = 20.0
-"""A look that took long is followed by a rest so many times as long: it must not be the work."""
+"""The pause after a look is so many times as long as it took, to bound what looking costs."""
 LATEST = 72
 """Jobs: a picture may have one of each task type."""
 MOST_FAILURES = 30
@@ -71,11 +71,7 @@ class Feed:
             began = self._monotonic()
             try:
                 if self._live.is_watched:
-                    # The daemon first, which says so where the queue cannot be read.
-                    if looks % SLOW_LOOKS == 0:
-                        for name, look in self._slow.items():
-                            self._tell(name, await look())
-                    self._tell("queue", await self.queue())
+                    await self._look(is_slow=looks % SLOW_LOOKS == 0)
                     looks += 1
                     self._told.pop("trouble", None)
                 else:
@@ -90,6 +86,13 @@ class Feed:
                 log.exception("the console could not look")
             took = self._monotonic() - began
             await asyncio.sleep(max(LOOK_SECONDS, COST * took))
+
+    async def _look(self, *, is_slow: bool) -> None:
+        # The daemon first, which says so where the queue cannot be read.
+        if is_slow:
+            for name, look in self._slow.items():
+                self._tell(name, await look())
+        self._tell("queue", await self.queue())
 
     async def snapshot(self) -> bytes:
         """Return everything at once, as server-sent events, for somebody who begins to watch."""
@@ -131,7 +134,7 @@ class Feed:
         return self._workers.to_wire()
 
     async def daemon(self) -> JsonObject:
-        """Return what the daemon says of itself, models included; that is open to everybody."""
+        """Return the daemon's health, models included; that is open to everybody."""
         report = await self._health.report()
         # It would change each time, and so be told each time.
         del report["uptime_seconds"]

@@ -12,7 +12,7 @@ from http_shim.keys import AUTHENTICATOR
 PATH = "/console/{asset}"
 PAGE = "index.html"
 GUARDED_PAGE = "index.html?guarded"
-"""No name that anybody can ask for: the page where a token is needed."""
+"""The page where a token is needed; no request can name it."""
 TYPES = {
     "css": "text/css",
     "html": "text/html",
@@ -63,7 +63,7 @@ def add_page_routes(app: web.Application) -> None:
 
 
 def page(request: web.Request) -> web.Response | None:
-    """Return the page for whoever wants HTML; None where there is none, or JSON is as welcome."""
+    """Return the page where HTML is accepted; None where it is not, or there is no console."""
     if request.app[CONSOLE] is None or "text/html" not in request.headers.get("Accept", ""):
         return None
     # Said beforehand: a page that asked and were refused would note an error in the browser.

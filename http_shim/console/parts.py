@@ -1,4 +1,4 @@
-"""What the console is given by the daemon."""
+"""The parts of the daemon that the console uses."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ class Picture(Protocol):
 
 
 class Pictures(Protocol):
-    """Where pictures are looked at, and put; errors are ours, with the codes of jobs."""
+    """Shows and uploads pictures; raises InferdErrors with the codes of jobs."""
 
     async def show(self, media_store_id: int, side: int) -> Picture:
         """Return a picture of the media store with no side longer than `side` pixels."""
@@ -39,7 +39,7 @@ class Pictures(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Console:
-    """What there is to see, and who tells of it."""
+    """What the console shows, and the parts that it asks."""
 
     live: Live
     pictures: Pictures

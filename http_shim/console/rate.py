@@ -4,7 +4,7 @@ from collections import deque
 
 WINDOW_SECONDS = 30.0
 LEAST_SECONDS = 2.0
-"""Before it, a rate would be a guess."""
+"""After less time a rate would be a guess."""
 LEAST_ENDED = 3
 """Fewer tell nothing of how long the rest takes."""
 
@@ -12,8 +12,8 @@ LEAST_ENDED = 3
 class Rate:
     """The rate of one counter over the latest stretch of work, at most the window long.
 
-    Time in which nothing ended is no part of it where nothing was asked for either: a job after a
-    quiet night does not have to wait for half a minute to be counted at its true pace.
+    Idle time, in which nothing ended and nothing was asked for, is left out: the rate of the first
+    jobs after a quiet night is right at once.
     """
 
     def __init__(self) -> None:

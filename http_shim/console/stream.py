@@ -1,4 +1,4 @@
-"""Events as they happen: one long answer a browser, with a fresh start after each loss."""
+"""Streams events to browsers as server-sent events; a new stream begins with the whole state."""
 
 import asyncio
 import time
@@ -16,9 +16,9 @@ from http_shim.keys import AUTHENTICATOR
 PATH = "/console/events"
 CONTENT_TYPE = "text/event-stream"
 QUIET_SECONDS = 15.0
-"""After so long a sign of life is sent: proxies close what is silent."""
+"""After so long without an event a comment is sent: proxies close silent connections."""
 WRITE_SECONDS = 10.0
-"""A browser that takes nothing for so long is dropped."""
+"""A browser that reads nothing for so long is dropped."""
 TOKEN_SECONDS = 30.0
 """How often the token is looked at again: it may have expired."""
 
@@ -30,7 +30,7 @@ def add_stream_routes(app: web.Application) -> None:
 
 
 async def stream_events(request: web.Request) -> web.StreamResponse:
-    """Tell everything, then whatever happens, until the browser leaves or is too slow.
+    """Send the whole state, then each event, until the browser leaves or is too slow.
 
     Needs a token, since it tells job_ids as the list of jobs does. Where the token expires the
     answer ends; a watcher that comes back is told why.

@@ -4,8 +4,8 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from daemon.audit_findings import Kind, Outcome
 from daemon.jobs import TaskType
+from daemon.queue.audit_findings import Kind, Outcome
 from daemon.wire.schema import JOB_ID, Count, MediaStoreId, Uuid, WireModel
 
 

@@ -127,14 +127,14 @@ JOB_OPERATIONS = (
                 "since": "Only jobs that were accepted then or later, in epoch milliseconds.",
                 "until": "Only jobs that were accepted before then, in epoch milliseconds.",
                 "limit": "How many at most.",
-                "after": "The `next` of the page before: only jobs older than this one.",
+                "after": "The `next` of the page before, or a job_id: only jobs older than it.",
             },
         ),
         answers={
             200: Answer(
                 text="One page.",
                 model=JobPage,
-                example={"jobs": [COMPLETED_JOB], "next": COMPLETED_JOB["job_id"]},
+                example={"jobs": [COMPLETED_JOB], "next": "row.1200"},
             )
         },
         errors=(QUEUE_ERRORS, {422: ["invalid_request"]}),

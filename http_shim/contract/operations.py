@@ -1,4 +1,4 @@
-"""How one operation of the REST door is described: who may call it, what it takes, what it answers.
+"""How one operation of the REST API is described: who may call it, what it takes, its answers.
 
 The descriptions are beside the routes, in `*_operations.py`; `openapi` makes the document of them.
 """

@@ -1,4 +1,4 @@
-"""Counts what a door answered, by outcome, and how long it took."""
+"""Counts the answers of other products' APIs, by outcome, and how long they took."""
 
 import time
 
@@ -9,7 +9,7 @@ from http_shim.errors import ErrorResponse
 from http_shim.keys import METRICS
 
 GONE = "gone"
-"""Stands for a code where nothing was answered: the daemon ended meanwhile."""
+"""The outcome where nothing was answered, since the daemon ended meanwhile."""
 
 
 async def counted(

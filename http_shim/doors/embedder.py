@@ -1,4 +1,4 @@
-"""Embedder: what stands behind the doors, and what it answers; the daemon's handlers are one."""
+"""Embedder: the interface to the daemon's models that these APIs need."""
 
 from collections.abc import Sequence
 from typing import Protocol, TypeAlias
@@ -74,7 +74,7 @@ class Faces(Protocol):
 
 
 class Clip(Protocol):
-    """One CLIP, of which all that it answers is. Errors are ours, with the codes of jobs."""
+    """One CLIP: all its vectors are of one model. Raises InferdErrors with the codes of jobs."""
 
     @property
     def name(self) -> str:
@@ -88,7 +88,7 @@ class Clip(Protocol):
 
 
 class FaceFinder(Protocol):
-    """One detector and one recogniser. Errors are ours, with the codes of jobs."""
+    """One detector and one recogniser. Raises InferdErrors with the codes of jobs."""
 
     @property
     def detector_name(self) -> str:
@@ -103,10 +103,10 @@ class FaceFinder(Protocol):
 
 
 class Embedder(Protocol):
-    """Gives what embeds at once. Errors are ours, with the codes of jobs and searches."""
+    """Gives models that embed at once. Raises InferdErrors with the codes of jobs and searches."""
 
     async def clip(self) -> Clip:
         """Return the CLIP whose vectors are searched at this moment."""
 
     async def faces(self) -> FaceFinder:
-        """Return what the faces are of that are searched at this moment."""
+        """Return the models whose face vectors are searched at this moment."""

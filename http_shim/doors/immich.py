@@ -1,7 +1,7 @@
-"""The door of immich-machine-learning, POST /predict and GET /ping: inferd stands in for it.
+"""The API of immich-machine-learning, POST /predict and GET /ping, so that inferd can replace it.
 
-Immich shows no token, so this door has a port of its own and is closed unless it was asked for.
-Of an answer that is no success Immich's log shows the status line only, so the reason is there.
+Immich sends no token, so this API has a port of its own and is off by default. Of an error Immich's
+log shows only the status line, so the reason is put there.
 """
 
 import asyncio
@@ -31,7 +31,7 @@ PING = "/ping"
 PLACES = 8
 """Requests answered at a time: each holds a picture's file in memory."""
 MOST_WAITING = 256
-"""Immich's jobs run side by side, and one that is sent away fails: rather they wait."""
+"""Immich's jobs run side by side, and one that is refused fails: so that many may wait."""
 WAIT_SECONDS = 60.0
 PREDICT_SECONDS = 120.0
 """How long an answer may take once the form is there; the first one waits for its model."""
@@ -39,7 +39,7 @@ MAX_REASON = 200
 
 
 class ImmichDoor:
-    """The routes, over what they answer from."""
+    """The routes of Immich's API."""
 
     def __init__(
         self, embedder: Embedder, names: ModelNames, health: Health, *, max_picture_bytes: int

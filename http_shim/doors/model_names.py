@@ -9,7 +9,7 @@ _AS_IMMICH = str.maketrans(":\\/", "___", ".")
 
 
 class ModelNames:
-    """What runs answers to its own name and to the aliases that were configured for it."""
+    """A model may be asked for by its own name, and by the aliases configured for it."""
 
     def __init__(self, aliases: Mapping[str, Sequence[str]]) -> None:
         """Take by the name that clients ask for the names of what may run then."""
@@ -19,7 +19,7 @@ class ModelNames:
         self._spelt = list(aliases)
 
     def require(self, asked: str, running: str, *, field: str) -> None:
-        """Let a name pass that means what runs.
+        """Return if a name means the running model.
 
         Raises:
             InvalidRequestError: code model_not_found; it means another model.
@@ -37,7 +37,7 @@ class ModelNames:
         )
 
     def of(self, running: str) -> list[str]:
-        """Return the names that what runs answers to, its own first."""
+        """Return the names of the running model, its own first."""
         return [running, *(each for each in self._spelt if self._means(each, running))]
 
     def _means(self, asked: str, running: str) -> bool:

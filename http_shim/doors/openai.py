@@ -1,6 +1,6 @@
-"""The door of OpenAI's embeddings: POST /v1/embeddings and GET /v1/models, on REST's own port.
+"""OpenAI's embeddings API: POST /v1/embeddings and GET /v1/models, on REST's own port.
 
-Any good token opens it, as a search; OpenAI's clients send theirs (`api_key`) as a bearer token.
+Any valid token will do, as for a search; OpenAI's clients send theirs (`api_key`) as bearer token.
 """
 
 import asyncio
@@ -31,7 +31,7 @@ PLACES = 4
 """Requests answered at a time: each holds its body in memory."""
 MOST_WAITING = 32
 WAIT_SECONDS = 10.0
-"""OpenAI's clients come again by themselves where they are told to."""
+"""OpenAI's clients repeat a refused request by themselves."""
 ANSWER_SECONDS = 120.0
 """How long an answer may take once the body is there; the first one waits for its model."""
 TOGETHER = 16
@@ -55,7 +55,7 @@ def _as_openai(route: Routed) -> Routed:
 
 
 class OpenAIDoor:
-    """The routes, over what they answer from."""
+    """The routes of OpenAI's API."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""WaitingRoom: how many requests a door answers at a time, and how many wait for a place."""
+"""WaitingRoom: bounds how many requests are answered at a time, and how many may wait."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -8,9 +8,9 @@ from http_shim.search_door import BusyError
 
 
 class WaitingRoom:
-    """Lets so many in; so many more wait, for so long; all others are sent away at once.
+    """Admits so many at a time; so many more wait, for so long; all others are refused at once.
 
-    Whoever waits has not been read yet beyond the head of the request, so waiting costs a socket.
+    Of a waiting request only the head was read, so that waiting costs no more than a socket.
     """
 
     def __init__(self, *, places: int, waiting: int, seconds: float) -> None:

@@ -13,8 +13,8 @@ from typing import Any, Self
 
 from PIL import Image
 
-from handlers.qdrant_edge import EdgeEngine
-from handlers.vector_engine import CollectionSpec
+from handlers.qdrant.qdrant_edge import EdgeEngine
+from handlers.qdrant.vector_engine import CollectionSpec
 from tests.acceptance.rig import ROOT
 
 IMAGES = CollectionSpec("image_embeddings", 512, {"media_store_id": "integer"})

@@ -20,6 +20,7 @@ from typing import Any, Self
 
 from tests.broker import Broker, Client, Message
 from tests.documents import Mqtt, Rest
+from tests.http_server import QuietHandler, ThreadedServer
 
 ROOT = Path(__file__).parent.parent.parent
 START_SECONDS = 60.0
@@ -35,6 +36,8 @@ CASCADE_ONLY = {
     "INFERD_CLIP__PASSES": "2",
     # What auto finds out at each start costs as much as all else that CLIP loads.
     "INFERD_CLIP__PRECISION": "fp32",
+    # As conftest.py has it in this process: which runtime is quicker here is no fact of the code.
+    "INFERD_FACES__RUNTIME": "onnxruntime",
 }
 """The task that starts fastest: no weights, no torch."""
 
@@ -192,7 +195,7 @@ Behaviour = Callable[[http.server.BaseHTTPRequestHandler], None]
 """Answers one GET of a picture's bytes in whatever way it likes."""
 
 
-class MediaStore:
+class MediaStore(ThreadedServer):
     """A media store over real HTTP; each picture's bytes come by a behaviour of the test's."""
 
     def __init__(self) -> None:
@@ -203,7 +206,7 @@ class MediaStore:
         self._changed = threading.Condition()
         store = self
 
-        class Handler(http.server.BaseHTTPRequestHandler):
+        class Handler(QuietHandler, http.server.BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 media_id = int(self.path.split("/")[2]) if self.path.count("/") > 1 else -1
                 store.note(lambda: store.fetched.append(media_id))
@@ -220,29 +223,7 @@ class MediaStore:
                 store.note(lambda: store.delivered.append((media_id, body)))
                 answer(200, b'{"status": "accepted"}')(self)
 
-            def log_message(self, *_: Any) -> None:
-                """Tests say what went wrong themselves."""
-
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,))
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self._server.server_address[1]}"
+        super().__init__(Handler)
 
     def put(self, media_id: int, data: bytes, content_type: str = "image/jpeg") -> None:
         """Serve these bytes."""

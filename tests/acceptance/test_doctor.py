@@ -19,7 +19,7 @@ import pytest
 
 from daemon.jobs import TaskType
 from handlers.image_store import QdrantImageStore
-from handlers.vector_engine import Point
+from handlers.qdrant.vector_engine import Point
 from tests.acceptance.conftest import PICTURE
 from tests.acceptance.rig import (
     CASCADE_ONLY,
@@ -613,7 +613,7 @@ def test_vectors_of_another_model_are_told_and_stay_as_they_are(patient: Patient
     said = patient.examine("--quick", INFERD_WORKER__TASK_TYPES="image_embedding")
 
     mismatch = said.found("vectors", "model_mismatch")
-    assert "1 vectors of another-model" in mismatch["found"]
+    assert "1 vector of another-model" in mismatch["found"]
     assert {path: path.read_bytes() for path in vectors.rglob("*") if path.is_file()} == before
 
 

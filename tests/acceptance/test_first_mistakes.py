@@ -1,12 +1,15 @@
 """What a newcomer gets wrong first: each message names its mend."""
 
+import importlib
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from daemon.__main__ import main
 from tests.broker import Broker
 from tests.ports import free_port
 
@@ -182,3 +185,80 @@ def test_a_reader_that_has_gone_is_no_error(words: tuple[str, ...], newcomer: Ne
         )
 
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_text_that_is_not_utf_8_is_told(newcomer: Newcomer) -> None:
+    code, said = newcomer.types("search", "--text", os.fsdecode(b"caf\xe9"))
+
+    assert code == 2
+    assert r"argument --text: 'caf\udce9' is not UTF-8" in said
+
+
+@pytest.mark.parametrize("word", ["--version", "-V", "version"])
+def test_the_version_is_told(word: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([word]) == 0
+    assert re.fullmatch(r"inferd \d+\.\d+\.\d+\S*\n", capsys.readouterr().out)
+
+
+def in_a_shell(newcomer: Newcomer, line: str) -> tuple[int, str]:
+    """Run a line in which `inferd` is the command; return the exit code and stderr."""
+    done = subprocess.run(
+        ["sh", "-c", f'inferd() {{ "$PYTHON" -m daemon "$@"; }}; {line}'],
+        cwd=ROOT,
+        env={**newcomer.environ, "PYTHON": sys.executable},
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+    )
+    return done.returncode, done.stderr
+
+
+def test_a_command_whose_output_is_closed_still_does_what_it_does(newcomer: Newcomer) -> None:
+    assert in_a_shell(newcomer, "inferd models where >&-") == (0, "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has a disk that is always full")
+def test_output_that_finds_no_room_is_told(newcomer: Newcomer) -> None:
+    code, said = in_a_shell(newcomer, "inferd models where >/dev/full")
+
+    assert (code, said) == (2, "inferd: cannot write what came of it: No space left on device\n")
+
+
+def test_ctrl_c_while_a_command_is_still_being_imported_is_no_failure(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(_: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(importlib, "import_module", interrupted)
+
+    assert main(["workers"]) == 130
+    assert capsys.readouterr().err == "inferd: interrupted\n"
+
+
+@pytest.mark.parametrize("handling", ["SIG_DFL", "SIG_IGN"])
+def test_ctrl_c_is_not_lost_in_an_import_that_swallows_it(handling: str) -> None:
+    swallows = f"""
+import importlib, os, signal, sys
+if {handling!r} == "SIG_IGN":
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+from daemon.__main__ import main
+def swallowed(name):
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+    except BaseException:
+        pass
+    raise SystemExit("it went on")
+importlib.import_module = swallowed
+main(["workers"])
+"""
+
+    ended = subprocess.run(
+        [sys.executable, "-c", swallows], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+
+    assert (ended.returncode, ended.stderr) == (
+        (130, "inferd: interrupted\n") if handling == "SIG_DFL" else (1, "it went on\n")
+    )

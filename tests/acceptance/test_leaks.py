@@ -2,18 +2,16 @@
 
 import base64
 import contextlib
-import http.server
 import json
 import re
 import socket
-import threading
 import time
 import urllib.error
 import urllib.request
 import uuid
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 from urllib.parse import quote
 
 import jwt
@@ -25,37 +23,24 @@ from tests.acceptance.conftest import PICTURE
 from tests.acceptance.rig import START_SECONDS, Daemon, MediaStore, answer, ask, finished
 from tests.broker import Broker, Client
 from tests.fuzz.messages import INJECTIONS
+from tests.http_server import QuietHandler, ThreadedServer
 
 FORGED = 'x\n12:00:00 error   forged\r\x1b[2J\x1b]0;t\x07\u2028\u202e{"level": "forged"}\x9b31m'
 TEXT_LINE = re.compile(r"\d\d:\d\d:\d\d (debug|info|warning|error|critical) .*|  \| .*")
 PATHS = re.compile(r"/|/entity/\d{1,19}/(file|face-detection-results)")
 
 
-class Quoting:
+class Quoting(ThreadedServer):
     """An HTTP server that refuses everything and quotes what it was sent."""
 
     def __init__(self) -> None:
-        class Handler(BaseHTTPRequestHandler):
+        class Handler(QuietHandler, BaseHTTPRequestHandler):
             def refuse(self) -> None:
                 quote_headers(500)(self)
 
             do_GET = do_PUT = do_POST = do_DELETE = refuse  # noqa: N815 - http.server's names
 
-            def log_message(self, *_: Any) -> None:
-                """The daemon's log is the one that counts."""
-
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,))
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+        super().__init__(Handler)
 
 
 def quote_headers(status: int) -> Any:
@@ -157,7 +142,7 @@ def test_no_secret_leaves_however_often_it_is_quoted(
 
     written = daemon.text()
     assert '"level": "debug"' in written
-    assert "handlers.decoder_process" in shown
+    assert "handlers.media.decoder_process" in shown
     assert "media_store_refused" in shown
     assert "***" in written + shown
     assert [secret for secret in secrets if secret in written] == []

@@ -7,9 +7,9 @@ import sys
 import uuid
 from pathlib import Path
 
-from daemon.database import Database
-from daemon.migration import released_migrations
-from daemon.queue_backend import Connection
+from daemon.queue.backend import Connection
+from daemon.queue.database import Database
+from daemon.queue.migration import released_migrations
 from tests.acceptance.rig import Daemon, MediaStore, ask, finished
 from tests.broker import Broker, Client
 

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -119,7 +120,12 @@ def test_a_folder_that_is_none_and_a_port_that_is_taken_are_told(photos: Path) -
     kept.mkdir()
     (kept / "ports.json").write_text("[1, 2]", encoding="utf-8")
     garbled = run(photos, "--once")
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        (kept / "ports.json").write_text(f"[{port}, 2, 3]", encoding="utf-8")
+        taken = run(photos, "--once")
 
-    assert (nothing.returncode, garbled.returncode) == (2, 1)
+    assert (nothing.returncode, garbled.returncode, taken.returncode) == (2, 1, 1)
+    assert f"uses port {port}, which is taken" in taken.stderr
     assert f"there is no folder {photos / 'nowhere'}" in nothing.stderr
     assert "ports.json does not hold three ports: remove it" in garbled.stderr

@@ -14,7 +14,7 @@ from PIL import Image
 
 from demos.client import upload
 from handlers.face_store import QdrantFaceStore
-from handlers.origin import USED_ORIGINAL
+from handlers.media.origin import USED_ORIGINAL
 from tests.acceptance.demo_store import DemoStore
 from tests.acceptance.rig import Asked, Daemon, MediaStore, answer, finished
 from tests.broker import Broker, Client

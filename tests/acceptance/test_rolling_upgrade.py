@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from daemon.migration import released_migrations
+from daemon.queue.migration import released_migrations
 from tests.acceptance.conftest import PICTURE
 from tests.acceptance.rig import ROOT, Daemon, MediaStore, ask, events, finished
 from tests.broker import Broker, Client
@@ -28,6 +28,8 @@ class DaemonOfTree(Daemon):
     def __init__(self, tree: Path, *args: object, **environ: str) -> None:
         super().__init__(*args, **environ)  # type: ignore[arg-type]
         self._tree = tree
+        # It knows no other, and refuses what it does not know.
+        del self._environ["INFERD_FACES__RUNTIME"]
 
     def launch(self) -> None:
         with (self.folder / "daemon.log").open("ab") as log:
@@ -91,7 +93,7 @@ def newer(tmp_path: Path, *, oldest: int) -> Path:
     for package in ("daemon", "handlers", "http_shim"):
         ignored = shutil.ignore_patterns("__pycache__")
         shutil.copytree(ROOT / package, tree / package, ignore=ignored)
-    step = tree / "daemon" / "migrations" / f"{NEWEST + 1:04}_later.sql"
+    step = tree / "daemon" / "queue" / "migrations" / f"{NEWEST + 1:04}_later.sql"
     step.write_text(f"-- compatible from: {oldest}\n{ADDED}", encoding="utf-8")
     return tree
 

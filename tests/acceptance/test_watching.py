@@ -166,7 +166,7 @@ def test_no_secret_is_ever_written(
     assert [secret for secret in secrets if secret in written] == []
     assert [secret for secret in secrets if secret in shown] == []
     # Every line about a job says which.
-    about_jobs = [line for line in daemon.log() if line["logger"] == "daemon.attempt"]
+    about_jobs = [line for line in daemon.log() if line["logger"] == "daemon.worker.attempt"]
     attempts = [line for line in about_jobs if line["message"].startswith("attempt")]
     assert attempts
     assert all(line["job_id"] and line["task_type"] for line in attempts)

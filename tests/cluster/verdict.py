@@ -6,7 +6,7 @@ from itertools import pairwise
 from typing import Any
 
 from daemon.jobs import JsonObject
-from tests.cluster.fleet import LEASE_SECONDS, Fleet
+from tests.cluster.fleet import Fleet
 from tests.crash.invariants import (
     MOST_ATTEMPTS,
     Expected,
@@ -16,8 +16,6 @@ from tests.crash.invariants import (
     check_vectors,
     points,
 )
-
-LEASE_MS = LEASE_SECONDS * 1000
 
 
 @dataclass

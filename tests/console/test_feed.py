@@ -8,12 +8,12 @@ from typing import Any, TypeVar, cast
 import pytest
 
 from daemon.errors import StorageError
+from daemon.fleet.workers import Workers
 from daemon.health import Health
-from daemon.job_queue import JobQueue
-from daemon.job_reader import Snapshot, TaskDepth
 from daemon.jobs import JsonObject, TaskType
 from daemon.live import Live, Watcher
-from daemon.workers import Workers
+from daemon.queue.job_queue import JobQueue
+from daemon.queue.job_reader import Snapshot, TaskDepth
 from http_shim.console import feed
 from http_shim.console.feed import Feed
 from http_shim.console.parts import Console

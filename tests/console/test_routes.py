@@ -11,7 +11,7 @@ import pytest
 from daemon.errors import PermanentError, RetryableError
 from daemon.jobs import TaskType
 from daemon.live import MOST_WAITING_BYTES, MOST_WATCHERS, Live
-from handlers.previews import Preview
+from handlers.media.previews import Preview
 from http_shim import bodies
 from http_shim.console import picture_routes
 from http_shim.console.parts import Console

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from daemon.errors import PublishError
-from daemon.mqtt import MqttLink
+from daemon.mqtt.link import MqttLink
 from tests.broker import AsyncClient, Broker, Version
 from tests.contract.test_mqtt_link import Setup, both, cut, until
 

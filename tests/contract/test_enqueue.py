@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from daemon.admission import Accepted, Outcome, Refused
 from daemon.errors import LeaseLostError, StorageError
 from daemon.events import rejection_messages
 from daemon.jobs import MAX_MEDIA_STORE_ID, JobState
+from daemon.queue.admission import Accepted, Outcome, Refused
 from tests.queue_bench import FACES, IMAGE, NOON, Bench, open_bench, submission
 
 ID = "550E8400-e29b-41d4-a716-446655440000"

@@ -171,6 +171,16 @@ async def test_the_body_may_name_the_reply_topic_for_mqtt_3(bench: Bench, intake
     assert told[-1].topic == "inference/reply/me"
 
 
+async def test_of_two_reply_topics_a_refusal_goes_to_the_bodys(
+    bench: Bench, intake: Intake
+) -> None:
+    body = {"media_store_id": "x", "reply_to": "inference/reply/body"}
+
+    told = await send(intake, bench, body, response_topic="inference/reply/property")
+
+    assert [each.topic for each in told[1:]] == ["inference/reply/body"]
+
+
 async def test_a_request_that_cannot_be_stored_is_not_acknowledged(
     bench: Bench, intake: Intake
 ) -> None:

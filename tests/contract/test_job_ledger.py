@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from daemon import job_ledger
-from daemon.admission import Accepted
-from daemon.job_ledger import JobLedger, KnownJob
 from daemon.jobs import Job, JobState, TaskType
-from daemon.migration import released_migrations
+from daemon.queue import job_ledger
+from daemon.queue.admission import Accepted
+from daemon.queue.job_ledger import JobLedger, KnownJob
+from daemon.queue.migration import released_migrations
 from tests.queue_bench import IMAGE, Bench, submission
 
 FACES = TaskType.FACE_EMBEDDING

@@ -12,11 +12,13 @@ import pytest
 
 from daemon.errors import ConflictError, JobNotFoundError, LeaseLostError, StorageError
 from daemon.identity import is_alive, is_dead, own_identity
-from daemon.job_queue import JobQueue
 from daemon.jobs import Job, JobState, Lease, TaskType
-from daemon.settlement import Settlement
-from daemon.verbs import reclaiming
-from daemon.verbs.reclaiming import ORPHANED_MS
+from daemon.queue import job_listing
+from daemon.queue.job_listing import JobSelection
+from daemon.queue.job_queue import JobQueue
+from daemon.queue.settlement import Settlement
+from daemon.queue.verbs import reclaiming
+from daemon.queue.verbs.reclaiming import ORPHANED_MS
 from tests.queue_bench import (
     FACES,
     IMAGE,
@@ -1054,7 +1056,7 @@ async def test_jobs_are_listed_newest_first(bench: Bench) -> None:
     for number in range(3):
         await bench.accept(number)
 
-    assert [job.media_store_id for job in await bench.queue.list_jobs()] == [2, 1, 0]
+    assert [job.media_store_id for job in (await bench.queue.list_jobs()).jobs] == [2, 1, 0]
 
 
 async def test_pages_follow_each_other_while_jobs_come_in(bench: Bench) -> None:
@@ -1063,9 +1065,26 @@ async def test_pages_follow_each_other_while_jobs_come_in(bench: Bench) -> None:
     first = await bench.queue.list_jobs(limit=2)
     await bench.accept(9)
 
-    second = await bench.queue.list_jobs(limit=2, after=first[-1].job_id)
+    second = await bench.queue.list_jobs(limit=2, after=first.next)
+    by_job_id = await bench.queue.list_jobs(limit=2, after=first.jobs[-1].job_id)
 
-    assert [job.media_store_id for job in first + second] == [4, 3, 2, 1]
+    assert [job.media_store_id for job in first.jobs + second.jobs] == [4, 3, 2, 1]
+    assert by_job_id == second
+
+
+async def test_pages_follow_each_other_though_jobs_between_them_are_deleted(bench: Bench) -> None:
+    for number in range(5):
+        await bench.accept(number)
+    first = await bench.queue.list_jobs(limit=2)
+    gone = (await bench.queue.list_jobs()).jobs[1:3]
+    for job in gone:
+        await bench.queue.cancel(job.job_id)
+        await bench.queue.forget(job.job_id)
+
+    second = await bench.queue.list_jobs(limit=2, after=first.next)
+
+    assert [job.media_store_id for job in second.jobs] == [1, 0]
+    assert second.next is None
 
 
 async def test_a_list_can_be_narrowed(bench: Bench) -> None:
@@ -1074,9 +1093,43 @@ async def test_a_list_can_be_narrowed(bench: Bench) -> None:
     await bench.accept(3, IMAGE)
     await bench.lease(IMAGE, 1)
 
-    found = await bench.queue.list_jobs(status=JobState.PENDING, task_type=IMAGE)
+    asked = JobSelection(status=JobState.PENDING, task_type=IMAGE)
+    found = await bench.queue.list_jobs(asked)
 
-    assert [job.media_store_id for job in found] == [3]
+    assert [job.media_store_id for job in found.jobs] == [3]
+
+
+@pytest.mark.parametrize("status", JobState)
+async def test_a_list_by_status_holds_all_of_them_however_far_back_they_are(
+    bench: Bench, status: JobState, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await bench.accept(300)
+    await bench.lease_one()
+    await bench.accept(301)
+    await EXITS["retry"](bench.queue, await bench.lease_one())
+    for number in range(4):
+        await bench.accept(number)
+        await bench.queue.complete(await bench.lease_one(), {})
+        await bench.accept(number + 100, FACES)
+        await bench.queue.bury(await bench.lease_one(FACES), code="c", message="m")
+        await bench.accept(number + 200, FACES)
+        lease = await bench.lease_one(FACES)
+        await bench.queue.give_up_sync(lease, {}, run_at=NOON, code="c", message="m")
+    for number in range(400, 405):
+        await bench.accept(number)
+    everything = (await bench.queue.list_jobs()).jobs
+    monkeypatch.setattr(job_listing, "STRETCH", 3)
+
+    listed, after = list[Job](), None
+    while True:
+        page = await bench.queue.list_jobs(JobSelection(status=status), limit=2, after=after)
+        listed += page.jobs
+        after = page.next
+        if after is None:
+            break
+
+    assert listed == [job for job in everything if job.status is status]
+    assert listed
 
 
 async def test_a_page_after_no_job_is_not_found(bench: Bench) -> None:
@@ -1114,7 +1167,7 @@ async def test_pruning_takes_the_oldest_finished_jobs_in_small_batches(bench: Be
     counts = [await bench.queue.prune(before=NOON + 3000, limit=2) for _ in range(3)]
 
     assert counts == [2, 1, 0]
-    assert [job.media_store_id for job in await bench.queue.list_jobs()] == [4, 3]
+    assert [job.media_store_id for job in (await bench.queue.list_jobs()).jobs] == [4, 3]
 
 
 async def test_pruning_leaves_live_jobs_and_undelivered_results(bench: Bench) -> None:

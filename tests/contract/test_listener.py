@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from daemon.database import Database
 from daemon.errors import StorageError
 from daemon.events import Message
 from daemon.intake import Intake
-from daemon.job_queue import JobQueue
 from daemon.jobs import TaskType
-from daemon.queue_backend import Connection
+from daemon.queue.backend import Connection
+from daemon.queue.database import Database
+from daemon.queue.job_queue import JobQueue
 from daemon.requests import parse_request
 from daemon.settings import QueueSettings
 from tests.queue_bench import NOON

@@ -68,10 +68,10 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from daemon import mqtt_client
 from daemon.errors import PublishError
-from daemon.mqtt import MqttLink
-from daemon.mqtt_sender import TooLargeError
+from daemon.mqtt import client as mqtt_client
+from daemon.mqtt.link import MqttLink
+from daemon.mqtt.sender import TooLargeError
 from daemon.requests import MqttRequest
 from daemon.settings import MqttSettings
 from tests.broker import AsyncClient, Broker, Message, Version
@@ -1176,8 +1176,8 @@ async def test_death_of_the_process_is_told_by_the_will(shared: Broker, version:
     script = """
         import asyncio, sys
         from pydantic import SecretStr
-        from daemon import mqtt_client
-        from daemon.mqtt import MqttLink
+        from daemon.mqtt import client as mqtt_client
+        from daemon.mqtt.link import MqttLink
         from daemon.settings import MqttSettings
 
         async def on_request(request):

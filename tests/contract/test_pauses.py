@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from daemon.database import Database
 from daemon.errors import ChangedError, InvalidRequestError
 from daemon.jobs import JobState
-from daemon.pauses import Pause, Seen
+from daemon.queue.database import Database
+from daemon.queue.pauses import Pause, Seen
 from tests.queue_bench import (
     DEADLINE,
     FACES,

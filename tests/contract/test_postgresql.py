@@ -13,15 +13,15 @@ from typing import Any
 import asyncpg
 import pytest
 
-from daemon import installation, job_ledger, outbox_statements, roles, statements
 from daemon.errors import ConfigError, LeaseLostError, StorageError
 from daemon.jobs import JobState
-from daemon.migration import Migration, released_migrations
-from daemon.postgresql import schema
-from daemon.postgresql.backend import PostgresDatabase
-from daemon.postgresql.clock import DatabaseClock
-from daemon.postgresql.statements import TEXTS, text_of
-from daemon.queue_backend import Connection
+from daemon.queue import installation, job_ledger, outbox_statements, roles, statements
+from daemon.queue.backend import Connection
+from daemon.queue.migration import Migration, released_migrations
+from daemon.queue.postgresql import schema
+from daemon.queue.postgresql.backend import PostgresDatabase
+from daemon.queue.postgresql.clock import DatabaseClock
+from daemon.queue.postgresql.statements import TEXTS, text_of
 from tests.postgresql import Cluster, schema_of
 from tests.queue_bench import IMAGE, Bench, open_bench, until
 
@@ -55,6 +55,11 @@ PLANS = {
     "REQUEUE_ALL": {"jobs_pkey", "jobs_pair"},
     "FORGET_ALL": {"jobs_job_id_key"},
     "LATEST": {"jobs_finished"},
+    "FIND_ROW": {"jobs_job_id_key"},
+    "STANDS_PENDING": {"jobs_ready", "jobs_suspect", "jobs_delayed"},
+    "STANDS_PROCESSING": {"jobs_leased"},
+    "STANDS_IN_ERROR": {"jobs_failed", "jobs_failed_media"},
+    "STANDS_IN_SYNC_FAILED": {"jobs_failed", "jobs_failed_media"},
     "HASTEN_JOBS": {"jobs_delayed"},
     "HASTEN_SYNCS": {"jobs_unsynced"},
 }
@@ -480,6 +485,6 @@ async def test_a_step_of_a_newer_daemon_costs_an_older_one_no_result(cluster: Cl
 async def test_a_step_may_take_longer_than_any_statement_of_the_verbs(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("daemon.postgresql.backend.COMMAND_SECONDS", 0.5)
+    monkeypatch.setattr("daemon.queue.postgresql.backend.COMMAND_SECONDS", 0.5)
 
     await opened(cluster.schema(), Migration(1, "slow", "SELECT pg_sleep(1.5)"))

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from daemon import statements as sql
-from daemon.admission import Accepted, Refused
 from daemon.errors import ConflictError, LeaseLostError
 from daemon.jobs import JobState, TaskType
-from daemon.postgresql.backend import PostgresDatabase
-from daemon.queue_backend import Connection, TakenError, Turn
+from daemon.queue import statements as sql
+from daemon.queue.admission import Accepted, Refused
+from daemon.queue.backend import Connection, TakenError, Turn
+from daemon.queue.postgresql.backend import PostgresDatabase
 from tests.postgresql import Cluster, schema_of
 from tests.queue_bench import (
     DEADLINE,

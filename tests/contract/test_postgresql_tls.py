@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import NameOID
 
 from daemon.errors import ConfigError
-from daemon.postgresql.backend import PostgresDatabase
+from daemon.queue.postgresql.backend import PostgresDatabase
 from tests.postgresql import Cluster, schema_of
 from tests.queue_bench import DEADLINE
 

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from daemon import outbox, statements
-from daemon.migration import released_migrations
+from daemon import outbox
+from daemon.queue import statements
+from daemon.queue.migration import released_migrations
 
 FINISHED = 4000
 BY_JOB_ID = "SEARCH jobs USING INDEX sqlite_autoindex_jobs_1 (job_id=?)"
@@ -75,6 +76,17 @@ PLANS = {
         "SEARCH jobs USING INDEX jobs_pair (media_store_id=?)",
         "SEARCH jobs USING INDEX jobs_failed_media (media_store_id=?)",
     ],
+    "NEWEST_ROW": ["SEARCH jobs"],
+    "FIND_ROW": ["SEARCH jobs USING COVERING INDEX sqlite_autoindex_jobs_1 (job_id=?)"],
+    # What stands so, and never what is completed.
+    "STANDS_PENDING": [
+        "SCAN jobs USING INDEX jobs_ready",
+        "SCAN jobs USING INDEX jobs_suspect",
+        "SEARCH jobs USING INDEX jobs_delayed (run_at>?)",
+    ],
+    "STANDS_PROCESSING": ["SCAN jobs USING INDEX jobs_leased"],
+    "STANDS_IN_ERROR": ["SCAN jobs USING COVERING INDEX jobs_failed"],
+    "STANDS_IN_SYNC_FAILED": ["SCAN jobs USING COVERING INDEX jobs_failed"],
     "FORGET_ALL": [BY_JOB_ID],
     "FORGET": [BY_JOB_ID],
     "DROP": [BY_JOB_ID],
@@ -118,9 +130,18 @@ PLANS = {
     "RESUME": [PAUSE_BY_TASK],
     # As many rows as there are task types.
     "FIND_PAUSES": ["SCAN pauses"],
-    # Once at a start or a few times a minute, over the unpublished events only.
-    "FIND_OWNERS": ["SCAN outbox"],
-    "FIND_OLD_OWNERS": ["SCAN outbox"],
+    # From owner to owner; of each the first old event.
+    "FIND_OWNERS": [
+        "SEARCH outbox USING INDEX outbox_ready",
+        "SEARCH outbox USING INDEX outbox_ready (owner>?)",
+        "SEARCH outbox USING INDEX outbox_delayed (run_at>?)",
+    ],
+    "FIND_OLD_OWNERS": [
+        "SEARCH outbox USING INDEX outbox_ready",
+        "SEARCH outbox USING INDEX outbox_ready (owner>?)",
+        "SEARCH outbox USING INDEX outbox_ready (owner=?)",
+        "SEARCH outbox USING INDEX outbox_delayed (run_at>?)",
+    ],
     "ADOPT": [
         OUTBOX_BY_ROWID,
         "SEARCH outbox USING INDEX outbox_ready (owner=?)",
@@ -202,6 +223,30 @@ def test_finished_jobs_cost_a_statement_nothing(
     empty.close()
     # Steps of SQLite's own machine, counted one by one: no clock is asked.
     assert steps[0] <= steps[1] + 20
+
+
+@pytest.mark.parametrize(
+    ("statement", "parameters", "owners"),
+    [
+        (statements.FIND_OWNERS, (), {"ours", "dead", "refused"}),
+        (statements.FIND_OLD_OWNERS, ("ours", 5), {"dead"}),
+    ],
+)
+def test_who_has_events_is_found_for_the_same_however_many_they_are(
+    tmp_path: Path, statement: str, parameters: tuple[Any, ...], owners: set[str]
+) -> None:
+    steps = []
+    for waiting in (3, 1000):
+        connection = a_file(tmp_path / f"{waiting}.db", 0)
+        insert = "INSERT INTO outbox (owner, topic, payload, created_at, run_at) VALUES (?,?,?,?,?)"
+        for owner in ("ours", "dead"):
+            connection.executemany(insert, [(owner, "t", "{}", 1, None)] * waiting)
+        connection.execute(insert, ("refused", "t", "{}", 9, 1))
+        assert {row[0] for row in connection.execute(statement, parameters)} == owners
+        steps.append(steps_of(connection, statement, parameters))
+        connection.close()
+
+    assert steps[1] <= steps[0] + 20
 
 
 def test_jobs_that_wait_cost_the_lease_of_a_paused_task_type_nothing(tmp_path: Path) -> None:

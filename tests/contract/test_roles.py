@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from daemon.installation import read_installation
-from daemon.queue_backend import QueueBackend
-from daemon.roles import RETIRED_MS, Roles
+from daemon.queue.backend import QueueBackend
+from daemon.queue.installation import read_installation
+from daemon.queue.roles import RETIRED_MS, Roles
 from tests.queue_bench import ManualClock, database_at
 
 LEASE = 15.0

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from daemon.database import Database
 from daemon.errors import ConfigError, StorageError
-from daemon.migration import Migration, released_migrations, split_statements
-from daemon.queue_backend import Connection
+from daemon.queue.backend import Connection
+from daemon.queue.database import Database
+from daemon.queue.migration import Migration, released_migrations, split_statements
 from tests.queue_bench import DEADLINE, Bench, open_bench
 
 FIRST = Migration(1, "first", "CREATE TABLE a (x INTEGER) STRICT;")

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from daemon.database import Database
 from daemon.errors import ConfigError
-from daemon.migration import Migration, check_ledger, released_migrations, to_ledger
-from daemon.postgresql.backend import PostgresDatabase
-from daemon.schema import read_schema
+from daemon.queue.database import Database
+from daemon.queue.migration import Migration, check_ledger, released_migrations, to_ledger
+from daemon.queue.postgresql.backend import PostgresDatabase
+from daemon.queue.schema import read_schema
 from tests.postgresql import Cluster, schema_of
 
 UNMARKED = {"": 7, "postgresql": 4}

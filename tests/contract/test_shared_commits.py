@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from daemon.database import Database
 from daemon.errors import StorageError
-from daemon.migration import Migration
-from daemon.queue_backend import Connection, TakenError
-from daemon.sqlite_writer import MOST
+from daemon.queue.backend import Connection, TakenError
+from daemon.queue.database import Database
+from daemon.queue.migration import Migration
+from daemon.queue.sqlite_writer import MOST
 from tests.queue_bench import DEADLINE
 
 FIRST = Migration(1, "numbers", "CREATE TABLE numbers (n INTEGER UNIQUE) STRICT;")

@@ -6,14 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from qdrant_client import AsyncQdrantClient
 
 from handlers.image_store import QdrantImageStore
 from handlers.inference import Vector
-from handlers.qdrant_edge import EdgeEngine
-from handlers.qdrant_local import LocalEngine
-from handlers.qdrant_server import ServerEngine
-from handlers.vector_engine import (
+from handlers.qdrant.qdrant_edge import EdgeEngine
+from handlers.qdrant.qdrant_local import LocalEngine
+from handlers.qdrant.qdrant_server import ServerEngine
+from handlers.qdrant.vector_engine import (
     AtLeast,
     Condition,
     Equals,
@@ -25,6 +24,7 @@ from handlers.vector_engine import (
     SharedEngine,
     VectorEngine,
 )
+from tests.vector_engines import MemoryClient
 
 # The server engine speaks to the library's in-memory server here, which has no indexes.
 pytestmark = pytest.mark.filterwarnings("ignore:Payload indexes have no effect")
@@ -44,7 +44,7 @@ def shared(request: pytest.FixtureRequest, tmp_path: Path) -> SharedEngine:
     makers: dict[str, Callable[[], VectorEngine]] = {
         "edge": lambda: EdgeEngine(tmp_path / "v"),
         "local": lambda: LocalEngine(tmp_path / "v"),
-        "server": lambda: ServerEngine("http://memory:6333", client=AsyncQdrantClient(":memory:")),
+        "server": lambda: ServerEngine("http://memory:6333", client=MemoryClient(":memory:")),
     }
     return SharedEngine(makers[request.param])
 

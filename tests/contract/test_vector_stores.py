@@ -1,66 +1,37 @@
 """One promise after the other, kept by every vector engine alike."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
 from uuid import uuid4
 
 import numpy as np
 import pytest
-from qdrant_client import AsyncQdrantClient, models
+from qdrant_client import models
 
 from daemon.errors import ConfigError, DependencyDownError, PermanentError, RetryableError
-from handlers.face_store import QdrantFaceStore
+from handlers.face_store import PictureFaces, QdrantFaceStore
 from handlers.image_store import QdrantImageStore
 from handlers.inference import Vector
-from handlers.qdrant_edge import EdgeEngine
-from handlers.qdrant_local import LocalEngine
-from handlers.qdrant_server import ServerEngine
-from handlers.vector_engine import (
+from handlers.qdrant.qdrant_server import ServerEngine
+from handlers.qdrant.vector_engine import (
     AtLeast,
     CollectionSpec,
     Equals,
     Filter,
     Point,
     SharedEngine,
-    VectorEngine,
 )
-from handlers.vector_points import face_point_id
+from handlers.qdrant.vector_points import face_point_id
+from tests.vector_engines import ENGINES, MemoryClient, Place, place_of
 
 # The server engine speaks to the library's in-memory server here, which has no indexes.
 pytestmark = pytest.mark.filterwarnings("ignore:Payload indexes have no effect")
 
-Place: TypeAlias = Callable[[], SharedEngine]
-"""Gives an engine; each time another one on the same data, as after a restart."""
 
-
-class MemoryClient(AsyncQdrantClient):
-    """Survives `close`, as a server does, so that a second engine finds the data."""
-
-    async def close(self, *args: Any, **kwargs: Any) -> None:
-        """Keep the data."""
-
-
-@pytest.fixture(params=["edge", "local", "server"])
+@pytest.fixture(params=ENGINES)
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
-    make: Callable[[], VectorEngine]
-    match request.param:
-        case "edge":
-
-            def make() -> VectorEngine:
-                return EdgeEngine(tmp_path / "v")
-        case "local":
-
-            def make() -> VectorEngine:
-                return LocalEngine(tmp_path / "v")
-        case _:
-            client = MemoryClient(":memory:")
-
-            def make() -> VectorEngine:
-                return ServerEngine("http://memory:6333", client=client)
-
-    return lambda: SharedEngine(make)
+    return place_of(request.param, tmp_path / "v")
 
 
 @pytest.fixture
@@ -87,6 +58,12 @@ def unit(seed: int) -> Vector:
 def face(media_store_id: int, index: int, *, job_id: str = "j") -> Point:
     payload = {"media_store_id": media_store_id, "face_index": index, "job_id": job_id}
     return Point(face_point_id(media_store_id, index), vector(index), payload)
+
+
+async def write(store: QdrantFaceStore, media_store_id: int, points: Sequence[Point]) -> None:
+    part = await store.searched()
+    picture = PictureFaces(media_store_id, {"media_store_id": media_store_id}, points)
+    assert await store.write({part.fingerprint: picture}) == ()
 
 
 async def indexes_of(store: QdrantFaceStore, media_store_id: int) -> list[int]:
@@ -307,11 +284,11 @@ async def test_a_picture_may_be_named_by_a_string(faces: QdrantFaceStore) -> Non
 
 
 async def test_a_rerun_that_finds_fewer_faces_leaves_none_behind(faces: QdrantFaceStore) -> None:
-    await faces.replace(5, [face(5, i) for i in range(4)])
-    await faces.replace(6, [face(6, i) for i in range(4)])
+    await write(faces, 5, [face(5, i) for i in range(4)])
+    await write(faces, 6, [face(6, i) for i in range(4)])
 
     for _ in range(2):
-        await faces.replace(5, [face(5, i, job_id="again") for i in range(2)])
+        await write(faces, 5, [face(5, i, job_id="again") for i in range(2)])
 
     points = await faces.find_by_media_store_id(5)
     assert [point.payload["face_index"] for point in points] == [0, 1]
@@ -320,18 +297,18 @@ async def test_a_rerun_that_finds_fewer_faces_leaves_none_behind(faces: QdrantFa
 
 
 async def test_a_rerun_that_finds_no_face_leaves_none(faces: QdrantFaceStore) -> None:
-    await faces.replace(5, [face(5, 0)])
+    await write(faces, 5, [face(5, 0)])
 
-    await faces.replace(5, [])
+    await write(faces, 5, [])
 
     assert await faces.count() == 0
 
 
-async def test_replace_refuses_faces_of_another_picture(faces: QdrantFaceStore) -> None:
+async def test_faces_of_another_picture_are_refused(faces: QdrantFaceStore) -> None:
     with pytest.raises(ValueError, match="face 0 of picture 5"):
-        await faces.replace(5, [face(6, 0)])
+        await write(faces, 5, [face(6, 0)])
     with pytest.raises(ValueError, match="face 0 of picture 5"):
-        await faces.replace(5, [face(5, 1)])
+        await write(faces, 5, [face(5, 1)])
 
 
 # ---- models
@@ -671,7 +648,7 @@ async def test_plain_code_is_refused_inside_asyncio(images: QdrantImageStore) ->
 
 
 async def test_a_server_that_compares_otherwise_is_refused() -> None:
-    client = AsyncQdrantClient(":memory:")
+    client = MemoryClient(":memory:")
     await client.create_collection(
         "image_embeddings", models.VectorParams(size=512, distance=models.Distance.DOT)
     )

@@ -6,10 +6,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from daemon.database import Database
 from daemon.errors import StorageError
-from daemon.postgresql.backend import PostgresDatabase
-from daemon.queue_backend import Connection, QueueBackend
+from daemon.queue.backend import Connection, QueueBackend
+from daemon.queue.database import Database
+from daemon.queue.postgresql.backend import PostgresDatabase
 from tests.postgresql import Cluster, schema_of
 from tests.queue_bench import DEADLINE, open_bench
 

@@ -14,9 +14,10 @@ from typing import Any, ClassVar
 
 import aiosqlite.core
 
-from daemon import outbox, statements
-from daemon.postgresql import backend
-from handlers import collection_parts
+from daemon import outbox
+from daemon.queue import statements
+from daemon.queue.postgresql import backend
+from handlers.vectors import collection_parts
 from tests.crash.points import POINTS, Call, Commit, Point, Statement
 
 DEATH_CRY = "killed by its fault"
@@ -32,7 +33,7 @@ def statement_names() -> dict[str, str]:
         text: f"{prefix}{name.removesuffix('_ONE')}"
         for prefix, module in (("", statements), ("outbox.", outbox))
         for name, text in vars(module).items()
-        if name.isupper() and isinstance(text, str)
+        if name.isupper() and not name.startswith("_") and isinstance(text, str)
     }
 
 

@@ -24,7 +24,7 @@ from typing import Any, NoReturn
 from daemon import __main__ as entry
 from daemon import app
 from daemon.cli import migrate, serve
-from handlers import qdrant_edge
+from handlers.qdrant import qdrant_edge
 from tests.crash import faults, stand_ins
 
 IMPORTED = (app, migrate, serve, qdrant_edge)

@@ -11,9 +11,9 @@ import numpy as np
 
 from daemon.jobs import JsonObject
 from handlers.inference import Vector
-from handlers.qdrant_edge import EdgeEngine
-from handlers.vector_engine import CollectionSpec, Point, PointId
-from handlers.vector_points import face_point_id
+from handlers.qdrant.qdrant_edge import EdgeEngine
+from handlers.qdrant.vector_engine import CollectionSpec, Point, PointId
+from handlers.qdrant.vector_points import face_point_id
 from tests.crash.queues import Queue
 from tests.crash.recorder import TERMINAL, Heard
 from tests.crash.stand_ins import DIMENSION, colour_of, vector_of

@@ -101,7 +101,7 @@ def _start_and_intake() -> Iterator[Point]:
     yield from _around(
         Phase.START,
         "a collection is claimed",
-        "handlers.model_record:Records.write_claim",
+        "handlers.vectors.model_record:Records.write_claim",
     )
     yield from _around(Phase.START, "models are loaded", "handlers.handler_set:HandlerSet.preload")
     yield from _around(Phase.INTAKE, "a message is taken", "daemon.intake:Intake.on_request")
@@ -114,35 +114,37 @@ def _start_and_intake() -> Iterator[Point]:
 
 
 def _work() -> Iterator[Point]:
-    store = "handlers.media_store:MediaStoreClient"
+    store = "handlers.media.media_store:MediaStoreClient"
     yield from _around(Phase.WORK, "a picture is fetched", f"{store}.fetch")
     yield Point(
         name="amid the fetch of a picture",
         phase=Phase.WORK,
-        place=Call(target="handlers.media_store:read_file", when="before"),
+        place=Call(target="handlers.media.media_store:read_file", when="before"),
     )
     yield from _around(
-        Phase.WORK, "a picture is decoded", "handlers.decoder_pool:DecoderProcess.decode"
+        Phase.WORK, "a picture is decoded", "handlers.media.decoder_pool:DecoderProcess.decode"
     )
-    yield from _around(Phase.WORK, "a model has run", "handlers.device:ModelRunner.infer_and_tell")
+    yield from _around(
+        Phase.WORK, "a model has run", "handlers.lanes.device:ModelRunner.infer_and_tell"
+    )
     yield from _around(
         Phase.WORK,
         "a picture's vector is stored",
-        "handlers.qdrant_edge:EdgeEngine.upsert",
+        "handlers.qdrant.qdrant_edge:EdgeEngine.upsert",
         _into("image_embeddings"),
     )
-    yield from _around(Phase.WORK, "a job is completed", "daemon.job_queue:JobQueue.complete")
+    yield from _around(Phase.WORK, "a job is completed", "daemon.queue.job_queue:JobQueue.complete")
     yield from _around(Phase.WORK, "face results are delivered", f"{store}.post_face_results")
-    yield from _around(Phase.WORK, "a job is put back", "daemon.job_queue:JobQueue.retry")
+    yield from _around(Phase.WORK, "a job is put back", "daemon.queue.job_queue:JobQueue.retry")
     yield from _around(
-        Phase.WORK, "an undelivered result is kept", "daemon.job_queue:JobQueue.keep"
+        Phase.WORK, "an undelivered result is kept", "daemon.queue.job_queue:JobQueue.keep"
     )
-    yield from _around(Phase.WORK, "a job is buried", "daemon.job_queue:JobQueue.bury")
+    yield from _around(Phase.WORK, "a job is buried", "daemon.queue.job_queue:JobQueue.bury")
     yield Point(
         name="between the chunks of an upsert",
         phase=Phase.FACES,
         place=Call(
-            target="handlers.qdrant_edge:EdgeEngine.upsert",
+            target="handlers.qdrant.qdrant_edge:EdgeEngine.upsert",
             when="after",
             match=_into("face_embeddings"),
         ),
@@ -150,11 +152,11 @@ def _work() -> Iterator[Point]:
     yield from _around(
         Phase.FACES,
         "faces of a former run are removed",
-        "handlers.qdrant_edge:EdgeEngine.delete_where",
+        "handlers.qdrant.qdrant_edge:EdgeEngine.delete_where",
         _into("face_embeddings"),
     )
     yield from _around(
-        Phase.LATE, "a result is given up for now", "daemon.job_queue:JobQueue.give_up_sync"
+        Phase.LATE, "a result is given up for now", "daemon.queue.job_queue:JobQueue.give_up_sync"
     )
     yield from _around(
         Phase.LATE,
@@ -167,7 +169,7 @@ def _events() -> Iterator[Point]:
     yield Point(
         name="before an event is published",
         phase=Phase.WORK,
-        place=Call(target="daemon.mqtt:MqttLink.publish_all", when="before", match=_has_event),
+        place=Call(target="daemon.mqtt.link:MqttLink.publish_all", when="before", match=_has_event),
     )
     yield Point(
         name="after an event is sent, before its PUBACK",
@@ -177,15 +179,17 @@ def _events() -> Iterator[Point]:
     yield Point(
         name="after an event's PUBACK, before it is ticked off",
         phase=Phase.WORK,
-        place=Call(target="daemon.mqtt:MqttLink.publish_all", when="after", match=_has_event),
+        place=Call(target="daemon.mqtt.link:MqttLink.publish_all", when="after", match=_has_event),
     )
 
 
 def _by_hand() -> Iterator[Point]:
     yield from _around(
-        Phase.CANCEL, "a cancel is taken", "daemon.cancellation:Cancellation.on_cancel"
+        Phase.CANCEL, "a cancel is taken", "daemon.worker.cancellation:Cancellation.on_cancel"
     )
-    yield from _around(Phase.CANCEL, "a running job is cancelled", "daemon.worker:Worker.cancel")
+    yield from _around(
+        Phase.CANCEL, "a running job is cancelled", "daemon.worker.worker:Worker.cancel"
+    )
 
 
 def _left_behind() -> Iterator[Point]:
@@ -196,7 +200,7 @@ def _left_behind() -> Iterator[Point]:
         *_around(
             Phase.WORK,
             "what the dead left is taken back",
-            "daemon.job_queue:JobQueue.reclaim_dead",
+            "daemon.queue.job_queue:JobQueue.reclaim_dead",
         ),
     ):
         yield Point(name=point.name, phase=point.phase, place=point.place, needs_dead=True)
@@ -204,14 +208,14 @@ def _left_behind() -> Iterator[Point]:
 
 def _stop() -> Iterator[Point]:
     for what, target in (
-        ("the broker is told of the stop", "daemon.mqtt:MqttLink.drain"),
-        ("the worker drains", "daemon.worker:Worker.drain"),
-        ("a running job is given back", "daemon.job_queue:JobQueue.release"),
+        ("the broker is told of the stop", "daemon.mqtt.link:MqttLink.drain"),
+        ("the worker drains", "daemon.worker.worker:Worker.drain"),
+        ("a running job is given back", "daemon.queue.job_queue:JobQueue.release"),
         ("the last events are sent", "daemon.outbox:Outbox.flush"),
-        ("the link says goodbye", "daemon.mqtt:disconnect"),
-        ("the vectors are closed", "handlers.qdrant_edge:EdgeEngine.close"),
-        ("the queue is closed", "daemon.job_queue:JobQueue.__aexit__"),
-        ("the database is closed", "daemon.database:Database.close"),
+        ("the link says goodbye", "daemon.mqtt.link:disconnect"),
+        ("the vectors are closed", "handlers.qdrant.qdrant_edge:EdgeEngine.close"),
+        ("the queue is closed", "daemon.queue.job_queue:JobQueue.__aexit__"),
+        ("the database is closed", "daemon.queue.database:Database.close"),
     ):
         yield from _around(Phase.STOP, what, target)
 

@@ -9,8 +9,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, Protocol
 
-from daemon.database import Database
-from daemon.postgresql.backend import PostgresDatabase
+from daemon.queue.database import Database
+from daemon.queue.postgresql.backend import PostgresDatabase
 from tests.postgresql import Cluster, schema_of
 
 LEAVING_SECONDS = 10.0

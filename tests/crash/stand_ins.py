@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from daemon import worker
+from daemon.worker import worker
 from handlers import clip_opener, face_embedding, face_opener
-from handlers.faces import Face
+from handlers.faces.face import Face
 from handlers.inference import MLInference, Pixels, Provenance, Result, Vector
 
 DIMENSION = 512

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from daemon.database import Database
-from daemon.migration import backup_path, released_migrations
+from daemon.queue.database import Database
+from daemon.queue.migration import backup_path, released_migrations
 from tests.crash.lives import Forge
 
 MIGRATIONS = released_migrations()

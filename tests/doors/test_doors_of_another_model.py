@@ -20,7 +20,8 @@ from daemon.settings import DoorsSettings
 from handlers import direct
 from handlers.assembly import open_handlers
 from handlers.handler_set import HandlerSet
-from handlers.model_change import ModelChange
+from handlers.image_store import QdrantImageStore
+from handlers.model_change.change import ModelChange
 from http_shim.app import create_immich_app, serve
 from tests.acceptance.rig import MediaStore
 from tests.doors.stand_in import Vector, float32
@@ -55,8 +56,7 @@ class World:
 
     @property
     def change(self) -> ModelChange:
-        assert self.handlers.model_change is not None
-        return self.handlers.model_change
+        return self.handlers.model_changes[QdrantImageStore.collection]
 
     async def stored(self) -> Vector:
         """Return the vector of picture 1 that a search compares with."""

@@ -19,8 +19,8 @@ import pytest
 from jinja2 import StrictUndefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from daemon.home_discovery import discovery, node_id
 from daemon.jobs import TaskType
+from daemon.mqtt.home_discovery import discovery, node_id
 from tests.acceptance.rig import MQTT, Daemon, MediaStore
 from tests.broker import Broker, Client, Message
 from tests.waiting import wait_until

@@ -13,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-import daemon.database
+import daemon.queue.database
 from daemon.__main__ import main
 from handlers import clip_opener, face_opener
 from tests.crash.faults import watch_connections
@@ -48,7 +48,7 @@ def install_clock(file: Path) -> None:
 
 def install_busy_timeout(milliseconds: int) -> None:
     """Let the queue give up on a lock so soon."""
-    wait = daemon.database.Database.__init__.__kwdefaults__
+    wait = daemon.queue.database.Database.__init__.__kwdefaults__
     assert wait is not None
     assert "busy_timeout_ms" in wait
     wait["busy_timeout_ms"] = milliseconds

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from handlers.engine_choice import embedded_engine
 from handlers.inference import Vector
-from handlers.vector_engine import CollectionSpec, VectorEngine
-from handlers.vector_points import face_point_id, legal_id
+from handlers.qdrant.vector_engine import CollectionSpec, VectorEngine
+from handlers.qdrant.vector_points import face_point_id, legal_id
+from handlers.vectors.engine_choice import embedded_engine
 from tests.broker import Message
 from tests.faults.rig import Promise
 from tests.faults.stand_ins import colour, vector_of

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from daemon.settings import Settings
-from handlers.faces import Face
+from handlers.faces.face import Face
 from handlers.inference import ModelInference, Provenance, Vector
 
 SIDE = 96

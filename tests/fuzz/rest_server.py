@@ -16,9 +16,9 @@ from daemon.jobs import TaskType
 from daemon.settings import AuthSettings
 from handlers.face_store import QdrantFaceStore
 from handlers.image_store import QdrantImageStore
-from handlers.qdrant_edge import EdgeEngine
-from handlers.stored_vectors import StoredVectors
-from handlers.vector_engine import SharedEngine
+from handlers.qdrant.qdrant_edge import EdgeEngine
+from handlers.qdrant.vector_engine import SharedEngine
+from handlers.search.stored_vectors import StoredVectors
 from tests.doors.stand_in import StandIn
 from tests.integration.rest_rig import Rig, rest
 from tests.integration.test_search_routes import Scripted

@@ -10,18 +10,18 @@ from typing import Any, cast
 import pytest
 from hypothesis import event, given
 
-from daemon.cancellation import Cancellation
-from daemon.database import Database
-from daemon.inbox import receiver
 from daemon.intake import Intake
-from daemon.job_queue import JobQueue
 from daemon.jobs import TaskType
-from daemon.queue_backend import Connection
-from daemon.removal import Removal
+from daemon.mqtt.inbox import receiver
+from daemon.queue.backend import Connection
+from daemon.queue.database import Database
+from daemon.queue.job_queue import JobQueue
 from daemon.requests import MAX_CORRELATION_BYTES, MqttRequest
 from daemon.settings import QueueSettings
 from daemon.topics import is_probe
+from daemon.upkeep.removal import Removal
 from daemon.wall_clock import epoch_ms
+from daemon.worker.cancellation import Cancellation
 from tests.documents import Mqtt
 from tests.fuzz.answers import asked, check_topic
 from tests.fuzz.messages import conversations

@@ -6,8 +6,8 @@ from types import TracebackType
 from typing import Self
 
 from daemon.errors import HandlerError
-from handlers.decoder_pool import DecoderProcess, memory_limit
-from handlers.images import Limits
+from handlers.media.decoder_pool import DecoderProcess, memory_limit
+from handlers.media.images import Limits
 from tests.hostile import watch
 from tests.hostile.verdicts import SIDE, Verdict, of_error, of_picture
 

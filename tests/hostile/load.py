@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from handlers.clip_input import read
 from handlers.image_store import QdrantImageStore
-from handlers.images import Limits
+from handlers.media.clip_input import read
+from handlers.media.images import Limits
 from tests.acceptance.rig import Daemon, MediaStore, answer, ask
 from tests.broker import Broker, Client
 from tests.clip_models import untrained

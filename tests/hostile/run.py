@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import median
 
 from bench.table import show
-from handlers.images import Limits
+from handlers.media.images import Limits
 from tests.hostile.decoders import Decoder, Measured
 from tests.hostile.load import Job, Memory, Outcome, jobs, run
 from tests.hostile.mutator import mutant

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 import pytest
 
 from daemon.errors import HandlerError
-from handlers.clip_input import read
-from handlers.images import Limits, decode
+from handlers.media.clip_input import read
+from handlers.media.images import Limits, decode
 from tests.hostile import watch
 from tests.hostile.anatomy import anatomy
 from tests.hostile.decoders import Decoder

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from daemon.errors import HandlerError, PermanentError
-from handlers.images import Limits
+from handlers.media.images import Limits
 from tests.pages import rows
 
 SIDE = 224

@@ -10,6 +10,11 @@ def resident(pid: int) -> int:
     return _status(pid, "VmRSS")
 
 
+def own(pid: int) -> int:
+    """Return those of `resident` that are no file's: code and mapped weights are not among them."""
+    return _status(pid, "RssAnon")
+
+
 def peak(pid: int) -> int:
     """Return the most bytes it had in memory since it began, or since `forget_peak`."""
     return _status(pid, "VmHWM")

@@ -10,19 +10,19 @@ from typing import Any
 
 import aiohttp
 
-from daemon.audit import Audit
-from daemon.audit_examination import Vectors as AuditedVectors
-from daemon.cancellation import Cancellation
-from daemon.database import Database
+from daemon.fleet.workers import Workers
 from daemon.health import Health
 from daemon.intake import Intake
-from daemon.job_ledger import JobLedger
-from daemon.job_queue import JobQueue
 from daemon.jobs import Job, JsonObject, Lease, TaskType
 from daemon.metrics import Metrics
-from daemon.removal import Removal
+from daemon.queue.database import Database
+from daemon.queue.job_ledger import JobLedger
+from daemon.queue.job_queue import JobQueue
 from daemon.settings import AuthSettings, DoorsSettings, QueueSettings
-from daemon.workers import Workers
+from daemon.upkeep.audit import Audit
+from daemon.upkeep.audit_examination import Vectors as AuditedVectors
+from daemon.upkeep.removal import Removal
+from daemon.worker.cancellation import Cancellation
 from http_shim.app import create_app, serve
 from http_shim.auth import Authenticator
 from http_shim.console.parts import Console

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from daemon.cli import audit, audit_steps, stored
-from daemon.database import Database
 from daemon.errors import ConfigError
-from daemon.migration import released_migrations
-from daemon.schema import read_schema
+from daemon.queue.database import Database
+from daemon.queue.migration import released_migrations
+from daemon.queue.schema import read_schema
 from demos.client import management
 from tests.integration.test_search_command import Door, door
 
@@ -187,6 +187,19 @@ def test_a_daemon_that_stays_busy_ends_the_audit_which_says_how_far_it_came(
     assert "the rest was not looked at" in said.err
     assert "16 searches are under way" in said.err
     assert len(door.asked) == 2
+
+
+def test_what_was_compared_is_told_where_its_very_first_mend_fails(
+    door: Door, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(audit_steps, "PATIENCE", 0.0)
+    door.pages = [step(finding("missing_vector", 12)), BUSY]
+
+    assert run_audit("--mend") == 3
+
+    said = capsys.readouterr()
+    assert "500 completed jobs and 1,000 vectors compared: 1 missing_vector" in said.err
+    assert "the rest was not looked at" in said.err
 
 
 def test_usage_is_exit_code_2(door: Door, capsys: pytest.CaptureFixture[str]) -> None:

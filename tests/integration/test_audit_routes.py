@@ -17,10 +17,10 @@ from daemon.jobs import TaskType
 from daemon.settings import AuthSettings
 from handlers.face_store import QdrantFaceStore
 from handlers.image_store import QdrantImageStore
-from handlers.qdrant_edge import EdgeEngine
-from handlers.stored_vectors import StoredVectors
-from handlers.vector_engine import Point, SharedEngine
-from handlers.vector_points import face_point_id
+from handlers.qdrant.qdrant_edge import EdgeEngine
+from handlers.qdrant.vector_engine import Point, SharedEngine
+from handlers.qdrant.vector_points import face_point_id
+from handlers.search.stored_vectors import StoredVectors
 from tests.integration.rest_rig import RESULT, Rig, rest
 
 IMAGES = TaskType.IMAGE_EMBEDDING

@@ -17,14 +17,14 @@ import pytest
 
 from daemon.backup.archive import Archive, Entry
 from daemon.backup.archive_writer import ArchiveWriter
-from daemon.database import Database
 from daemon.errors import ConfigError
 from daemon.identity import is_dead
-from daemon.migration import released_migrations
-from daemon.queue_backend import Connection
-from handlers.model_record import MODELS, Part, Record, Records, physical_name, record_ids
-from handlers.qdrant_edge import EdgeEngine
-from handlers.vector_engine import CollectionSpec, Point
+from daemon.queue.backend import Connection
+from daemon.queue.database import Database
+from daemon.queue.migration import released_migrations
+from handlers.qdrant.qdrant_edge import EdgeEngine
+from handlers.qdrant.vector_engine import CollectionSpec, Point
+from handlers.vectors.model_record import MODELS, Part, Record, Records, physical_name, record_ids
 from tests.faults.disk import small_disk
 from tests.qdrant_snapshots import snapshot_server
 

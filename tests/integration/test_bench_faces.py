@@ -6,10 +6,14 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 
+from bench import face_runtimes
 from bench.face_models import save_detector as save_random_detector
+from bench.rows import Row
 from daemon.settings import FacesSettings
-from handlers.scrfd_detector import ScrfdDetector
+from handlers.faces import openvino_session, runtimes
+from handlers.faces.scrfd_detector import ScrfdDetector
 from tests.unit.face_graphs import (
     detector_outputs,
     save_batch_detector,
@@ -60,6 +64,38 @@ def test_a_bench_without_models_says_which_are_missing(tmp_path: Path) -> None:
 
     assert done.returncode == 1
     assert "buffalo_l" in done.stderr
+
+
+@pytest.mark.usefixtures("openvino")
+def test_openvino_is_shown_beside_onnx_runtime_where_it_may_run_a_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(openvino_session, "is_installed", lambda: True)
+    monkeypatch.setattr(runtimes, "ROUNDS", 1)
+    outputs = detector_outputs()
+    scatter_faces(outputs, 5, np.random.default_rng(1))
+    faces = FacesSettings(
+        detector=save_batch_detector(tmp_path / "det_a.onnx", outputs, layout="rows"),
+        recogniser=str(save_recogniser(tmp_path / "w600k_a.onnx")),
+    )
+    picture = np.full((640, 640, 3), 90, np.uint8)
+
+    def rows(**asked: str) -> list[Row]:
+        settings = faces.model_copy(update=asked)
+        return face_runtimes.measure(settings, [picture] * 2, rounds=2, told="tiny ones")
+
+    found = rows()
+
+    assert [(row.name, row.unit) for row in found] == [
+        ("SCRFD det_a by OpenVINO / ONNX Runtime", "pictures/s"),
+        ("ArcFace w600k_a by OpenVINO / ONNX Runtime", "faces/s"),
+    ]
+    for row in found:
+        assert row.ours is not None
+        assert row.theirs is not None
+        assert row.ours.what.startswith("OpenVINO 20")
+        assert len(row.ours.figures) == len(row.theirs.figures) == 2
+    assert rows(runtime="onnxruntime") == []
 
 
 def test_the_random_detector_has_the_published_ones_layout(tmp_path: Path) -> None:

@@ -7,8 +7,8 @@ import pytest
 
 from bench import gpu_passes
 from bench.rows import Options, Row
-from handlers.clip_cuda import sizes
-from handlers.clip_vendors import load_vendors
+from handlers.clip.cuda import sizes
+from handlers.clip.vendors import load_vendors
 from handlers.image_embedding import ImageEmbeddingInference
 from tests import clip_models
 from tests.fake_cuda import Torch
@@ -41,7 +41,9 @@ def test_each_batch_size_and_the_overlap_have_both_sides(
     model = ImageEmbeddingInference(None, None, settings=settings)
     model.load()
     fake, vendors = Torch(), load_vendors()
-    monkeypatch.setattr("handlers.clip.load_vendors", lambda: replace(vendors, torch=fake))
+    monkeypatch.setattr(
+        "handlers.clip.image_tower.load_vendors", lambda: replace(vendors, torch=fake)
+    )
     fast, slow = model.cuda_passes(), model.cuda_passes(uses_graphs=False)
 
     rows = gpu_passes.measure_passes(fast, slow, gpu_passes.squares(model, 2), SMALLEST)

@@ -22,7 +22,7 @@ from bench.immich_client import Peer, peer
 from bench.rows import Options
 from bench.sections import SECTIONS
 from daemon.settings import FacesSettings
-from handlers.scrfd_detector import ScrfdDetector
+from handlers.faces.scrfd_detector import ScrfdDetector
 from tests.unit.face_graphs import save_recogniser
 
 ROOT = Path(__file__).parent.parent.parent
@@ -34,7 +34,8 @@ def run_bench(*arguments: str, **environ: str) -> subprocess.CompletedProcess[st
     return subprocess.run(
         [sys.executable, "-m", "bench", "--smallest", *arguments],
         cwd=ROOT,
-        env={**outside, **environ},
+        # No trial of runtimes at each load of a model: test_bench_faces has the rows of that.
+        env={**outside, "INFERD_FACES__RUNTIME": "onnxruntime", **environ},
         capture_output=True,
         text=True,
         timeout=SECONDS,

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from daemon.cancellation import Cancellation
 from daemon.errors import RetryableError, StorageError
 from daemon.jobs import Job, JobState, JsonObject
 from daemon.requests import MqttRequest
 from daemon.settings import QueueSettings, WorkerSettings
-from daemon.worker import Worker
+from daemon.worker.cancellation import Cancellation
+from daemon.worker.worker import Worker
 from tests.integration.test_worker import Gate, Handler, HeldDoor, raising
 from tests.queue_bench import Bench, open_bench, until
 
@@ -77,6 +77,7 @@ async def test_a_waiting_job_ends_in_error_with_its_events(bench: Bench) -> None
 async def test_a_second_cancel_says_the_same_again(bench: Bench) -> None:
     job = await bench.accept()
     await cancellation(bench).on_cancel(cancel_of(job.job_id))
+    bench.clock.advance(seconds=60)
 
     await cancellation(bench).on_cancel(cancel_of(job.job_id))
 
@@ -121,6 +122,26 @@ async def test_many_cancels_of_a_running_job_are_one(bench: Bench) -> None:
     # Whoever came late may have heard it again; nobody was refused, and no event is another.
     assert {each.name for each in told} == {"accepted", "started", "completed", "failed"}
     assert len({each.event["event_id"] for each in told}) == 4
+
+
+async def test_a_job_whose_next_try_began_as_it_was_stopped_is_stopped_again(bench: Bench) -> None:
+    job = await bench.accept()
+    leases = [await bench.lease_one()]
+
+    async def stop(_job_id: str) -> bool:
+        if len(leases) == 1:
+            await bench.queue.release(leases[0])
+            leases.append(await bench.lease_one())
+        else:
+            await bench.queue.complete(leases[1], {"by": "itself"})
+            leases.clear()
+        return True
+
+    ended = await Cancellation(
+        bench.queue, stop_running=stop, clock=bench.clock, worker_id="inferd-test"
+    ).end(job.job_id)
+
+    assert (ended.status, leases) == (JobState.COMPLETED, [])
 
 
 async def test_a_success_that_is_being_written_wins(bench: Bench) -> None:

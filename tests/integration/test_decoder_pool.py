@@ -16,11 +16,11 @@ import pytest
 from PIL import Image
 
 from daemon.errors import HandlerError, PermanentError, RetryableError
-from handlers import decoder_pool
-from handlers.decoder_pool import DecoderProcess, memory_limit
-from handlers.decoder_process import KEEP_BYTES
-from handlers.image_resizing import square_crop
-from handlers.images import Limits, decode
+from handlers.media import decoder_pool
+from handlers.media.decoder_pool import DecoderProcess, memory_limit
+from handlers.media.decoder_process import KEEP_BYTES
+from handlers.media.image_resizing import square_crop
+from handlers.media.images import Limits, decode
 from tests.hostile import watch
 
 LIMITS = Limits(4_000_000, (255, 255, 255))
@@ -228,8 +228,8 @@ def test_closing_wakes_the_thread_that_waits(bad: DecoderProcess) -> None:
 def test_children_end_with_a_daemon_that_was_killed() -> None:
     script = (
         "import os, sys, signal, io\n"
-        "from handlers.decoder_pool import DecoderProcess\n"
-        "from handlers.images import Limits\n"
+        "from handlers.media.decoder_pool import DecoderProcess\n"
+        "from handlers.media.images import Limits\n"
         "process = DecoderProcess(memory_bytes=0, seconds=60)\n"
         "limits = Limits(10**6, (0, 0, 0))\n"
         "process.decode('upright', bytes.fromhex(sys.argv[1]), limits, content_type=None)\n"

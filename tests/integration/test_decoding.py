@@ -9,10 +9,10 @@ from PIL import Image
 from daemon.jobs import JsonObject, TaskType
 from daemon.settings import Settings
 from handlers.assembly import open_handlers
-from handlers.cascade import CascadeDetector
-from handlers.image_resizing import square_crop
-from handlers.images import Limits, decode
+from handlers.faces.cascade import CascadeDetector
 from handlers.inference import Vector
+from handlers.media.image_resizing import square_crop
+from handlers.media.images import Limits, decode
 from tests import clip_models
 from tests.unit.face_rig import astronaut, ignore_steps, job, media_store
 

@@ -16,8 +16,8 @@ from PIL import Image
 from daemon.errors import PermanentError
 from daemon.settings import MediaStoreSettings
 from demos.media_store import create_app
-from handlers.images import Limits, decode
-from handlers.media_store import MediaStoreClient
+from handlers.media.images import Limits, decode
+from handlers.media.media_store import MediaStoreClient
 
 Client = TestClient[Any, Any]
 ROOT = Path(__file__).parents[2]

@@ -88,6 +88,7 @@ def test_what_differs_is_told_with_both_values_and_without_secrets(
         INFERD_MEDIA_STORE__URL="http://store:8000",
         INFERD_MEDIA_STORE__TOKEN="its-token",
         INFERD_MQTT__URL="mqtt://me:its-password@localhost",
+        INFERD_QUEUE__URL="sqlite:////srv/queue.db",
     )
 
     (found,) = running.settings_of(pid, facts(INFERD_MEDIA_STORE__TOKEN="my-token"))
@@ -100,9 +101,20 @@ def test_what_differs_is_told_with_both_values_and_without_secrets(
         "INFERD_MEDIA_STORE__URL is http://store:8000 there, http://localhost:8000" in found.found
     )
     assert "INFERD_CLIP__WEIGHTS is untrained there" in found.found
+    assert "INFERD_QUEUE__URL is sqlite:////srv/queue.db there, unset here" in found.found
     assert "INFERD_MEDIA_STORE__TOKEN is a secret one there, a secret one here" in found.found
     assert not any(each in found.found for each in ("its-token", "my-token", "its-password"))
     assert f"doctor --process {pid}" in found.mend
+
+
+def test_urls_that_differ_in_what_is_hidden_are_said_to() -> None:
+    theirs, ours = (
+        facts(INFERD_QUEUE__URL=f"postgresql://{user}@host/db").settings
+        for user in ("they:word", "we:word")
+    )
+
+    told = "postgresql://host/db there and here, and differs in what is not shown of it"
+    assert f"INFERD_QUEUE__URL is {told}" in process.differences(theirs, ours)
 
 
 def test_the_same_settings_and_those_that_nobody_can_read_are_said_to_be(

@@ -3,7 +3,6 @@
 import http.server
 import json
 import socket
-import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -13,15 +12,16 @@ from pydantic import SecretStr
 from daemon.doctor import qdrant
 from daemon.doctor.findings import Finding, Verdict
 from daemon.settings import QdrantSettings
-from handlers.model_record import record_ids
-from handlers.vector_points import model_point_id
+from handlers.qdrant.vector_points import model_point_id
+from handlers.vectors.model_record import record_ids
+from tests.http_server import QuietHandler, ThreadedServer
 from tests.ports import free_port
 
 KEY = "the-key"
 COLLECTION = "image_embeddings"
 
 
-class Server:
+class Server(ThreadedServer):
     """Answers as Qdrant's REST does, from a table that the test fills."""
 
     def __init__(self) -> None:
@@ -34,7 +34,7 @@ class Server:
         self.bodies: list[Any] = []
         server = self
 
-        class Handler(http.server.BaseHTTPRequestHandler):
+        class Handler(QuietHandler, http.server.BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 self._answer()
 
@@ -49,29 +49,12 @@ class Server:
                 status, body = server.answers.get(asked, (404, {}))
                 if self.headers.get("api-key") != KEY:
                     status, body = 401, {}
-                data = json.dumps(body).encode()
-                self.send_response(status)
-                self.send_header("Content-Length", str(len(data)))
-                self.end_headers()
-                self.wfile.write(data)
+                self.answer(status, json.dumps(body).encode())
 
-            def log_message(self, *_: Any) -> None:
-                """Tests say what went wrong themselves."""
-
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,))
-
-    def start(self) -> None:
-        self._thread.start()
-
-    def stop(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+        super().__init__(Handler)
 
     def settings(self, **changes: Any) -> QdrantSettings:
-        url = f"http://127.0.0.1:{self._server.server_address[1]}"
-        usual = {"url": url, "api_key": SecretStr(KEY), "grpc_port": 0, "timeout_seconds": 5}
+        usual = {"url": self.url, "api_key": SecretStr(KEY), "grpc_port": 0, "timeout_seconds": 5}
         return QdrantSettings(**{**usual, **changes})
 
 
@@ -88,10 +71,8 @@ def claim(model: str) -> Mapping[str, Any]:
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    server = Server()
-    server.start()
-    yield server
-    server.stop()
+    with Server() as server:
+        yield server
 
 
 def look(

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from daemon.errors import NotFoundError
-from handlers.duplicates import Cluster, cluster_of
 from handlers.image_store import QdrantImageStore
 from handlers.inference import Vector
-from handlers.vector_engine import Point
+from handlers.qdrant.vector_engine import Point
+from handlers.search.duplicates import Cluster, cluster_of
 
 STEP = math.acos(0.97)
 """Angle of two pictures whose cosine is 0.97; two steps make 0.88."""

@@ -7,8 +7,8 @@ import pytest
 import pytest_asyncio
 
 from handlers.inference import Vector
-from handlers.qdrant_edge import EdgeEngine
-from handlers.vector_engine import (
+from handlers.qdrant.qdrant_edge import EdgeEngine
+from handlers.qdrant.vector_engine import (
     AtLeast,
     CollectionSpec,
     Equals,

@@ -17,13 +17,13 @@ import pytest
 import qdrant_edge as edge
 
 from daemon.errors import RetryableError
-from handlers import edge_copy, edge_upkeep
-from handlers.edge_copy import copy_shard, working_copy
-from handlers.edge_schedule import IndexBoard, Schedule
-from handlers.edge_shard import Shard
 from handlers.inference import Vector
-from handlers.qdrant_edge import EdgeEngine
-from handlers.vector_engine import CollectionSpec, Equals, Filter, Point
+from handlers.qdrant import edge_copy, edge_upkeep
+from handlers.qdrant.edge_copy import copy_shard, working_copy
+from handlers.qdrant.edge_schedule import IndexBoard, Schedule
+from handlers.qdrant.edge_shard import Shard
+from handlers.qdrant.qdrant_edge import EdgeEngine
+from handlers.qdrant.vector_engine import CollectionSpec, Equals, Filter, Point
 from tests.waiting import until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -136,7 +136,14 @@ async def test_an_index_is_built_by_as_many_threads_as_there_are_cores_or_as_was
         copy = tmp_path / f"copy-{expected}"
         copy_shard(tmp_path / "c", copy, go_on=lambda: None)
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "handlers.edge_process", str(copy), str(os.getpid()), "0"),
+            *(
+                sys.executable,
+                "-m",
+                "handlers.qdrant.edge_process",
+                str(copy),
+                str(os.getpid()),
+                "0",
+            ),
             env={"PATH": "", "PYTHONPATH": str(ROOT), **said},
             preexec_fn=lambda: os.sched_setaffinity(0, one),
         )
@@ -197,7 +204,7 @@ async def test_it_begins_by_itself_within_the_hours(
     tmp_path: Path, board: IndexBoard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(edge_upkeep, "CHECK_SECONDS", 0.05)
-    monkeypatch.setattr("handlers.edge_schedule.LEAST_CHANGED", MANY)
+    monkeypatch.setattr("handlers.qdrant.edge_schedule.LEAST_CHANGED", MANY)
     engine = EdgeEngine(tmp_path, schedule=Schedule.parse("00:00-23:59"), board=board)
     await engine.open()
     await fill(engine, vectors(MANY - 1))
@@ -355,7 +362,7 @@ async def test_a_swap_that_fails_is_undone(
         put_in_place(folder, copy)
         raise OSError(5, "the disk is ill")
 
-    monkeypatch.setattr("handlers.edge_shard.put_in_place", failing)
+    monkeypatch.setattr("handlers.qdrant.edge_shard.put_in_place", failing)
 
     assert not await engine.optimise("c")
 
@@ -370,7 +377,7 @@ async def test_a_full_disk_is_no_place_to_begin(
     engine: EdgeEngine, board: IndexBoard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await fill(engine, vectors(10))
-    monkeypatch.setattr("handlers.edge_copy.ROOM_BYTES", 1 << 60)
+    monkeypatch.setattr("handlers.qdrant.edge_copy.ROOM_BYTES", 1 << 60)
 
     assert not await engine.optimise("c")
 
@@ -381,7 +388,7 @@ async def test_a_failure_is_not_tried_again_at_once(
     engine: EdgeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await fill(engine, vectors(10))
-    monkeypatch.setattr("handlers.edge_schedule.LEAST_CHANGED", 1)
+    monkeypatch.setattr("handlers.qdrant.edge_schedule.LEAST_CHANGED", 1)
     engine._upkeep._schedule = Schedule.parse("00:00-23:59")
     assert await engine._upkeep._due() == ["c"]
     monkeypatch.setattr(sys, "executable", shutil.which("false"))
@@ -418,8 +425,10 @@ async def test_closing_does_not_wait_for_the_end(tmp_path: Path) -> None:
 KILLED = """
 import asyncio, os, signal, sys
 from pathlib import Path
-from handlers import edge_copy, edge_shard, edge_upkeep
-from handlers.edge_shard import Shard
+from handlers.qdrant import edge_copy
+from handlers.qdrant import edge_shard
+from handlers.qdrant import edge_upkeep
+from handlers.qdrant.edge_shard import Shard
 from tests.integration.test_edge_upkeep import EdgeEngine, MANY, Point, fill, vectors
 
 edge_upkeep.NICENESS = 0

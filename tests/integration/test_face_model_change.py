@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 
 from daemon.errors import ModelChangeError, RetryableError
-from handlers import face_inventory
-from handlers.face_inventory import FaceInventory
-from handlers.faceless import Faceless, faceless_part
-from handlers.inventory import BEGIN, Unit
-from handlers.model_record import physical_name
-from handlers.qdrant_edge import EdgeEngine
-from handlers.vector_engine import Filter, Point, SharedEngine
-from handlers.vector_points import face_point_id
+from handlers.model_change import face_inventory
+from handlers.model_change.face_inventory import FaceInventory
+from handlers.model_change.inventory import BEGIN, Unit
+from handlers.qdrant.qdrant_edge import EdgeEngine
+from handlers.qdrant.vector_engine import Filter, Point, SharedEngine
+from handlers.qdrant.vector_points import face_point_id
+from handlers.vectors.faceless import Faceless, faceless_part
+from handlers.vectors.model_record import physical_name
 from tests.face_changes import CROWD, FaceRig, count_of, face_rig
 from tests.integration.test_model_change import places
 from tests.model_changes import DIMENSIONS, B, vector_of, wait_briefly
@@ -218,7 +218,7 @@ async def test_points_that_name_no_picture_stop_the_change_until_they_are_allowe
 
 def _refusing(embed: Callable[..., Any]) -> Callable[..., Any]:
     """Refuse what names no picture, as the daemon does."""
-    from handlers.face_shadow import FaceShadow  # noqa: PLC0415 - heavy
+    from handlers.model_change.face_shadow import FaceShadow  # noqa: PLC0415 - heavy
 
     async def refuse(part: Any, unit: Any) -> Any:
         if isinstance(unit.key, int):

@@ -9,11 +9,11 @@ import pytest
 
 from daemon.errors import ConfigError
 from daemon.wire.worker import LoadedModel
-from handlers import model_lanes
 from handlers.assembly import open_handlers
-from handlers.clip_vendors import load_vendors
+from handlers.clip.vendors import load_vendors
 from handlers.handler_set import HandlerSet
-from handlers.self_test import synthetic_picture
+from handlers.lanes import model_lanes
+from handlers.lanes.self_test import synthetic_picture
 from tests import clip_models
 
 pytestmark = pytest.mark.skipif(

@@ -11,7 +11,6 @@ import pytest
 from tests.integration.rest_rig import MAX_BODY, Rig, rest
 
 BODY = b'{"media_store_id": 1}'
-LENGTH = len(BODY)
 HIDDEN = b"DELETE /job/550e8400-e29b-41d4-a716-446655440000 HTTP/1.1\r\nHost: x\r\n\r\n"
 LAST_CHUNK = b"0\r\n\r\n"
 CHUNKED = b"Transfer-Encoding: chunked\r\n"

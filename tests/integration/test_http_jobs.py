@@ -463,8 +463,27 @@ async def test_the_list_is_paged_newest_first(rig: Rig) -> None:
 
     assert set(first) == {"jobs", "next"}
     assert first["jobs"] == [jobs[4], jobs[3], jobs[2]]
-    assert first["next"] == jobs[2]["job_id"]
     assert second == {"jobs": [jobs[1], jobs[0]], "next": None}
+
+
+async def test_the_list_goes_on_behind_a_job_that_was_deleted(rig: Rig) -> None:
+    jobs = [await rig.post(number) for number in range(4)]
+    first = (await rig.ask("GET", "/job?limit=2")).body
+    last = jobs[2]["job_id"]
+    for _ in range(2):
+        assert (await rig.ask("DELETE", f"/job/{last}")).status == 204
+
+    assert (await rig.ask("GET", f"/job/{last}")).status == 404
+    second = (await rig.ask("GET", f"/job?limit=2&after={first['next']}")).body
+    refused = await rig.ask("GET", f"/job?limit=2&after={last}")
+
+    assert second == {"jobs": [jobs[1], jobs[0]], "next": None}
+    assert (refused.status, refused.body["code"], refused.body["field"]) == (
+        422,
+        "invalid_request",
+        "after",
+    )
+    assert "next" in refused.body["detail"]
 
 
 async def test_a_page_that_ends_with_the_last_job_has_no_next(rig: Rig) -> None:
@@ -509,6 +528,13 @@ async def test_the_list_has_a_hundred_jobs_unless_told_otherwise(rig: Rig) -> No
         ("status=pending&status=error", "status"),
         ("task_type=mind_reading", "task_type"),
         ("after=1", "after"),
+        ("after=row.", "after"),
+        ("after=row.0", "after"),
+        ("after=row.-1", "after"),
+        ("after=row.1.5", "after"),
+        ("after=row.%D9%A1", "after"),
+        ("after=row.9223372036854775808", "after"),
+        ("after=row." + "9" * 5000, "after"),
         ("after=%00", "after"),
         ("after=" + JOB_ID, "after"),
         ("state=pending", None),

@@ -252,6 +252,12 @@ async def test_a_token_is_checked_with_the_key_it_names(server: KeyServer) -> No
             made.authorize(header(A, permissions=[]), MAY_WRITE)
 
 
+def longer(coordinate: str) -> str:
+    """Return the same number in one byte more."""
+    raw = b"\0" + jwt.utils.base64url_decode(coordinate)
+    return jwt.utils.base64url_encode(raw).decode()
+
+
 UNUSABLE: dict[str, Any] = {
     "RSA": jwk(rsa.generate_private_key(65537, 2048), "x"),
     "P-384": jwk(ec.generate_private_key(ec.SECP384R1()), "x"),
@@ -264,6 +270,7 @@ UNUSABLE: dict[str, Any] = {
     "private": {**jwk(B, "x"), "d": "c2VjcmV0"},
     "off the curve": jwk(B, "x", y=jwk(A)["y"]),
     "short": jwk(B, "x", x="AAAA"),
+    "longer than a coordinate is": jwk(B, "x", x=longer(jwk(B)["x"])),
     "no base64": jwk(B, "x", x="é" * 43),
     "a number": jwk(B, "x", x=1),
     "without y": jwk(B, "x", y=None),
@@ -444,6 +451,19 @@ async def test_a_faulty_answer_changes_no_key(
         assert reason in await has_failed(made)
         assert lets_in(made, header(A))
         assert not lets_in(made, header(B))
+
+
+async def test_a_closed_authenticator_asks_the_issuer_no_more(server: KeyServer) -> None:
+    before = asyncio.all_tasks()
+    made = Authenticator(AuthSettings(jwks_url=server.url))
+    (fetching,) = asyncio.all_tasks() - before
+    await has_keys(made)
+
+    await made.close()
+    await made.close()
+
+    assert fetching.done()
+    assert lets_in(made, header(A))
 
 
 async def test_a_bug_does_not_end_the_refreshing(

@@ -4,9 +4,9 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from handlers.device import ModelRunner
 from handlers.handler_set import HandlerSet
-from handlers.lane import DeviceLane
+from handlers.lanes.device import ModelRunner
+from handlers.lanes.lane import DeviceLane
 from tests.integration.test_little_memory import picture
 from tests.short_memory import Memory, ShortModel
 from tests.waiting import until

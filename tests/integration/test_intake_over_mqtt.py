@@ -20,12 +20,12 @@ import pytest
 from pydantic import SecretStr
 
 from daemon import topics
-from daemon.database import BUSY_TIMEOUT_MS, Database
 from daemon.identity import own_identity
 from daemon.intake import Intake
-from daemon.job_queue import JobQueue
-from daemon.mqtt import MqttLink
+from daemon.mqtt.link import MqttLink
 from daemon.outbox import Outbox
+from daemon.queue.database import BUSY_TIMEOUT_MS, Database
+from daemon.queue.job_queue import JobQueue
 from daemon.requests import MAX_CORRELATION_BYTES
 from daemon.settings import MqttSettings, QueueSettings
 from tests.broker import AsyncClient, Broker, Message, Version

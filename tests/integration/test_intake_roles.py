@@ -11,12 +11,12 @@ from typing import Self
 import pytest
 from pydantic import SecretStr
 
-from daemon.database import Database
 from daemon.errors import StorageError
-from daemon.mqtt import MqttLink
+from daemon.fleet.role_keeper import RoleKeeper
+from daemon.mqtt.link import MqttLink
+from daemon.queue.database import Database
+from daemon.queue.roles import Roles
 from daemon.requests import MqttRequest
-from daemon.role_keeper import RoleKeeper
-from daemon.roles import Roles
 from daemon.settings import MqttSettings
 from daemon.topics import REQUEST_FILTER
 from tests.broker import AsyncClient, Broker, Version
@@ -297,8 +297,8 @@ async def test_a_daemon_that_begins_to_share_takes_no_request_twice(
 async def test_roles_that_nobody_wants_any_more_are_drained_and_their_sessions_end(
     broker: Broker, database: Database, version: Version, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("daemon.roles.RETIRED_MS", 100)
-    monkeypatch.setattr("daemon.role_keeper.QUIET_SECONDS", 0.2)
+    monkeypatch.setattr("daemon.queue.roles.RETIRED_MS", 100)
+    monkeypatch.setattr("daemon.fleet.role_keeper.QUIET_SECONDS", 0.2)
     async with AsyncClient(broker.port) as client:
         async with Member("one", broker, database, count=3, version=version) as one:
             await until(lambda: spread(one) == [3])
@@ -342,9 +342,9 @@ async def test_a_member_whose_broker_is_away_leaves_the_roles_to_others(
 async def test_a_retired_session_is_kept_while_requests_stand_in_it(
     broker: Broker, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("daemon.roles.RETIRED_MS", 100)
-    monkeypatch.setattr("daemon.role_keeper.QUIET_SECONDS", 0.2)
-    monkeypatch.setattr("daemon.role_keeper.HAND_OVER_SECONDS", 0.1)
+    monkeypatch.setattr("daemon.queue.roles.RETIRED_MS", 100)
+    monkeypatch.setattr("daemon.fleet.role_keeper.QUIET_SECONDS", 0.2)
+    monkeypatch.setattr("daemon.fleet.role_keeper.HAND_OVER_SECONDS", 0.1)
     async with AsyncClient(broker.port) as client:
         async with Member("one", broker, database, count=3) as one:
             await until(lambda: spread(one) == [3])

@@ -15,9 +15,9 @@ import pytest
 from daemon.errors import OutOfMemoryError
 from daemon.health import Health
 from daemon.wire.worker import LoadedModel, UnloadedModel
-from handlers.device import ModelRunner
 from handlers.handler_set import HandlerSet
-from handlers.lane import DeviceLane
+from handlers.lanes.device import ModelRunner
+from handlers.lanes.lane import DeviceLane
 from tests.integration.rest_rig import rest
 from tests.short_memory import GPU, PLENTY, WEIGHTS, Memory, ShortModel
 
@@ -150,13 +150,13 @@ async def test_a_model_there_is_no_room_for_does_not_end_the_daemon() -> None:
 REAL_SHORTAGE = """
 import contextvars, json, resource, sys
 import numpy as np
-import handlers.clip_weights
+import handlers.clip.weights
 from daemon.settings import Settings
 from handlers.image_embedding import ImageEmbeddingInference
-from handlers.memory_ladder import MemoryLadder
+from handlers.lanes.memory_ladder import MemoryLadder
 from tests.clip_models import TINY
 
-handlers.clip_weights.architecture = lambda model: TINY
+handlers.clip.weights.architecture = lambda model: TINY
 settings = Settings.from_env({"INFERD_CLIP__WEIGHTS": "untrained", "INFERD_DEVICE": "cpu",
                               "INFERD_CLIP__BATCH_SIZE": "1024", "INFERD_CLIP__PASSES": "4"})
 inference = ImageEmbeddingInference(64, (64, 64), settings=settings)

@@ -24,7 +24,7 @@ from daemon.errors import (
     RetryableError,
 )
 from daemon.settings import MediaStoreSettings
-from handlers.media_store import Media, MediaStoreClient
+from handlers.media.media_store import Media, MediaStoreClient
 
 Respond = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -353,6 +353,9 @@ async def test_every_status_has_its_meaning(
 async def test_a_refusal_names_the_setting_or_the_reason() -> None:
     async with store(answers(401)) as url:
         assert "INFERD_MEDIA_STORE__TOKEN" in (await failure(url)).message
+    async with store(answers(403, b"ask somebody")) as url:
+        message = (await failure(url)).message
+        assert message.endswith("(403); check INFERD_MEDIA_STORE__TOKEN")
     async with store(answers(422, b'{"detail": "no\n such \x07 field"}')) as url:
         message = (await post_failure(url)).message
     assert message.endswith('(422): {"detail": "no  such   field"}')

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from daemon.database import Database
 from daemon.errors import ConfigError
-from daemon.migration import Migration, backup_path, released_migrations
-from daemon.queue_backend import Connection
+from daemon.queue.backend import Connection
+from daemon.queue.database import Database
+from daemon.queue.migration import Migration, backup_path, released_migrations
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = released_migrations()

@@ -13,11 +13,11 @@ import pytest
 
 from daemon.errors import ConfigError
 from daemon.jobs import JobState
-from daemon.postgresql import schema
-from daemon.postgresql import transfer as transfer_module
-from daemon.postgresql.backend import PostgresDatabase
-from daemon.postgresql.inspection import inspect
-from daemon.postgresql.transfer import transfer
+from daemon.queue.postgresql import schema
+from daemon.queue.postgresql import transfer as transfer_module
+from daemon.queue.postgresql.backend import PostgresDatabase
+from daemon.queue.postgresql.inspection import inspect
+from daemon.queue.postgresql.transfer import transfer
 from tests.postgresql import Cluster, schema_of
 from tests.queue_bench import FACES, IMAGE, LEASE, NOON, open_bench
 

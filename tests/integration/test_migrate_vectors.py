@@ -16,13 +16,13 @@ import pytest
 from daemon.cli.migrate_vectors import _engine
 from daemon.settings import Settings
 from handlers.inference import Vector
-from handlers.model_record import MODELS, Part, Record, Records
-from handlers.qdrant_edge import EdgeEngine
-from handlers.qdrant_local import LocalEngine
-from handlers.qdrant_server import ServerEngine
+from handlers.qdrant.qdrant_edge import EdgeEngine
+from handlers.qdrant.qdrant_local import LocalEngine
+from handlers.qdrant.qdrant_server import ServerEngine
+from handlers.qdrant.vector_engine import CollectionSpec, Point, PointId, VectorEngine
+from handlers.qdrant.vector_points import model_point_id, unit_vector
 from handlers.vector_copying import LAST_BITS
-from handlers.vector_engine import CollectionSpec, Point, PointId, VectorEngine
-from handlers.vector_points import model_point_id, unit_vector
+from handlers.vectors.model_record import MODELS, Part, Record, Records
 from tests.qdrant_http import qdrant_server
 from tests.waiting import until
 

@@ -1,12 +1,11 @@
 """A collection changes its model while it is used: nothing is lost, nothing mixes."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from qdrant_client import AsyncQdrantClient
 
 from daemon.errors import (
     ConfigError,
@@ -15,28 +14,22 @@ from daemon.errors import (
     PermanentError,
     RetryableError,
 )
-from handlers import model_lease, point_inventory, shadow
 from handlers.image_store import QdrantImageStore
-from handlers.model_record import Record, Records, physical_name
-from handlers.qdrant_edge import EdgeEngine
-from handlers.qdrant_local import LocalEngine
-from handlers.qdrant_models import to_alias
-from handlers.qdrant_server import ServerEngine
-from handlers.vector_engine import CollectionSpec, Point, SharedEngine, VectorEngine
+from handlers.model_change import lease as model_lease
+from handlers.model_change import point_inventory, shadow
+from handlers.qdrant.qdrant_edge import EdgeEngine
+from handlers.qdrant.qdrant_models import to_alias
+from handlers.qdrant.qdrant_server import ServerEngine
+from handlers.qdrant.vector_engine import CollectionSpec, Point, SharedEngine
+from handlers.vectors.model_record import Record, Records, physical_name
 from tests.model_changes import DIMENSIONS, A, B, C, Rig, rig, vector_of, wait_briefly
 from tests.qdrant_http import qdrant_server
+from tests.vector_engines import Place, place_of
 from tests.waiting import until
 
 pytestmark = pytest.mark.filterwarnings("ignore:Payload indexes have no effect")
 
 NAME = "image_embeddings"
-
-
-class MemoryClient(AsyncQdrantClient):
-    """Survives `close`, as a server does."""
-
-    async def close(self, *args: Any, **kwargs: Any) -> None:
-        """Keep the data."""
 
 
 @pytest.fixture(autouse=True)
@@ -50,29 +43,13 @@ async def one(tmp_path: Path) -> AsyncIterator[Rig]:
         yield made
 
 
-def places(tmp_path: Path, engine: str) -> tuple[Callable[[], SharedEngine], Path | None]:
-    make: Callable[[], VectorEngine]
-    match engine:
-        case "edge":
-
-            def make() -> VectorEngine:
-                return EdgeEngine(tmp_path / "v")
-        case "local":
-
-            def make() -> VectorEngine:
-                return LocalEngine(tmp_path / "v")
-        case _:
-            client = MemoryClient(":memory:")
-
-            def make() -> VectorEngine:
-                return ServerEngine("http://memory:6333", client=client)
-
-    return (lambda: SharedEngine(make)), tmp_path if engine != "server" else None
+def places(tmp_path: Path, engine: str) -> tuple[Place, Path | None]:
+    return place_of(engine, tmp_path / "v"), tmp_path if engine != "server" else None
 
 
 @pytest.mark.parametrize("engine", ["edge", "local", "server"])
 async def test_it_changes_goes_back_and_is_dropped_with_every_vector_exact(
-    tmp_path: Path, engine: str
+    tmp_path: Path, engine: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     place, folder = places(tmp_path, engine)
     pictures: dict[int, str] = {}
@@ -107,6 +84,7 @@ async def test_it_changes_goes_back_and_is_dropped_with_every_vector_exact(
         assert told["previous"] is None
         assert told["active"]["collection"] == NAME
         assert await second.store.parts.engine.collections() == [NAME, "inferd_models"]
+    assert "is tried again" not in caplog.text
 
 
 async def test_the_first_collection_may_be_dropped_like_any_other(one: Rig) -> None:

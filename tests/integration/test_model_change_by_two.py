@@ -7,9 +7,9 @@ import pytest
 
 from daemon.cli import models
 from daemon.errors import ChangedError
-from handlers.model_record import Part, Record, Records
-from handlers.qdrant_edge import EdgeEngine
-from handlers.vector_engine import SharedEngine
+from handlers.qdrant.qdrant_edge import EdgeEngine
+from handlers.qdrant.vector_engine import SharedEngine
+from handlers.vectors.model_record import Part, Record, Records
 from tests.documents import openapi
 from tests.integration.test_search_command import Door, door
 from tests.model_changes import B, C, FakeModel, Rig, rig

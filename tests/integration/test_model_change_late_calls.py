@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from qdrant_client import AsyncQdrantClient
 
-from handlers.model_record import physical_name
-from handlers.qdrant_edge import EdgeEngine
-from handlers.qdrant_server import ServerEngine
-from handlers.vector_engine import DroppedError, SharedEngine
+from handlers.qdrant.qdrant_edge import EdgeEngine
+from handlers.qdrant.qdrant_server import ServerEngine
+from handlers.qdrant.vector_engine import DroppedError, SharedEngine
+from handlers.vectors.model_record import physical_name
 from tests.model_changes import B, Rig, rig, wait_briefly
 from tests.qdrant_http import qdrant_server
 

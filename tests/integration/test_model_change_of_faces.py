@@ -13,7 +13,7 @@ from daemon.settings import Settings
 from handlers.assembly import open_handlers
 from handlers.handler_set import HandlerSet
 from handlers.inference import Pixels
-from handlers.model_change import ModelChange
+from handlers.model_change.change import ModelChange
 from tests.acceptance.rig import MediaStore
 from tests.integration.test_model_change_of_pictures import changed
 from tests.integration.test_search import encoded

@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 
 from daemon.cli import models
-from handlers import clip_catalog, face_files
-from handlers.clip_catalog import PUBLISHED
+from handlers.clip import catalog as clip_catalog
+from handlers.clip.catalog import PUBLISHED
+from handlers.faces import files as face_files
 from tests.hub import Hub, pack_zip, running_hub
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import shlex
 import shutil
 import socket
 import ssl
@@ -17,7 +18,7 @@ import pytest
 from pydantic import SecretStr
 
 from daemon import topics
-from daemon.mqtt import MqttLink
+from daemon.mqtt.link import MqttLink
 from daemon.requests import MqttRequest
 from daemon.settings import MqttSettings
 from tests.broker import CONNACK, CONNECT, DEADLINE, AsyncClient, Client, mosquitto
@@ -375,10 +376,33 @@ def test_secrets_are_ours_alone_and_are_not_printed(tmp_path: Path) -> None:
 def test_the_printed_lines_are_the_settings(folder: Path) -> None:
     said = setup(folder, options=TLS)
 
-    assert f"INFERD_MQTT__URL_FILE='{folder}/mqtts-url'" in said
-    assert f"INFERD_MQTT__CA_FILE='{folder}/certs/ca.crt'" in said
+    told = [shlex.split(line) for line in said.splitlines() if line.startswith("    INFERD_")]
+    assert [f"INFERD_MQTT__URL_FILE={folder}/mqtts-url"] in told
+    assert [f"INFERD_MQTT__CA_FILE={folder}/certs/ca.crt"] in told
     secret = password(folder, "inferd")
     assert (folder / "mqtts-url").read_text() == f"mqtts://inferd:{secret}@localhost:8883\n"
+
+
+def test_the_printed_lines_can_be_pasted_whatever_the_folder_is_called(tmp_path: Path) -> None:
+    folder = tmp_path / 'it\'s a "$HOME" \\n'
+    said = setup(folder, options=[*TLS, "--require-certificate"])
+    _, _, settings = said.partition("Tell the daemon:\n")
+    names = ("URL", "CA", "CERT", "KEY")
+    shown = " ".join(f'"$INFERD_MQTT__{name}_FILE"' for name in names)
+
+    pasted = f"{settings}\nprintf '%s\\n' {shown}\nmosquitto() {{ printf '%s\\n' \"$2\"; }}\n"
+    start = next(line for line in said.splitlines() if "mosquitto -c" in line)
+    done = subprocess.run(
+        ["sh", "-c", f"{pasted}{start}"], capture_output=True, text=True, check=True, timeout=60
+    )
+
+    assert done.stdout.splitlines() == [
+        str(folder / name)
+        for name in (
+            *("mqtts-url", "certs/ca.crt", "certs/client-inferd.crt", "certs/client-inferd.key"),
+            "mosquitto.conf",
+        )
+    ]
 
 
 @pytest.mark.parametrize(

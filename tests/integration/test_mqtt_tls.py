@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import ssl
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -18,8 +19,10 @@ from cryptography.x509.oid import NameOID
 from pydantic import SecretStr
 
 from daemon import topics
-from daemon.mqtt import MqttLink
-from daemon.settings import MqttSettings
+from daemon.doctor import broker
+from daemon.doctor.facts import begin
+from daemon.mqtt.link import MqttLink
+from daemon.settings import MqttSettings, Settings
 from tests.acceptance.rig import Daemon, MediaStore
 from tests.broker import Broker, Client
 from tests.integration.test_mosquitto_setup import (
@@ -165,6 +168,32 @@ async def test_a_certificate_that_proves_nothing_gets_no_password(
         assert reason in await told(port, authority.ca_file)
 
     assert not [data for data in came if data]
+
+
+# paho lets go of a socket whose handshake fails, and does not close it.
+@pytest.mark.filterwarnings("ignore:unclosed <ssl.SSLSocket:ResourceWarning")
+@pytest.mark.parametrize(
+    ("begins", "ends", "mend"),
+    [
+        (DAY, 2 * DAY, "a machine whose clock is ahead"),
+        (-2 * DAY, -DAY, "give the broker a new certificate"),
+    ],
+    ids=["not yet valid", "expired"],
+)
+async def test_doctor_sends_who_has_a_wrong_clock_to_the_clock(
+    authority: Authority, begins: timedelta, ends: timedelta, mend: str
+) -> None:
+    async with listening(authority.certificate(begins=begins, ends=ends)) as (port, _):
+        url, ca_file = f"mqtts://localhost:{port}", str(authority.ca_file)
+        environ = {"INFERD_MQTT__URL": url, "INFERD_MQTT__CA_FILE": ca_file}
+        facts = begin(Settings.from_env(environ), is_quick=True)
+        (found,) = await asyncio.to_thread(lambda: list(broker.look(facts)))
+    gc.collect()
+
+    assert found.code == "broker_certificate"
+    assert "look at this machine's clock" in found.mend
+    assert mend in found.mend
+    assert "CA_FILE" not in found.mend
 
 
 async def test_a_private_ca_is_not_trusted_unless_it_is_named(authority: Authority) -> None:

@@ -13,11 +13,11 @@ from daemon.jobs import Job, JobState, TaskType
 from daemon.settings import Settings
 from daemon.wire.results import ImageEmbeddingResult
 from handlers.assembly import open_handlers
-from handlers.clip_catalog import architecture
-from handlers.clip_input import read
-from handlers.clip_vendors import load_vendors
+from handlers.clip.catalog import architecture
+from handlers.clip.vendors import load_vendors
 from handlers.image_embedding import ImageEmbeddingInference
-from handlers.images import Limits
+from handlers.media.clip_input import read
+from handlers.media.images import Limits
 from handlers.text_embedding import TextEmbeddingInference
 from tests import clip_models
 from tests.acceptance.rig import MediaStore

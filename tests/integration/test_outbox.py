@@ -5,13 +5,16 @@ import json
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import astuple, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from daemon import outbox as relaying
 from daemon.errors import PublishError, StorageError
 from daemon.events import Message
-from daemon.mqtt_sender import TooLargeError
-from daemon.outbox import BATCH, Outbox
+from daemon.mqtt.sender import TooLargeError
+from daemon.outbox import BATCH, LOOK_MS, Outbox
+from daemon.queue.outbox_statements import NEXT
 from tests.queue_bench import DEADLINE, Bench, open_bench, until
 
 OWNER = "host/boot/ns/1/1"
@@ -169,6 +172,36 @@ async def test_a_refused_event_is_tried_ever_more_rarely(
     assert 100 < waits[-1] <= LONGEST_WAIT
 
 
+async def test_events_whose_moment_has_come_are_looked_for_only_now_and_then(
+    bench: Bench, outbox: Outbox
+) -> None:
+    await outbox.relay()
+    await tell(bench, "a")
+    await bench.execute("UPDATE outbox SET run_at = 0")
+
+    assert await outbox.relay() == 0
+    bench.clock.advance(seconds=(LOOK_MS - 1) / 1000)
+    assert await outbox.relay() == 0
+    bench.clock.advance(seconds=0.001)
+    assert await outbox.relay() == 1
+
+
+async def test_a_clock_that_was_put_back_holds_up_no_refused_event(
+    bench: Bench, link: Link, outbox: Outbox
+) -> None:
+    bench.clock.advance(seconds=3600)
+    await outbox.relay()
+    bench.clock.advance(seconds=-3600)
+    await tell(bench, "a")
+    link.answers["a"] = REFUSED
+    await outbox.relay()
+    link.answers.clear()
+
+    bench.clock.advance(seconds=LONGEST_WAIT)
+
+    assert await outbox.relay() == 1
+
+
 async def test_events_of_another_daemon_are_left_to_it(
     bench: Bench, link: Link, outbox: Outbox
 ) -> None:
@@ -265,6 +298,58 @@ async def test_a_new_event_wakes_the_relay(bench: Bench, link: Link, outbox: Out
         await until(lambda: is_empty(bench), "the event was sent")
 
     assert link.topics == ["a"]
+
+
+@pytest.fixture
+def reads(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What the relay reads, by batches of two; without a ring it waits for an hour."""
+    monkeypatch.setattr(relaying, "BATCH", 2)
+    monkeypatch.setattr(relaying, "POLL_SECONDS", 3600)
+    found: list[str] = []
+    read = bench.database.read
+
+    async def noting(sql: str, *args: Any) -> Any:
+        found.append(sql)
+        return await read(sql, *args)
+
+    monkeypatch.setattr(bench.database, "read", noting)
+    return found
+
+
+async def is_quiet(bench: Bench) -> None:
+    """Return once a relay that goes on would have read again."""
+    for _ in range(10):
+        await waiting(bench)
+
+
+async def test_a_full_batch_is_followed_at_once_and_the_last_by_a_wait(
+    bench: Bench, reads: list[str], link: Link, outbox: Outbox
+) -> None:
+    topics = ["a", "b", "c", "d", "e"]
+    await tell(bench, *topics)
+
+    async with running(outbox):
+        await until(lambda: is_empty(bench), "the events were sent")
+        await is_quiet(bench)
+
+    assert link.topics == topics
+    assert reads.count(NEXT) == 3
+
+
+async def test_a_link_that_takes_nothing_is_not_asked_without_a_pause(
+    bench: Bench, reads: list[str], link: Link, outbox: Outbox
+) -> None:
+    link.answers = {"a": NOT_SENT, "b": NOT_SENT}
+    await tell(bench, "a", "b")
+
+    async def has_read() -> bool:
+        return NEXT in reads
+
+    async with running(outbox):
+        await until(has_read, "the events were read")
+        await is_quiet(bench)
+
+    assert reads.count(NEXT) == 1
 
 
 async def test_the_relay_outlives_a_file_that_cannot_be_written(

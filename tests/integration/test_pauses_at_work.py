@@ -89,7 +89,7 @@ async def test_nothing_spins_while_jobs_and_suspects_wait_for_the_end_of_a_pause
 
         monkeypatch.undo()
         await bench.queue.pauses.resume(IMAGE)
-        for job in await bench.queue.list_jobs():
+        for job in (await bench.queue.list_jobs()).jobs:
             await reaches(bench, job.job_id, "completed")
 
 

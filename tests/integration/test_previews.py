@@ -13,10 +13,10 @@ from PIL import Image
 
 from daemon.errors import DependencyDownError, PermanentError, RetryableError
 from daemon.settings import ImageSettings, MediaStoreSettings
-from handlers import previews as previews_module
-from handlers.decoders import Decoders
-from handlers.media_store import MediaStoreClient
-from handlers.previews import FIRST_SIDE, Previews
+from handlers.media import previews as previews_module
+from handlers.media.decoders import Decoders
+from handlers.media.media_store import MediaStoreClient
+from handlers.media.previews import FIRST_SIDE, Previews
 from tests.unit.face_rig import astronaut
 
 ORIENTATION = 0x0112

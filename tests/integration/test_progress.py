@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from daemon.jobs import Job, JobState, TaskType
-from daemon.progress import MOST_A_SECOND, STAGES, Progress
+from daemon.worker.progress import MOST_A_SECOND, STAGES, Progress
 from tests.broker import Broker
 from tests.integration.test_intake_over_mqtt import Daemon, client_of
 from tests.waiting import until
@@ -164,7 +164,7 @@ def test_every_stage_of_the_handlers_has_a_fraction() -> None:
     root = Path(__file__).parent.parent.parent
     named = {
         part.partition('"')[0]
-        for path in (root / "handlers").glob("*.py")
+        for path in (root / "handlers").rglob("*.py")
         for part in path.read_text(encoding="utf-8").split('timings.stage("')[1:]
     }
 

@@ -12,8 +12,8 @@ import pytest
 from daemon.errors import ConfigError, RetryableError
 from handlers.face_store import QdrantFaceStore
 from handlers.image_store import QdrantImageStore
-from handlers.qdrant_edge import EdgeEngine
-from handlers.vector_engine import CollectionSpec, Point, SharedEngine
+from handlers.qdrant.qdrant_edge import EdgeEngine
+from handlers.qdrant.vector_engine import CollectionSpec, Point, SharedEngine
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -21,9 +21,9 @@ WRITER = """
 import asyncio, sys
 import numpy as np
 from pathlib import Path
-from handlers.qdrant_edge import EdgeEngine
+from handlers.qdrant.qdrant_edge import EdgeEngine
 from handlers.image_store import QdrantImageStore
-from handlers.vector_engine import Point, SharedEngine
+from handlers.qdrant.vector_engine import Point, SharedEngine
 
 async def main():
     engine = SharedEngine(lambda: EdgeEngine(Path(sys.argv[1]), flush_seconds=float(sys.argv[2])))

@@ -16,8 +16,8 @@ from qdrant_client import models
 
 from daemon.errors import ConfigError, DependencyDownError, RetryableError
 from handlers.image_store import QdrantImageStore
-from handlers.qdrant_server import ServerEngine
-from handlers.vector_engine import AtLeast, CollectionSpec, Equals, Filter, Point
+from handlers.qdrant.qdrant_server import ServerEngine
+from handlers.qdrant.vector_engine import AtLeast, CollectionSpec, Equals, Filter, Point
 from tests.ports import free_port
 from tests.qdrant_http import qdrant_server
 

@@ -21,12 +21,12 @@ from daemon.errors import DependencyDownError, NotFoundError
 from daemon.jobs import Job, JobState, TaskType
 from daemon.settings import ImageSettings, Settings
 from handlers.assembly import open_handlers
-from handlers.decoders import Decoders
 from handlers.handler_set import HandlerSet
 from handlers.image_store import QdrantImageStore
-from handlers.search import Search
+from handlers.media.decoders import Decoders
+from handlers.qdrant.vector_points import face_point_id
+from handlers.search.search import Search
 from handlers.text_embedding import TextEmbeddingInference
-from handlers.vector_points import face_point_id
 from tests.acceptance.rig import MediaStore
 from tests.integration.rest_rig import Answer, Rig, rest
 

@@ -2,7 +2,6 @@
 
 import http.server
 import json
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +11,7 @@ from urllib.parse import parse_qsl, urlsplit
 import pytest
 
 from daemon.cli.search import main
+from tests.http_server import QuietHandler, ThreadedServer
 
 MODEL = {"model": "ViT-B-32", "weights": "openai", "device": "cpu", "precision": "fp32"}
 PICTURE = b"\x89PNG\r\n\x1a\nbytes"
@@ -54,7 +54,7 @@ class Door:
     def handler(self) -> type[http.server.BaseHTTPRequestHandler]:
         door = self
 
-        class Handler(http.server.BaseHTTPRequestHandler):
+        class Handler(QuietHandler, http.server.BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 place = urlsplit(self.path)
                 sent = self.rfile.read(int(self.headers.get("Content-Length", 0)))
@@ -74,24 +74,16 @@ class Door:
             def do_POST(self) -> None:
                 self.do_GET()
 
-            def log_message(self, *_: Any) -> None:
-                """Tests say what went wrong themselves."""
-
         return Handler
 
 
 @pytest.fixture
 def door(monkeypatch: pytest.MonkeyPatch) -> Iterator[Door]:
     door = Door()
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), door.handler())
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
-    thread.start()
-    door.url = f"http://127.0.0.1:{server.server_address[1]}"
-    monkeypatch.setenv("INFERD_CLIENT__INFERENCE_URL", door.url)
-    yield door
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with ThreadedServer(door.handler()) as server:
+        door.url = server.url
+        monkeypatch.setenv("INFERD_CLIENT__INFERENCE_URL", door.url)
+        yield door
 
 
 @pytest.fixture

@@ -15,11 +15,11 @@ from aiohttp import web
 from pydantic import SecretStr
 
 from daemon.errors import HandlerError, RetryableError
-from handlers.decoder_pool import DecoderProcess, memory_limit
-from handlers.images import Limits
-from handlers.media_store import MediaStoreClient
-from handlers.qdrant_server import ServerEngine
-from handlers.vector_engine import Point
+from handlers.media.decoder_pool import DecoderProcess, memory_limit
+from handlers.media.images import Limits
+from handlers.media.media_store import MediaStoreClient
+from handlers.qdrant.qdrant_server import ServerEngine
+from handlers.qdrant.vector_engine import Point
 from tests.integration.test_media_store_client import raw, settings, store
 
 TOKEN = "Zq7-t0ken-of-ours"

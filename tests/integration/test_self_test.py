@@ -16,14 +16,14 @@ from daemon.health import Health
 from daemon.jobs import JsonObject
 from daemon.settings import Settings
 from handlers.assembly import open_handlers
-from handlers.device import ModelRunner
 from handlers.face_detection import FaceDetectionInference
 from handlers.face_embedding import FaceEmbeddingInference
 from handlers.handler_set import HandlerSet
 from handlers.image_embedding import ImageEmbeddingInference
 from handlers.inference import Numbers
-from handlers.lane import DeviceLane
-from handlers.self_test import SelfTest, synthetic_picture
+from handlers.lanes.device import ModelRunner
+from handlers.lanes.lane import DeviceLane
+from handlers.lanes.self_test import SelfTest, synthetic_picture
 from handlers.text_embedding import TextEmbeddingInference
 from tests.short_memory import GPU, Memory, ShortModel
 from tests.unit.face_graphs import save_detector

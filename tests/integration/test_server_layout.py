@@ -9,11 +9,11 @@ from pydantic import SecretStr
 from qdrant_client import models
 
 from daemon.settings import QdrantSettings
-from handlers.engine_choice import layout_of
-from handlers.model_record import MODELS
-from handlers.qdrant_server import ServerEngine
-from handlers.server_layout import ServerLayout
-from handlers.vector_engine import CollectionSpec
+from handlers.qdrant.qdrant_server import ServerEngine
+from handlers.qdrant.server_layout import ServerLayout
+from handlers.qdrant.vector_engine import CollectionSpec
+from handlers.vectors.engine_choice import layout_of
+from handlers.vectors.model_record import MODELS
 
 SPEC = CollectionSpec("image_embeddings", 512)
 

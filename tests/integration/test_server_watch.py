@@ -12,19 +12,20 @@ import pytest
 from qdrant_client import AsyncQdrantClient
 from qdrant_client.models import PointIdsList
 
-from daemon.audit import Audit
 from daemon.errors import DependencyDownError
-from daemon.job_ledger import JobLedger
 from daemon.jobs import JobState, TaskType
-from daemon.last_life import LastLife
-from daemon.scrub import Scrub
-from daemon.server_watch import MOST_LIVES, SAVE_MS, ServerWatch
+from daemon.queue.job_ledger import JobLedger
+from daemon.queue.job_listing import JobSelection
+from daemon.upkeep.audit import Audit
+from daemon.upkeep.last_life import LastLife
+from daemon.upkeep.scrub import Scrub
+from daemon.upkeep.server_watch import MOST_LIVES, SAVE_MS, ServerWatch
 from handlers.image_store import QdrantImageStore
-from handlers.qdrant_server import ServerEngine
-from handlers.server_life import ServerLife, life_of
-from handlers.stored_vectors import StoredVectors
-from handlers.vector_engine import Point, SharedEngine
-from handlers.vector_points import job_payload
+from handlers.qdrant.qdrant_server import ServerEngine
+from handlers.qdrant.server_life import ServerLife, life_of
+from handlers.qdrant.vector_engine import Point, SharedEngine
+from handlers.qdrant.vector_points import job_payload
+from handlers.search.stored_vectors import StoredVectors
 from tests.qdrant_http import qdrant_server
 from tests.queue_bench import Bench, open_bench
 from tests.waiting import until
@@ -97,8 +98,8 @@ class World:
 
     async def waiting(self) -> set[int]:
         """Return the pictures that are asked for again."""
-        jobs = await self.bench.queue.list_jobs(status=JobState.PENDING)
-        return {job.media_store_id for job in jobs}
+        page = await self.bench.queue.list_jobs(JobSelection(status=JobState.PENDING))
+        return {job.media_store_id for job in page.jobs}
 
 
 @asynccontextmanager

@@ -76,7 +76,7 @@ def test_a_quick_look_imports_no_model_library_and_no_engine(tmp_path: Path) -> 
 def test_clip_takes_of_its_libraries_what_it_needs() -> None:
     code = (
         "import sys, json\n"
-        "from handlers.clip_vendors import load_vendors\n"
+        "from handlers.clip.vendors import load_vendors\n"
         "vendors = load_vendors()\n"
         "assert vendors.open_clip.CLIP and load_vendors() is vendors\n"
         "print(json.dumps(sorted(sys.modules)))\n"

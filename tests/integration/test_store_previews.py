@@ -15,9 +15,9 @@ from PIL import Image
 from daemon.errors import HandlerError
 from demos.media_store import create_app
 from demos.store_previews import _write
-from handlers.images import Limits, decode
-from handlers.media_store import Media, MediaStoreClient
-from handlers.origin import NO_PREVIEW, Origin
+from handlers.media.images import Limits, decode
+from handlers.media.media_store import Media, MediaStoreClient
+from handlers.media.origin import NO_PREVIEW, Origin
 from tests.integration.test_demo_media_store import upload
 from tests.integration.test_media_store_client import failure, fetched, settings, store
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from daemon.migration import released_migrations
+from daemon.queue.migration import released_migrations
 from tests.acceptance.rig import MediaStore
 from tests.broker import Broker
 

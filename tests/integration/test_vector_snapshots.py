@@ -15,13 +15,13 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from daemon.errors import DependencyDownError, NotFoundError
 from daemon.settings import AuthSettings
-from handlers import vector_snapshots
-from handlers.edge_copy import copy_shard
-from handlers.engine_choice import embedded_engine, server_engine
-from handlers.qdrant_edge import EdgeEngine
-from handlers.qdrant_local import LocalEngine
-from handlers.vector_engine import CollectionSpec, Point, SharedEngine, VectorEngine
-from handlers.vector_snapshots import READER_LOCK, Holding, VectorSnapshots, collections_of
+from handlers.qdrant.edge_copy import copy_shard
+from handlers.qdrant.qdrant_edge import EdgeEngine
+from handlers.qdrant.qdrant_local import LocalEngine
+from handlers.qdrant.vector_engine import CollectionSpec, Point, SharedEngine, VectorEngine
+from handlers.vectors import vector_snapshots
+from handlers.vectors.engine_choice import embedded_engine, server_engine
+from handlers.vectors.vector_snapshots import READER_LOCK, Holding, VectorSnapshots, collections_of
 from tests.integration.rest_rig import rest
 from tests.integration.test_http_auth import Issuer, bearer, public_pem
 from tests.waiting import until

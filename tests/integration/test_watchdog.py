@@ -13,9 +13,9 @@ import pytest
 
 from daemon.jobs import Job, JobState, TaskType
 from daemon.logs import about
-from daemon.watchdog import EXIT_STALLED, LOADS_LONGER, Watchdog
-from handlers.device import ModelRunner
-from handlers.lane import DeviceLane
+from daemon.worker.watchdog import EXIT_STALLED, LOADS_LONGER, Watchdog
+from handlers.lanes.device import ModelRunner
+from handlers.lanes.lane import DeviceLane
 from tests.short_memory import Memory, ShortModel
 from tests.waiting import until
 

@@ -10,14 +10,21 @@ from typing import Any
 
 import pytest
 
-from daemon import running_jobs
-from daemon.errors import DependencyDownError, HandlerError, PermanentError, RetryableError
+from daemon.errors import (
+    DependencyDownError,
+    HandlerError,
+    PermanentError,
+    RetryableError,
+    StorageError,
+)
 from daemon.handler import Report
 from daemon.jobs import Job, JobState, JsonObject, TaskType
-from daemon.queue_backend import Connection
+from daemon.queue.backend import Connection
 from daemon.settings import QueueSettings, WorkerSettings
 from daemon.stage import StageClosedError
-from daemon.worker import Worker
+from daemon.worker import running_jobs
+from daemon.worker import worker as worker_module
+from daemon.worker.worker import Worker
 from tests.queue_bench import DEADLINE, FACES, IMAGE, NOON, Bench, open_bench, until
 
 ID = "550e8400-e29b-41d4-a716-446655440000"
@@ -350,6 +357,47 @@ async def test_while_a_dependency_is_away_the_others_keep_their_place(bench: Ben
     assert len(handler.handled) <= 8
 
 
+async def test_one_job_at_a_time_tries_whether_the_dependency_is_back(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_module, "HOLD_SECONDS", 0.0001)
+    for number in range(12):
+        await bench.accept(number)
+    gate, left = Gate(), 4
+
+    async def script(job: Job) -> JsonObject:
+        nonlocal left
+        if left:
+            left -= 1
+            raise DependencyDownError("away")
+        return await gate(job)
+
+    handler = Handler(script)
+    async with working(bench, handler, max_in_flight=4) as worker:
+        await until(lambda: has_handled(handler, 5), "one tries")
+        for _ in range(50):
+            await bench.rows("SELECT 1")  # as long as some leases take
+        assert (len(handler.handled), worker.in_flight) == (5, 1)
+
+        gate.open()
+        await until(lambda: has_handled(handler, 12), "the others follow")
+        assert worker._attempts.away == set()
+
+
+async def test_only_a_dependency_that_is_away_holds_back_the_others(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_module, "HOLD_SECONDS", 0.01)
+    for number in range(2):
+        await bench.accept(number)
+    handler = Handler(raising(DependencyDownError("away"), PermanentError("bad")))
+
+    async with working(bench, handler, max_in_flight=1) as worker:
+        await until(lambda: has_handled(handler, 1), "the first was tried")
+        await reaches(bench, (await bench.accept(9, job_id=ID)).job_id, "error")
+        assert worker._attempts.away == set()
+
+
 async def test_jobs_run_again_once_the_dependency_is_back(bench: Bench) -> None:
     jobs = [await bench.accept(number) for number in range(3)]
     is_away = True
@@ -632,6 +680,31 @@ async def test_a_job_that_could_not_be_settled_comes_back_when_the_disk_does(
     assert "cannot settle" in caplog.text
 
 
+async def test_a_full_disk_does_not_hold_up_the_end(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries = 0
+
+    async def full(*_: object) -> Job:
+        nonlocal tries
+        tries += 1
+        raise StorageError("the disk is full", may_pass=True)
+
+    await bench.accept(job_id=ID)
+    monkeypatch.setattr(bench.queue, "complete", full)
+    async with working(bench, Handler()) as worker:
+        await until(lambda: has_tried(lambda: tries), "its outcome was to be stored")
+        async with asyncio.timeout(DEADLINE):
+            await worker.drain(grace_seconds=3600)
+
+    # Whoever starts next takes it back once its lease has run out.
+    assert (await bench.row(ID))["status"] == "processing"
+
+
+async def has_tried(tries: Callable[[], int]) -> bool:
+    return tries() > 0
+
+
 async def test_a_lease_that_could_not_be_stored_is_tried_again(bench: Bench) -> None:
     await bench.accept(job_id=ID)
     await bench.execute(
@@ -653,7 +726,7 @@ async def test_old_finished_jobs_are_pruned(bench: Bench) -> None:
     await bench.queue.complete(await bench.lease_one(), {})
 
     async def is_pruned() -> bool:
-        return [job.media_store_id for job in await bench.queue.list_jobs()] == [2]
+        return [job.media_store_id for job in (await bench.queue.list_jobs()).jobs] == [2]
 
     async with working(bench, Handler(), queue={"prune_after_days": 1}):
         await until(is_pruned, "the older job went")

@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from daemon.fleet.workers import Workers
 from daemon.settings import AuthSettings
-from daemon.workers import Workers
 from tests.integration.rest_rig import NOW, rest
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from daemon.errors import InferdError
 from daemon.jobs import JsonObject
-from daemon.worker_topics import WorkerTopics
+from daemon.mqtt.worker_topics import WorkerTopics
 from tests.broker import AsyncClient, Broker, Message
 from tests.integration.test_intake_over_mqtt import Daemon
 from tests.queue_bench import FACES, NOON, Bench, open_bench

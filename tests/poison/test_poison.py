@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from daemon.watchdog import EXIT_STALLED
+from daemon.worker.watchdog import EXIT_STALLED
 from tests.acceptance.rig import MediaStore
 from tests.broker import Broker
 from tests.exposition import Exposition

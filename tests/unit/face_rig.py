@@ -13,7 +13,7 @@ from PIL import Image
 from daemon.jobs import Job, JobState, JsonObject, TaskType
 from daemon.settings import MediaStoreSettings
 from handlers.inference import Pixels
-from handlers.media_store import MediaStoreClient
+from handlers.media.media_store import MediaStoreClient
 
 
 @dataclass

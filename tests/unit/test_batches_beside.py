@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from daemon.errors import RetryableError
 from daemon.urgency import URGENCY
-from handlers.device import ModelRunner
 from handlers.image_embedding import ImageEmbeddingInference
 from handlers.inference import Batch, Numbers
-from handlers.lane import DeviceLane
+from handlers.lanes.device import ModelRunner
+from handlers.lanes.lane import DeviceLane
 from tests import clip_models
 from tests.short_memory import BREAKS, Memory, ShortModel
 from tests.waiting import until
@@ -103,7 +103,7 @@ async def given(tasks: list[asyncio.Task[int]]) -> list[int]:
 
 @pytest.fixture(autouse=True)
 def two_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("handlers.device.usable_cores", lambda: PASSES)
+    monkeypatch.setattr("handlers.lanes.device.usable_cores", lambda: PASSES)
 
 
 async def both_busy(model: Wide, runner: ModelRunner[int]) -> list[asyncio.Task[int]]:

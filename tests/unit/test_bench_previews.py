@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 
 from bench.previews import Effect, Looked, _compare, overlap, preview_of
-from handlers.faces import Face
+from handlers.faces.face import Face
 from handlers.inference import Vector
-from handlers.origin import Origin
+from handlers.media.origin import Origin
 
 
 def face(x: float, y: float, width: float = 10, height: float = 10) -> Face:

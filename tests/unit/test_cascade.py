@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 
 from daemon.settings import FacesSettings, ImageSettings, Settings
-from handlers.cascade import CONFIDENCE, CascadeDetector
 from handlers.face_detection import FaceDetectionInference, upright_pixels
-from handlers.faces import Face
-from handlers.images import Limits
+from handlers.faces.cascade import CONFIDENCE, CascadeDetector
+from handlers.faces.face import Face
 from handlers.inference import Pixels
+from handlers.media.images import Limits
 
 
 @pytest.fixture(scope="module")

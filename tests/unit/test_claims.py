@@ -5,10 +5,10 @@ from typing import Any, cast
 
 import pytest
 
-from daemon.errors import DependencyDownError
-from handlers.claims import StoreClaim
-from handlers.models_at_hand import ModelsAtHand
-from handlers.qdrant_store import QdrantStore
+from daemon.errors import ConfigError, DependencyDownError
+from handlers.models.claims import StoreClaim, bind_all
+from handlers.models.models_at_hand import ModelsAtHand
+from handlers.vectors.qdrant_store import QdrantStore
 
 
 class Silent:
@@ -39,3 +39,40 @@ async def test_those_who_wait_while_one_tries_do_not_try_one_after_the_other() -
     with pytest.raises(DependencyDownError):
         await claim.require()
     assert store.tries == 2
+
+
+class Together(Silent):
+    """A store whose server answers nobody before it has heard from all."""
+
+    def __init__(self, all_began: asyncio.Barrier, error: Exception) -> None:
+        super().__init__()
+        self._all_began, self._error = all_began, error
+
+    async def open(self) -> None:
+        self.tries += 1
+        async with asyncio.timeout(10):
+            await self._all_began.wait()
+        raise self._error
+
+
+@pytest.mark.parametrize("is_wrong", [False, True])
+async def test_a_start_waits_for_all_collections_of_a_silent_server_at_once(
+    caplog: pytest.LogCaptureFixture, is_wrong: bool
+) -> None:
+    all_began = asyncio.Barrier(2)
+    silence = DependencyDownError("silent", code="vector_store_unreachable")
+    mismatch = ConfigError("another model's", code="model_mismatch")
+    stores = [Together(all_began, silence), Together(all_began, mismatch if is_wrong else silence)]
+    claims = [
+        StoreClaim(cast("QdrantStore", store), cast("ModelsAtHand[Any]", None)) for store in stores
+    ]
+
+    if is_wrong:
+        with pytest.raises(ConfigError, match="another model's"):
+            await bind_all(claims)
+    else:
+        await bind_all(claims)
+        # Once, though both were told.
+        assert caplog.messages == ["the vector database is away: silent"]
+
+    assert [store.tries for store in stores] == [1, 1]

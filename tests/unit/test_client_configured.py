@@ -86,3 +86,17 @@ def test_the_meter_tells_rate_and_time_left(capsys: pytest.CaptureFixture[str]) 
     said = capsys.readouterr()
     assert said.out == "out\n"
     assert said.err == "err\n"
+
+
+def test_a_token_with_a_dash_of_a_word_processor_is_told_but_not_shown(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--token", type=arguments.token)
+
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--token", "geheim\u2013nis"])
+
+    said = capsys.readouterr().err
+    assert "a token is one line of ASCII" in said
+    assert "geheim" not in said

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from daemon.__main__ import main
 from demos.client import ClientError, UploadRefusedError
 from demos.client.sources import (
     PictureFile,
@@ -53,12 +54,47 @@ def test_a_list_of_ids_has_comments_and_tells_what_is_none(tmp_path: Path) -> No
     assert count_ids(str(path)) == 6
 
 
-def test_a_file_that_is_no_text_is_no_list(tmp_path: Path) -> None:
-    path = tmp_path / "picture.png"
-    path.write_bytes(PNG)
+NO_TEXT = {
+    "a picture": PNG,
+    "zeros between numbers": b"1\n2\n\x00\n3\n",
+    "UTF-16": "1\n2\n".encode("utf-16"),
+    "another alphabet, late": b"1\n" * 2_000_000 + b"# caf\xe9\n",
+    "half a letter at the end": b"1\n# caf\xc3",
+}
 
-    with open_ids(str(path)) as lines, pytest.raises(SourceError, match="is no media_store_id"):
-        next(ids(lines, "picture.png")).media_store_id()
+
+@pytest.mark.parametrize("command", ["submit", "delete"])
+@pytest.mark.parametrize("data", NO_TEXT.values(), ids=[*NO_TEXT])
+def test_a_file_that_is_no_text_is_refused_before_anything_is_asked(
+    command: str, data: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "list"
+    path.write_bytes(data)
+
+    with pytest.raises(SystemExit) as left:
+        main([command, "7", "--ids", str(path)])
+
+    told = capsys.readouterr()
+    assert (left.value.code, told.out) == (2, "")
+    assert f"{path} is no list of ids: it is not text in UTF-8" in told.err
+
+
+@pytest.mark.parametrize("data", [b"1\n2\n\x00\n3\n", b"1\n" * 50_000 + b"\x89PNG\n3\n"])
+def test_a_stream_that_turns_out_to_be_no_text_ends_there(data: bytes) -> None:
+    *before, last = ids(io.TextIOWrapper(io.BytesIO(data), encoding="utf-8"), "-")
+
+    assert {each.media_store_id() for each in before} <= {1, 2}
+    with pytest.raises(SourceError, match="it is not text in UTF-8; the rest was not read"):
+        last.media_store_id()
+
+
+def test_a_list_has_any_letters_in_its_comments(tmp_path: Path) -> None:
+    path = tmp_path / "list.txt"
+    path.write_text("1 # caf\u00e9 \ufffd\n2\n", encoding="utf-8")
+
+    found = [each.media_store_id() for each in ids(open_ids(str(path)), "list.txt")]
+
+    assert found == [1, 2]
 
 
 def test_pictures_are_found_by_name_or_content_in_all_folders(tmp_path: Path) -> None:

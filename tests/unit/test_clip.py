@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 
 from daemon.errors import ConfigError
-from handlers import clip_catalog
-from handlers.clip import ClipModel, normalise, normalise_floats
-from handlers.clip_catalog import PUBLISHED, architecture
-from handlers.clip_checkpoint import read_model
-from handlers.clip_vendors import choose_device, load_vendors
-from handlers.clip_weights import UNTRAINED_SEED
-from handlers.image_resizing import square_crop
-from handlers.images import Limits, decode
+from handlers.clip import catalog as clip_catalog
+from handlers.clip.catalog import PUBLISHED, architecture
+from handlers.clip.checkpoint import read_model
+from handlers.clip.image_tower import ClipModel, normalise, normalise_floats
+from handlers.clip.vendors import choose_device, load_vendors
+from handlers.clip.weights import UNTRAINED_SEED
+from handlers.media.image_resizing import square_crop
+from handlers.media.images import Limits, decode
 from tests import clip_models
 from tests.clip_models import (
     MODEL,
@@ -58,7 +58,7 @@ def pixels(count: int, side: int = 224) -> Any:
 
 def test_nothing_heavy_is_imported_before_a_model_loads() -> None:
     script = (
-        "import sys, handlers.clip, handlers.image_embedding as module\n"
+        "import sys, handlers.clip.image_tower, handlers.image_embedding as module\n"
         "inference = module.ImageEmbeddingInference(weights='untrained')\n"
         "inference.resolve(); inference.fingerprint\n"
         "heavy = {'torch', 'torchvision', 'open_clip', 'safetensors', 'timm'} & set(sys.modules)\n"
@@ -213,7 +213,7 @@ def test_every_kind_of_file_gives_the_same_vectors(tmp_path: Path, name: str) ->
 def test_an_archive_of_full_size_as_openai_published_it_loads(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.INFO, logger="handlers.clip")
+    caplog.set_level(logging.INFO, logger="handlers.clip.image_tower")
     path = tmp_path / "mine.pt"
     save_openai_archive(clip_models.full_size(), path)
     model = clip_models.clip(path, tmp_path)
@@ -551,7 +551,7 @@ def test_a_model_that_counts_as_loaded_can_say_what_runs(monkeypatch: pytest.Mon
         if model.is_loaded:
             assert model.provenance.device == "cpu"
 
-    monkeypatch.setattr("handlers.clip_tower.trim", look)
+    monkeypatch.setattr("handlers.clip.tower.trim", look)
     model.load()
     look()
     model.unload()

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from handlers.image_resizing import square_crop
-from handlers.images import Limits, Picture, decode
+from handlers.media.image_resizing import square_crop
+from handlers.media.images import Limits, Picture, decode
 
 LIMITS = Limits(max_pixels=100_000_000, background=(255, 255, 255))
 MEAN = np.array([0.48145466, 0.4578275, 0.40821073], dtype=np.float32)

@@ -12,12 +12,12 @@ import torch
 from numpy.typing import NDArray
 
 from daemon.errors import OutOfMemoryError, PermanentError, RetryableError
-from handlers.clip import _constants, _normalised, normalise
-from handlers.clip_cuda import GPU_BATCH, CudaPasses, sizes
-from handlers.clip_layers import image_tower
-from handlers.clip_staging import SLOTS, Uploaded
-from handlers.clip_tower import CPU_BATCH
-from handlers.clip_vendors import load_vendors
+from handlers.clip.cuda import GPU_BATCH, CudaPasses, sizes
+from handlers.clip.image_tower import _constants, _normalised, normalise
+from handlers.clip.layers import image_tower
+from handlers.clip.staging import SLOTS, Uploaded
+from handlers.clip.tower import CPU_BATCH
+from handlers.clip.vendors import load_vendors
 from handlers.image_embedding import ImageEmbeddingInference
 from handlers.inference import Vector
 from tests import clip_models
@@ -280,7 +280,9 @@ def on_gpu(monkeypatch: pytest.MonkeyPatch) -> ImageEmbeddingInference:
     inference.load()
     model = inference._model
     vendors = load_vendors()
-    monkeypatch.setattr("handlers.clip.load_vendors", lambda: replace(vendors, torch=Torch()))
+    monkeypatch.setattr(
+        "handlers.clip.image_tower.load_vendors", lambda: replace(vendors, torch=Torch())
+    )
     assert model._module is not None
     model._cuda = model._passes_on("cpu", model._module)
     return inference

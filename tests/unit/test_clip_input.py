@@ -13,9 +13,9 @@ from PIL import Image
 
 from daemon.errors import PermanentError
 from daemon.settings import Decoding, ImageSettings
-from handlers.clip_input import ClipInput, read
-from handlers.image_resizing import square_crop
-from handlers.images import Limits, decode
+from handlers.media.clip_input import ClipInput, read
+from handlers.media.image_resizing import square_crop
+from handlers.media.images import Limits, decode
 from tests import clip_models
 
 LIMITS = Limits(max_pixels=100_000_000, background=(255, 255, 255))

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from handlers.clip import MEAN, STD, ClipModel, _constants, _normalised, normalise
-from handlers.clip_layers import image_tower, text_tower
-from handlers.clip_precision import least_cosine
-from handlers.clip_reduction import reduce, restore
-from handlers.clip_text import ClipTextModel
-from handlers.clip_vendors import load_vendors
+from handlers.clip.image_tower import MEAN, STD, ClipModel, _constants, _normalised, normalise
+from handlers.clip.layers import image_tower, text_tower
+from handlers.clip.precision import least_cosine
+from handlers.clip.reduction import reduce, restore
+from handlers.clip.text_tower import ClipTextModel
+from handlers.clip.vendors import load_vendors
 from tests import clip_models
 from tests.clip_models import MODEL, SAVERS, TINY, TINY_TEXT
 
@@ -263,7 +263,7 @@ def test_other_text_towers_are_open_clips_own(change: dict[str, Any]) -> None:
 def test_a_residual_network_still_runs_and_says_so(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level("INFO", logger="handlers.clip")
+    caplog.set_level("INFO", logger="handlers.clip.image_tower")
     model = ClipModel(
         model=MODEL, weights="untrained", models_dir=tmp_path, device="cpu", precision="auto"
     )

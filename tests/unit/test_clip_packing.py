@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 import torch
 
-from handlers import clip_packing, clip_reduction
-from handlers.clip_arithmetic import Arithmetic
-from handlers.clip_layers import image_tower, text_tower
-from handlers.clip_precision import least_cosine
-from handlers.clip_reduction import pack, reduce, unpack
-from handlers.clip_vendors import load_vendors
+from handlers.clip import packing as clip_packing
+from handlers.clip import reduction as clip_reduction
+from handlers.clip.arithmetic import Arithmetic
+from handlers.clip.layers import image_tower, text_tower
+from handlers.clip.precision import least_cosine
+from handlers.clip.reduction import pack, reduce, unpack
+from handlers.clip.vendors import load_vendors
 from tests import clip_models
 from tests.clip_models import TINY_TEXT
 
@@ -162,7 +163,7 @@ def test_memory_that_runs_out_half_way_leaves_no_tower_half_packed(
         return packed(matrix)
 
     with monkeypatch.context() as patch:
-        patch.setattr("handlers.clip_layers.packed", failing)
+        patch.setattr("handlers.clip.layers.packed", failing)
         with pytest.raises(RuntimeError, match="DefaultCPUAllocator"):
             pack(towers[0])
 

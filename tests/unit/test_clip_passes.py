@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from handlers import clip_passes
-from handlers.clip_passes import Passes, best_passes
-from handlers.clip_precision import least_cosine
+from handlers.clip import passes as clip_passes
+from handlers.clip.passes import Passes, best_passes
+from handlers.clip.precision import least_cosine
 from handlers.image_embedding import ImageEmbeddingInference
 from handlers.inference import Batch
 from tests import clip_models
@@ -215,7 +215,7 @@ def test_what_was_measured_holds_for_a_reload(monkeypatch: pytest.MonkeyPatch) -
         measured.append(most)
         return real(*args, most=most, **kwargs)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("handlers.clip_tower.best_passes", noted)
+    monkeypatch.setattr("handlers.clip.tower.best_passes", noted)
     settings = clip_models.settings(
         clip__weights="untrained", clip__passes=0, clip__batch_size=2, worker__max_in_flight=8
     )

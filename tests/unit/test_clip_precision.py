@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from daemon.errors import ConfigError, OutOfMemoryError
-from handlers.clip import ClipModel
-from handlers.clip_arithmetic import Arithmetic
-from handlers.clip_precision import (
+from handlers.clip.arithmetic import Arithmetic
+from handlers.clip.image_tower import ClipModel
+from handlers.clip.precision import (
     BUDGET_SECONDS,
     PASSES,
     Measured,
@@ -21,9 +21,9 @@ from handlers.clip_precision import (
     least_cosine,
     measure,
 )
-from handlers.clip_reduction import unpack
-from handlers.clip_text import ClipTextModel
-from handlers.clip_vendors import reduced_precision
+from handlers.clip.reduction import unpack
+from handlers.clip.text_tower import ClipTextModel
+from handlers.clip.vendors import reduced_precision
 from tests import clip_models
 from tests.clip_models import MODEL, SAVERS, TINY, TINY_TEXT
 
@@ -205,8 +205,8 @@ class Bench:
 @pytest.fixture
 def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
     found = Bench()
-    monkeypatch.setattr("handlers.clip_arithmetic.measure", found.measure)
-    monkeypatch.setattr("handlers.clip_arithmetic.reduced_precision", found.can.get)
+    monkeypatch.setattr("handlers.clip.arithmetic.measure", found.measure)
+    monkeypatch.setattr("handlers.clip.arithmetic.reduced_precision", found.can.get)
     yield found
     assert not found.speeds, "not measured"
 
@@ -290,7 +290,7 @@ def test_a_precision_that_does_not_run_is_dropped(
             raise RuntimeError("not implemented for 'BFloat16'")
         return first(run, batch_size)
 
-    monkeypatch.setattr("handlers.clip_arithmetic.measure", measure_once)
+    monkeypatch.setattr("handlers.clip.arithmetic.measure", measure_once)
     model = tower(tmp_path)
     model.load()
 
@@ -483,8 +483,8 @@ def test_a_calibration_that_memory_is_too_short_for_takes_smaller_batches(bench:
 
 
 def clip_tower_module() -> Any:
-    from handlers.clip_layers import image_tower  # noqa: PLC0415 - beside its use
-    from handlers.clip_vendors import load_vendors  # noqa: PLC0415 - beside its use
+    from handlers.clip.layers import image_tower  # noqa: PLC0415 - beside its use
+    from handlers.clip.vendors import load_vendors  # noqa: PLC0415 - beside its use
 
     vendors = load_vendors()
     found = image_tower(vendors.open_clip, vendors.open_clip.CLIP(**TINY).visual)
@@ -586,6 +586,41 @@ def test_no_memory_for_the_exact_weights_leaves_it_where_it_was(
 
     assert model._module is before
     assert model.provenance.device == GPU
+
+
+@pytest.mark.parametrize("has_file", [True, False])
+def test_a_move_that_fails_behind_the_choice_of_fewer_bits_leaves_it_as_it_was(
+    tmp_path: Path, bench: Bench, monkeypatch: pytest.MonkeyPatch, has_file: bool
+) -> None:
+    bench.can["cpu"] = None
+    model = tower(tmp_path)
+    model.load()
+    first, size = model.encode_images(pixels()), model._arithmetic.batch_size
+    # Another device, as far as we look, and the same for torch.
+    model._provenance = replace(model.provenance, device="cpu:0")
+    bench.can["cpu"] = "bf16"
+    bench.speeds = [0.030, 0.007]
+    if not has_file:
+        (tmp_path / "a.pt").unlink()
+
+    def fail(*_: Any) -> Any:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(model, "_best_passes", fail)
+        with pytest.raises(ConfigError, match="can't start new thread"):
+            model.move_to("cpu")
+
+    # Where its exact weights cannot be had any more it says what it calculates with.
+    precision, dtype = ("fp32", torch.float32) if has_file else ("bf16", torch.bfloat16)
+    assert (model.provenance.device, model.provenance.precision) == ("cpu:0", precision)
+    assert dtype in dtypes(model)
+    assert (torch.bfloat16 in dtypes(model)) is not has_file
+    # Pictures are not pinned for it.
+    model._provenance = replace(model.provenance, device="cpu")
+    assert np.array_equal(model.encode_images(pixels()), first) is has_file
+    assert least_cosine(model.encode_images(pixels()), first) >= 0.9999
+    assert model._arithmetic.batch_size == size
 
 
 @pytest.mark.gpu

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from daemon.errors import ConfigError, PermanentError
-from handlers.clip_catalog import PUBLISHED, architecture
-from handlers.clip_text import MAX_CHARACTERS, MAX_KNOWN_WORDS, ClipTextModel, ClipTokeniser
-from handlers.clip_vendors import load_vendors
+from handlers.clip.catalog import PUBLISHED, architecture
+from handlers.clip.text_tower import MAX_CHARACTERS, MAX_KNOWN_WORDS, ClipTextModel, ClipTokeniser
+from handlers.clip.vendors import load_vendors
 from handlers.text_embedding import TextEmbeddingInference, demo
 from tests import clip_models
 from tests.clip_models import MODEL, SAVERS, TINY_TEXT, import_transformers
@@ -99,7 +99,7 @@ def test_untrained_towers_are_two_halves_of_one_model(inference: TextEmbeddingIn
     vendors = load_vendors()
     torch = vendors.torch
     with torch.random.fork_rng(devices=[]), torch.inference_mode():
-        from handlers.clip_weights import UNTRAINED_SEED  # noqa: PLC0415 - beside its use
+        from handlers.clip.weights import UNTRAINED_SEED  # noqa: PLC0415 - beside its use
 
         torch.manual_seed(UNTRAINED_SEED)
         whole = vendors.open_clip.CLIP(**architecture(MODEL)).eval()
@@ -380,7 +380,7 @@ def test_no_texts_need_no_model() -> None:
 
 def test_nothing_heavy_is_imported_before_the_first_text() -> None:
     script = (
-        "import sys, handlers.clip_text, handlers.text_embedding as module\n"
+        "import sys, handlers.clip.text_tower, handlers.text_embedding as module\n"
         "inference = module.TextEmbeddingInference(weights='untrained')\n"
         "inference.resolve(); inference.fingerprint\n"
         "heavy = {'torch', 'torchvision', 'open_clip', 'safetensors', 'timm'} & set(sys.modules)\n"

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from daemon.errors import DependencyDownError
-from handlers import disk_room
-from handlers.disk_room import require_room
 from handlers.image_store import QdrantImageStore
-from handlers.vector_engine import Point
+from handlers.qdrant import disk_room
+from handlers.qdrant.disk_room import require_room
+from handlers.qdrant.vector_engine import Point
 
 
 def test_a_disk_with_room_is_fine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -104,7 +104,7 @@ def test_every_code_a_client_may_see_is_told() -> None:
     codes = {
         keyword.value.value
         for folder in ("daemon", "handlers")
-        for path in (ROOT / folder).glob("*.py")
+        for path in (ROOT / folder).rglob("*.py")
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.Call)
         and isinstance(node.func, ast.Name)

@@ -19,7 +19,7 @@ from daemon.errors import ConfigError, InferdError
 from daemon.identity import own_version
 from daemon.jobs import JsonObject
 from daemon.settings import AuthSettings, HttpSettings, MqttSettings, Settings
-from handlers.model_inventory import used_models
+from handlers.models.model_inventory import used_models
 
 ENVIRON = {"INFERD_MQTT__CLIENT_ID": "me"}
 LONG = waiting.STUCK_SECONDS + 1
@@ -229,7 +229,7 @@ def test_out_of_gpu_memory_is_named_with_its_mend() -> None:
     (found,) = running.degraded(told)
 
     assert found.code == "out_of_memory"
-    assert "clip ran out of memory and runs on cpu for now, 1 pictures" in found.found
+    assert "clip ran out of memory and runs on cpu for now, 1 picture at" in found.found
     assert "INFERD_CLIP__BATCH_SIZE" in found.mend
 
 
@@ -431,6 +431,25 @@ def test_why_a_model_cannot_be_loaded_is_told_apart(error: InferdError, expected
     clip = used_models(Settings())[0]
 
     assert models.unusable(clip, error).code == expected
+
+
+def test_a_runtime_that_cannot_be_had_is_no_reason_to_fetch_the_model_anew() -> None:
+    clip = used_models(Settings())[0]
+    error = ConfigError("INFERD_FACES__RUNTIME=openvino: ...; set INFERD_DEVICE=cpu, or ...")
+
+    found = models.unusable(clip, error)
+
+    assert (found.code, found.mend) == ("model_unusable", "set INFERD_FACES__RUNTIME=auto")
+
+
+def test_what_runs_a_model_of_the_running_daemon_is_told() -> None:
+    asked = facts(INFERD_WORKER__TASK_TYPES="face_detection", INFERD_FACES__PACK="cascade")
+    copy: JsonObject = {"loaded": True, "device": "cpu", "runtime": "OpenVINO 2026.4.1"}
+    asked.health = {"checks": {"models": {"face_detector": copy}}}
+
+    told = [finding.found for finding in models.look(asked)]
+
+    assert "face_detector: in the running daemon's memory, on cpu by OpenVINO 2026.4.1" in told
 
 
 @pytest.mark.parametrize(

@@ -261,7 +261,9 @@ def codes_in(tree: ast.AST) -> Iterator[str]:
 def test_every_code_that_is_raised_is_told(package: str) -> None:
     raised = {
         code
-        for path in (ROOT / package).glob("*.py")
+        for path in (ROOT / package).rglob("*.py")
+        # Commands have codes of their own, for who types them.
+        if not {"cli", "doctor"} & set(path.parts)
         for code in codes_in(ast.parse(path.read_text(encoding="utf-8")))
     }
 

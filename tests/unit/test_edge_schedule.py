@@ -10,8 +10,8 @@ from pydantic import ValidationError
 
 from daemon.doctor import vectors
 from daemon.settings import QdrantSettings
-from handlers import edge_copy
-from handlers.edge_schedule import IndexState, Schedule, is_enough
+from handlers.qdrant import edge_copy
+from handlers.qdrant.edge_schedule import IndexState, Schedule, is_enough
 
 
 def at(clock: str) -> datetime:

@@ -2,8 +2,8 @@
 
 import json
 
+from daemon.fleet.workers import Workers
 from daemon.jobs import TaskType
-from daemon.workers import Workers
 from http_shim.console.elsewhere import Elsewhere
 
 FACES = TaskType.FACE_DETECTION

@@ -9,12 +9,12 @@ from numpy.typing import NDArray
 
 from daemon.errors import OutOfMemoryError, RetryableError
 from daemon.settings import FacesSettings
-from handlers import face_batches
-from handlers.arcface import ArcFaceRecogniser
-from handlers.face_batches import GPU_BATCH, farthest, probes, wanted
-from handlers.faces import Face
+from handlers.faces import batches as face_batches
+from handlers.faces.arcface import ArcFaceRecogniser
+from handlers.faces.batches import GPU_BATCH, farthest, probes, wanted
+from handlers.faces.face import Face
+from handlers.faces.scrfd_detector import ScrfdDetector
 from handlers.inference import Batch, Pixels
-from handlers.scrfd_detector import ScrfdDetector
 from tests.unit.face_graphs import (
     detector_outputs,
     save_batch_detector,
@@ -284,7 +284,7 @@ def test_a_model_that_there_is_no_memory_to_try_is_told_as_such(
         raise MemoryError
 
     path = save_batch_detector(tmp_path / "det_a.onnx", some_faces(), layout="rows")
-    monkeypatch.setattr("handlers.onnx_model.open_batched", full)
+    monkeypatch.setattr("handlers.faces.onnx_model.open_batched", full)
 
     with pytest.raises(OutOfMemoryError, match="the detector"):
         detector(path, 4)

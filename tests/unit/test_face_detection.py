@@ -10,12 +10,12 @@ import pytest
 from daemon.errors import DependencyDownError, PermanentError, RetryableError
 from daemon.jobs import TaskType, dump_json
 from daemon.settings import FacesSettings, ImageSettings, Settings
-from handlers.decoders import Decoders
-from handlers.device import ModelRunner
 from handlers.face_detection import FaceDetectionHandler, FaceDetectionInference
-from handlers.lane import DeviceLane
-from handlers.pictures import Pictures
-from handlers.self_test import synthetic_picture
+from handlers.lanes.device import ModelRunner
+from handlers.lanes.lane import DeviceLane
+from handlers.lanes.self_test import synthetic_picture
+from handlers.media.decoders import Decoders
+from handlers.media.pictures import Pictures
 from tests.unit.face_graphs import detector_outputs, put_face, save_detector
 from tests.unit.face_rig import Store, astronaut, cut_out, ignore_steps, job, media_store
 

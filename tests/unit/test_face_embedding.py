@@ -15,18 +15,18 @@ import pytest
 from daemon.errors import ConfigError, DependencyDownError, PermanentError, RetryableError
 from daemon.jobs import TaskType, dump_json
 from daemon.settings import FacesSettings, ImageSettings, Settings
-from handlers.decoders import Decoders
-from handlers.device import ModelRunner
 from handlers.face_detection import FaceDetectionInference
 from handlers.face_embedding import FaceEmbeddingInference, demo
 from handlers.face_embedding_handler import FaceEmbeddingHandler
-from handlers.face_models import FaceModel, FaceModels
 from handlers.face_store import QdrantFaceStore
 from handlers.handler_set import HandlerSet
 from handlers.inference import Vector
-from handlers.lane import DeviceLane
-from handlers.pictures import Pictures
-from handlers.vector_points import face_point_id
+from handlers.lanes.device import ModelRunner
+from handlers.lanes.lane import DeviceLane
+from handlers.media.decoders import Decoders
+from handlers.media.pictures import Pictures
+from handlers.models.face_models import FaceModel, FaceModels
+from handlers.qdrant.vector_points import face_point_id
 from tests.unit.face_graphs import save_recogniser
 from tests.unit.face_rig import Store, cut_out, ignore_steps, job, media_store
 

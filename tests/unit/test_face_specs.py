@@ -9,14 +9,14 @@ from daemon.cli.model_change import _settings
 from daemon.errors import ConfigError, InvalidRequestError
 from daemon.settings import FacesSettings, Settings
 from handlers.face_embedding import configured_dimension
-from handlers.face_specs import (
+from handlers.models.face_specs import (
     asked_spec,
     configured_spec,
     detector_settings,
     recogniser_settings,
 )
-from handlers.model_file import Role
-from handlers.model_inventory import models_of
+from handlers.models.model_file import Role
+from handlers.models.model_inventory import models_of
 from tests.unit.face_graphs import save_recogniser
 
 CONFIGURED = FacesSettings(pack="buffalo_l", detector=Path("mine.onnx"), recogniser="")

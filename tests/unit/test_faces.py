@@ -9,12 +9,12 @@ import pytest
 
 from daemon.errors import ConfigError, PermanentError, RetryableError
 from daemon.settings import FacesSettings
-from handlers import onnx_vendors
-from handlers.arcface import ArcFaceRecogniser
-from handlers.face_alignment import TEMPLATE, similarity
-from handlers.face_pixels import align
-from handlers.faces import Face
-from handlers.scrfd_detector import ScrfdDetector
+from handlers.faces import onnx_vendors
+from handlers.faces.alignment import TEMPLATE, similarity
+from handlers.faces.arcface import ArcFaceRecogniser
+from handlers.faces.face import Face
+from handlers.faces.pixels import align
+from handlers.faces.scrfd_detector import ScrfdDetector
 from tests.unit.face_graphs import (
     detector_outputs,
     put_face,
@@ -49,7 +49,7 @@ def refusal(model: ScrfdDetector | ArcFaceRecogniser) -> str:
 
 def test_importing_the_handlers_imports_no_model_library() -> None:
     code = (
-        "import sys, handlers.cascade, handlers.face_detection, "
+        "import sys, handlers.faces.cascade, handlers.face_detection, "
         "handlers.face_embedding\n"
         "heavy = {'cv2', 'insightface', 'onnx', 'onnxruntime', 'skimage', 'torch'}\n"
         "print(sorted(heavy & set(sys.modules)))"

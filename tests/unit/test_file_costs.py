@@ -7,8 +7,8 @@ from collections.abc import Callable
 import pytest
 
 from daemon.errors import PermanentError
-from handlers import file_costs
-from handlers.images import Limits, decode
+from handlers.media import file_costs
+from handlers.media.images import Limits, decode
 from tests.hostile.pictures import png, png_chunk
 from tests.unit.test_images import quadrants, saved
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from handlers.gpus import DRIVER, lane_devices, visible_gpus
+from handlers.lanes.gpus import DRIVER, lane_devices, visible_gpus
 
 
 class Driver:

@@ -19,20 +19,20 @@ from daemon.jobs import Job, JobState, TaskType, dump_json
 from daemon.settings import ImageSettings, MediaStoreSettings
 from demos.media_store import create_app
 from handlers import image_embedding
-from handlers.decoders import Decoders
-from handlers.device import ModelRunner
 from handlers.image_embedding import ImageEmbeddingInference
 from handlers.image_embedding_handler import ImageEmbeddingHandler
-from handlers.image_models import ImageModel, ImageModels
 from handlers.image_store import PointByModel, QdrantImageStore
-from handlers.images import Limits
 from handlers.inference import Vector
-from handlers.lane import DeviceLane
-from handlers.media_store import MediaStoreClient
-from handlers.model_record import Part
-from handlers.pictures import Pictures
+from handlers.lanes.device import ModelRunner
+from handlers.lanes.lane import DeviceLane
+from handlers.media.decoders import Decoders
+from handlers.media.images import Limits
+from handlers.media.media_store import MediaStoreClient
+from handlers.media.pictures import Pictures
+from handlers.models.image_models import ImageModel, ImageModels
+from handlers.qdrant.vector_engine import Point
 from handlers.timings import Timings
-from handlers.vector_engine import Point
+from handlers.vectors.model_record import Part
 from tests import clip_models
 
 LIMITS = Limits(max_pixels=100_000_000, background=(255, 255, 255))

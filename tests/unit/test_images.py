@@ -17,7 +17,7 @@ from PIL import Image, ImageCms, ImageFile
 
 from daemon.errors import PermanentError
 from daemon.settings import ImageSettings
-from handlers.images import Limits, decode
+from handlers.media.images import Limits, decode
 
 WHITE = Limits(max_pixels=100_000_000, background=(255, 255, 255))
 GREEN = Limits(max_pixels=100_000_000, background=(0, 200, 0))

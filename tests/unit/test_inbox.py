@@ -4,7 +4,7 @@ from typing import Any, cast
 
 import pytest
 
-from daemon.inbox import receiver
+from daemon.mqtt.inbox import receiver
 from daemon.requests import MqttRequest
 
 SWITCH = "inference/worker/w/paused/face_detection/set"

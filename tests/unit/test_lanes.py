@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 from daemon.errors import ConfigError, DependencyDownError, OutOfMemoryError, RetryableError
 from daemon.readings import Readings
 from daemon.wire.worker import LoadedModel
-from handlers.device import ModelRunner
 from handlers.handler_set import HandlerSet
 from handlers.image_embedding import ImageEmbeddingInference
 from handlers.inference import Buffers, Numbers
-from handlers.lane import DeviceLane, turn_on
-from handlers.lane_threads import LaneThreads
-from handlers.self_test import synthetic_picture
+from handlers.lanes.device import ModelRunner
+from handlers.lanes.lane import DeviceLane, turn_on
+from handlers.lanes.lane_threads import LaneThreads
+from handlers.lanes.self_test import synthetic_picture
 from tests import clip_models
 from tests.short_memory import BREAKS, GPU, WEIGHTS, Memory, ShortModel
 from tests.waiting import until

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from daemon.jobs import Job, JobState, TaskType
 from daemon.logs import AboutFilter, JsonFormatter, TextFormatter, about, set_up_logging
 from daemon.settings import ImageSettings, LogSettings
-from handlers.decoders import Decoders
-from handlers.device import ModelRunner
 from handlers.inference import MLInference, Provenance
-from handlers.lane import DeviceLane
+from handlers.lanes.device import ModelRunner
+from handlers.lanes.lane import DeviceLane
+from handlers.media.decoders import Decoders
 
 log = logging.getLogger("tests.somewhere.deep")
 FORGED = 'a\n12:00:00 error   forged\r\x1b[31m{"level": "error"}\u2028'

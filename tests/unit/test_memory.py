@@ -16,12 +16,12 @@ import torch
 from onnx import TensorProto, helper
 
 from daemon.errors import ConfigError, OutOfMemoryError, PermanentError
-from handlers.arcface import ArcFaceRecogniser
-from handlers.clip import ClipModel
-from handlers.clip_vendors import choose_device
-from handlers.face_files import UNTRAINED
-from handlers.memory import memory_watched
-from handlers.scrfd_detector import ScrfdDetector
+from handlers.clip.image_tower import ClipModel
+from handlers.clip.vendors import choose_device
+from handlers.faces.arcface import ArcFaceRecogniser
+from handlers.faces.files import UNTRAINED
+from handlers.faces.scrfd_detector import ScrfdDetector
+from handlers.lanes.memory import memory_watched
 from tests import clip_models
 from tests.unit.face_graphs import save_detector
 
@@ -102,6 +102,9 @@ def test_a_gpu_that_is_full_is_known(failure: Exception) -> None:
         MemoryError(),
         RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate"),
         ORT.RuntimeException("[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : std::bad_alloc"),
+        RuntimeError(
+            "Check 'ptr' failed at cpu_memory.cpp:257:\nFailed to allocate 8 bytes of memory"
+        ),
         cv2.error("OpenCV(4.10.0) alloc.cpp:73: error: (-4:Insufficient memory) Failed to ..."),
     ],
     ids=lambda failure: type(failure).__name__,
@@ -226,7 +229,7 @@ def test_clip_that_does_not_fit_on_the_gpu_stays_whole_where_it_was(
         back.append(device)
         return module
 
-    monkeypatch.setattr("handlers.clip_tower.choose_device", lambda *_, **__: GPU)
+    monkeypatch.setattr("handlers.clip.tower.choose_device", lambda *_, **__: GPU)
     monkeypatch.setattr(module, "to", move)
 
     with pytest.raises(OutOfMemoryError) as caught:
@@ -357,7 +360,7 @@ def test_a_session_that_cannot_be_opened_elsewhere_stays(
     detector: ScrfdDetector, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = detector._model.session
-    monkeypatch.setattr("handlers.scrfd_detector.open_model", failing(FULL))
+    monkeypatch.setattr("handlers.faces.scrfd_detector.open_model", failing(FULL))
 
     with pytest.raises(OutOfMemoryError):
         detector.move_to(GPU)
@@ -380,7 +383,7 @@ import sys
 
 import numpy as np
 
-from handlers.memory import keep_freed
+from handlers.lanes.memory import keep_freed
 
 if sys.argv[1] == "kept":
     keep_freed()

@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from daemon.errors import ConfigError, OutOfMemoryError, RetryableError
-from handlers.degradation import LONGEST_WAIT
+from handlers.lanes.degradation import LONGEST_WAIT
 from tests.short_memory import BREAKS, GPU, PLENTY, WEIGHTS, Climber, Memory, ShortModel
 
 EIGHT = tuple(range(8))

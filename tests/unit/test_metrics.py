@@ -11,9 +11,9 @@ import pytest
 from daemon.errors import PublishError, RetryableError
 from daemon.events import Message
 from daemon.jobs import Job, JobState, JsonObject, TaskType
-from daemon.metered_handler import MeteredHandler
 from daemon.metrics import MOST_CODES, Metrics, Reading
 from daemon.outbox import Outbox
+from daemon.worker.metered_handler import MeteredHandler
 from tests.exposition import Exposition
 from tests.queue_bench import Bench, open_bench
 

@@ -2,14 +2,15 @@
 
 import asyncio
 import struct
+from types import SimpleNamespace
 from typing import Any
 
 import gmqtt
 from pydantic import SecretStr
 
 from daemon.errors import PublishError
-from daemon.mqtt_sender import SPARE_IDS, Outgoing, Sender, TooLargeError
-from daemon.mqtt_vendor import SentIds
+from daemon.mqtt.sender import SPARE_IDS, Outgoing, Sender, TooLargeError
+from daemon.mqtt.vendor import SentIds
 from daemon.settings import MqttSettings
 
 SLOTS = 2
@@ -20,7 +21,7 @@ REFUSED = 0x87
 class Line:
     """A client whose packets go nowhere, and whose broker is the test."""
 
-    def __init__(self) -> None:
+    def __init__(self, publish_timeout_seconds: float = 10) -> None:
         sent = SentIds()
         self.client: Any = gmqtt.Client("test", persistent_storage=sent)
         self.client._package_handler._connack_properties = {
@@ -35,7 +36,11 @@ class Line:
             self.sent[topic] = mid
 
         self.client.publish = publish
-        settings = MqttSettings(url=SecretStr("mqtt://localhost"), client_id="test")
+        settings = MqttSettings(
+            url=SecretStr("mqtt://localhost"),
+            client_id="test",
+            publish_timeout_seconds=publish_timeout_seconds,
+        )
         self.sender = Sender(self.client, sent, settings)
         self.sender.begin()
 
@@ -145,3 +150,40 @@ async def test_slots_are_given_back_however_often_they_are_used() -> None:
         await turns()
         line.confirm("a")
         assert await publishing == [0]
+
+
+class Transport:
+    """Tells how often its connection was broken."""
+
+    def __init__(self, line: Line) -> None:
+        self.aborts = 0
+        line.client._connection = SimpleNamespace(_transport=self)
+
+    def abort(self) -> None:
+        self.aborts += 1
+
+
+async def test_a_broker_that_confirms_nothing_in_time_loses_its_connection() -> None:
+    line = Line(publish_timeout_seconds=0.01)
+    transport = Transport(line)
+
+    outcomes = await line.publish("a", "b", "c")
+
+    assert [str(each) for each in outcomes] == ["the broker did not confirm in time"] * 3
+    assert list(line.sent) == ["a", "b"]
+    assert transport.aborts == 1
+
+
+async def test_a_broker_that_confirms_something_in_time_keeps_its_connection() -> None:
+    line = Line(publish_timeout_seconds=0.01)
+    transport = Transport(line)
+    publishing = line.publish("a", "b")
+    await asyncio.sleep(0)
+    assert list(line.sent) == ["a", "b"]
+    line.confirm("b")
+
+    late, confirmed = await publishing
+
+    assert str(late) == "the broker did not confirm in time"
+    assert confirmed == 0
+    assert transport.aborts == 0

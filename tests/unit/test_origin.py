@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from handlers.faces import Face
-from handlers.origin import (
+from handlers.faces.face import Face
+from handlers.media.origin import (
     NO_PREVIEW,
     ORIGINAL,
     OTHER_SHAPE,

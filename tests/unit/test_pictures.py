@@ -10,12 +10,12 @@ import pytest
 
 from daemon.errors import PermanentError
 from daemon.settings import ImageSettings
-from handlers.decoders import Decoders
-from handlers.device import ModelRunner
-from handlers.faces import Face
+from handlers.faces.face import Face
 from handlers.inference import MLInference, Provenance
-from handlers.lane import DeviceLane
-from handlers.pictures import Pictures
+from handlers.lanes.device import ModelRunner
+from handlers.lanes.lane import DeviceLane
+from handlers.media.decoders import Decoders
+from handlers.media.pictures import Pictures
 from tests.unit.face_rig import Store, media_store
 from tests.unit.test_stage import turns
 from tests.waiting import until

@@ -11,7 +11,7 @@ from daemon.backup.queue_copy import (
     follow_removals,
     look_into,
 )
-from daemon.database import Database
+from daemon.queue.database import Database
 
 COMPLETED = ("completed", 1, '{"faces": []}', None)
 FAILED = ("error", 1, None, "it failed")

@@ -18,6 +18,7 @@ FLAVOURS = {
     "cpu": ["base.txt", "torch.txt", "cpu.txt"],
     "gpu": ["base.txt", "torch.txt", "gpu.txt"],
     "dev": ["base.txt", "torch.txt", "cpu.txt", "dev.txt"],
+    "openvino": ["base.txt", "torch.txt", "cpu.txt", "openvino.txt"],
 }
 LINUX = {"sys_platform": "linux", "platform_system": "Linux", "platform_machine": "x86_64"}
 
@@ -54,6 +55,10 @@ def test_exactly_one_onnxruntime_and_no_second_opencv() -> None:
     assert {"onnxruntime", "onnxruntime-gpu"} & cpu.keys() == {"onnxruntime"}
     assert {"onnxruntime", "onnxruntime-gpu"} & gpu.keys() == {"onnxruntime-gpu"}
     assert "opencv-python" not in cpu.keys() | gpu.keys()
+
+
+def test_tests_run_with_the_openvino_that_people_get() -> None:
+    assert pins("dev.txt")["openvino"] == pins("openvino.txt")["openvino"]
 
 
 def test_cpu_torch_is_the_version_that_the_rest_was_resolved_with() -> None:

@@ -11,8 +11,8 @@ from daemon.errors import (
     RetryableError,
 )
 from daemon.jobs import Job, JobState, TaskType
-from daemon.retry import MAX_MESSAGE, Bury, Fate, Retry, backoff_ms, decide, explain
 from daemon.settings import QueueSettings
+from daemon.worker.retry import MAX_MESSAGE, Bury, Fate, Retry, backoff_ms, decide, explain
 
 NOW = 1_000_000_000
 POLICY = QueueSettings(

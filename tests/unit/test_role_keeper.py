@@ -5,8 +5,8 @@ import contextlib
 from typing import Any, cast
 
 from daemon.errors import StorageError
-from daemon.role_keeper import RoleKeeper, _Role
-from daemon.roles import Standing
+from daemon.fleet.role_keeper import RoleKeeper, _Role
+from daemon.queue.roles import Standing
 from daemon.settings import MqttSettings
 
 SECONDS = 20.0

@@ -1,6 +1,6 @@
 """Room: leases in batches, and a little more than the room for what is urgent."""
 
-from daemon.room import Room
+from daemon.worker.room import Room
 
 
 def filled(most: int, *ranks: int) -> Room:

@@ -6,10 +6,10 @@ import pytest
 from numpy.typing import NDArray
 
 from daemon.settings import FacesSettings
-from handlers import scrfd_outputs
-from handlers.face_pixels import letterboxed, planes
-from handlers.faces import Face
-from handlers.scrfd_detector import INPUT_SIZE, ScrfdDetector
+from handlers.faces import scrfd_outputs
+from handlers.faces.face import Face
+from handlers.faces.pixels import letterboxed, planes
+from handlers.faces.scrfd_detector import INPUT_SIZE, ScrfdDetector
 from tests.unit.face_graphs import (
     detector_outputs,
     put_face,
@@ -107,6 +107,16 @@ def test_what_the_model_is_given_equals_what_insightface_gives_it(
 def test_a_score_that_is_nan_is_no_anchor_that_sees_nothing() -> None:
     outputs = detector_outputs()
     put_face(outputs, row=3, column=3, score=np.nan, sides=[1] * 4, landmarks=[0] * 10)
+
+    boxes, _ = scrfd_outputs.faces(outputs, input_width=640, scale=1.0, threshold=0.5)
+
+    assert np.isnan(boxes).any()
+
+
+def test_a_better_box_without_an_area_does_not_hide_one_that_is_nan() -> None:
+    outputs = detector_outputs()
+    put_face(outputs, row=3, column=3, score=0.9, sides=[-1, 1, -1, 1], landmarks=[0] * 10)
+    put_face(outputs, row=9, column=9, score=0.8, sides=[np.nan] * 4, landmarks=[0] * 10)
 
     boxes, _ = scrfd_outputs.faces(outputs, input_width=640, scale=1.0, threshold=0.5)
 

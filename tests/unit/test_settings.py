@@ -113,6 +113,21 @@ def test_an_unknown_name_is_an_error(name: str) -> None:
     assert f"{name}: unknown name" in refusal(**{name: "1"})
 
 
+@pytest.mark.parametrize(
+    ("name", "guess"),
+    [
+        ("INFERD_CONFG", "did you mean INFERD_CONFIG?"),
+        ("INFERD_HTTP__PROT", "did you mean INFERD_HTTP__PORT?"),
+        ("INFERD_OLDTHING", "unknown name"),
+        ("INFERD_NONSENSE", "unknown name"),
+    ],
+)
+def test_a_name_is_guessed_where_it_is_like_one_beyond_what_all_begin_with(
+    name: str, guess: str
+) -> None:
+    assert refusal(**{name: "1"}).strip().endswith(guess)
+
+
 def test_names_that_are_not_ours_are_left_alone() -> None:
     read(INFERDX="1", OTHER="1", INFERD_TEST_ASSETS="/somewhere")
 
@@ -214,6 +229,15 @@ def test_a_file_that_is_no_toml_is_not_echoed(tmp_path: Path) -> None:
     told = refusal(INFERD_CONFIG=toml(tmp_path, f"[media_store]\ntoken = {SECRET}"))
 
     assert SECRET not in told
+
+
+@pytest.mark.parametrize("name", ["CLIENT__TOKEN", "MEDIA_STORE__TOKEN", "QDRANT__API_KEY"])
+@pytest.mark.parametrize("secret", ["geheim\u2013nis", "geheim\nnis"])
+def test_a_secret_that_fits_no_header_is_told_but_not_shown(name: str, secret: str) -> None:
+    told = refusal(**{f"INFERD_{name}": secret})
+
+    assert f"INFERD_{name}: must be one line of ASCII" in told
+    assert "geheim" not in told
 
 
 def test_secrets_are_in_no_repr() -> None:

@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
 
-from handlers.shared import Once, Shared
+from handlers.media.shared import Once, Shared
 from tests.unit.test_stage import turns
 
 
@@ -214,6 +214,29 @@ async def test_a_failure_is_told_to_all_who_wait_and_the_next_gets_another_try(
 
     store.error = None
     assert isinstance(await hold(), Thing)
+
+
+async def test_who_tries_again_at_once_gets_another_try_though_others_are_yet_to_be_told(
+    store: Store,
+) -> None:
+    async def hold() -> Thing:
+        try:
+            async with store.shared.hold("x") as thing:
+                return thing
+        except ValueError:
+            store.error = None
+            async with store.shared.hold("x") as thing:
+                return thing
+
+    asked = [asyncio.create_task(hold()) for _ in range(2)]
+    await turns()
+    store.error = ValueError("bad")
+    store.go.set()
+
+    first, second = await asyncio.gather(*asked)
+    assert isinstance(first, Thing)
+    assert isinstance(second, Thing)
+    assert len(store.shared) == 0
 
 
 async def test_an_error_of_a_holder_is_its_own(store: Store) -> None:

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from daemon.urgency import EVERY, LATEST, URGENCY
-from handlers.turns import Turns
+from handlers.media.turns import Turns
 from tests.unit.test_stage import turns as loop_turns
 
 

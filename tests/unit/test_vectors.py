@@ -14,15 +14,14 @@ from pydantic import SecretStr
 
 from daemon.errors import ConfigError, PermanentError
 from daemon.settings import QdrantSettings
-from handlers.engine_choice import make_engine
-from handlers.engine_folder import FolderLock
 from handlers.face_store import QdrantFaceStore
 from handlers.image_store import QdrantImageStore
-from handlers.qdrant_edge import EdgeEngine
-from handlers.qdrant_local import LocalEngine
-from handlers.qdrant_server import ServerEngine
-from handlers.vector_engine import Filter, Match, Point
-from handlers.vector_points import (
+from handlers.qdrant.engine_folder import FolderLock
+from handlers.qdrant.qdrant_edge import EdgeEngine
+from handlers.qdrant.qdrant_local import LocalEngine
+from handlers.qdrant.qdrant_server import ServerEngine
+from handlers.qdrant.vector_engine import Filter, Match, Point
+from handlers.qdrant.vector_points import (
     MAX_INT_ID,
     NAMESPACE,
     callers_match,
@@ -30,8 +29,10 @@ from handlers.vector_points import (
     face_point_id,
     legal_id,
     stored_point,
+    successor,
     unit_vector,
 )
+from handlers.vectors.engine_choice import make_engine
 
 ROOT = Path(__file__).resolve().parents[2]
 ONES = np.ones(512, np.float32)
@@ -61,6 +62,22 @@ ONES = np.ones(512, np.float32)
 def test_every_id_has_one_legal_form(given: Any, stored: int | str) -> None:
     assert legal_id(given) == stored
     assert legal_id(stored) == stored
+
+
+@pytest.mark.parametrize(
+    ("point_id", "following"),
+    [
+        (0, 1),
+        (MAX_INT_ID, str(UUID(int=0))),
+        (str(UUID(int=0)), str(UUID(int=1))),
+        (str(UUID(int=2**128 - 2)), str(UUID(int=2**128 - 1))),
+        (str(UUID(int=2**128 - 1)), None),
+    ],
+)
+def test_ints_are_followed_by_uuids_and_the_last_uuid_by_nothing(
+    point_id: int | str, following: int | str | None
+) -> None:
+    assert successor(point_id) == following
 
 
 @pytest.mark.parametrize("given", [-1, 2**64, True, None, 1.0, "", b"1", [1], "\ud800"])
@@ -283,7 +300,7 @@ def test_no_vendor_is_imported_before_an_engine_opens() -> None:
         "import sys\n"
         "from pathlib import Path\n"
         "from daemon.settings import QdrantSettings\n"
-        "from handlers.engine_choice import make_engine\n"
+        "from handlers.vectors.engine_choice import make_engine\n"
         "from handlers.face_store import QdrantFaceStore\n"
         "from handlers.image_store import QdrantImageStore\n"
         "QdrantImageStore(url='http://localhost:6333'); QdrantFaceStore(path='x')\n"

@@ -7,11 +7,11 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from daemon import wakes
 from daemon.bell import Bell
+from daemon.fleet import wakes
+from daemon.fleet.wakes import WakeUps
 from daemon.jobs import TaskType
 from daemon.topics import WAKE_INTAKE
-from daemon.wakes import WakeUps
 from tests.waiting import until
 
 FACES, IMAGES = TaskType.FACE_DETECTION, TaskType.IMAGE_EMBEDDING

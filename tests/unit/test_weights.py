@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 from daemon.errors import ConfigError
-from handlers import pack_archive, weights
-from handlers.folder_turn import folder_turn
-from handlers.part_file import ABANDONED_SECONDS
+from handlers.downloads import pack_archive, weights
+from handlers.downloads.folder_turn import folder_turn
+from handlers.downloads.part_file import ABANDONED_SECONDS
 from tests.hub import Hub, pack_zip, running_hub
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -179,7 +179,7 @@ def test_progress_is_told(
     hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(weights, "PROGRESS_SECONDS", 0)
-    caplog.set_level("INFO", logger="handlers.weights")
+    caplog.set_level("INFO", logger="handlers.downloads.weights")
 
     weights.download(hub.url("file"), DIGEST, tmp_path / "file")
 
@@ -390,7 +390,7 @@ def test_a_disk_that_takes_no_more_is_no_trouble_of_the_network(hub: Hub, tmp_pa
         "import resource, signal, sys\n"
         "from pathlib import Path\n"
         "from daemon.errors import ConfigError\n"
-        "from handlers import weights\n"
+        "from handlers.downloads import weights\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1_500_000, 1_500_000))\n"
         "try:\n"
         "    weights.download(sys.argv[1], None, Path(sys.argv[2]))\n"

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from daemon.workers import MOST_WORKERS, Workers, WorkerState
+from daemon.fleet.workers import MOST_WORKERS, Workers, WorkerState
 
 NOW = 1_732_000_000_000
 OURS = "0f3c9a52e1b84d6f8a7b6c5d4e3f2a1b"

@@ -9,14 +9,14 @@ import pytest
 
 from daemon.errors import ConfigError, PermanentError
 from daemon.settings import FacesSettings, Settings, WorkerSettings
-from handlers import face_files
 from handlers.face_detection import FaceDetectionInference
 from handlers.face_embedding import FaceEmbeddingInference
-from handlers.face_files import YUNET_FILE, YUNET_SHA256
-from handlers.faces import Face
+from handlers.faces import files as face_files
+from handlers.faces.face import Face
+from handlers.faces.files import YUNET_FILE, YUNET_SHA256
 from handlers.inference import Pixels
-from handlers.model_file import State
-from handlers.model_inventory import used_models
+from handlers.models.model_file import State
+from handlers.models.model_inventory import used_models
 from tests.unit.face_graphs import save_detector
 from tests.unit.yunet_graph import CELL, HEIGHT, LANDMARKS, WIDTH, put_square, save_yunet
 

@@ -1,0 +1,36 @@
+"""The database server's clock, estimated here without asking the server each time.
+
+Daemons on several machines order and lease by it, so that none of their own clocks counts: what is
+kept is how far the server's clock is ahead of one of this machine that nobody can set.
+"""
+
+import time
+
+
+def steady_ms() -> float:
+    """Return milliseconds of a clock that is never set, and goes on while the machine sleeps."""
+    boot: int | None = getattr(time, "CLOCK_BOOTTIME", None)
+    return (time.monotonic_ns() if boot is None else time.clock_gettime_ns(boot)) / 1e6
+
+
+class DatabaseClock:
+    """Epoch milliseconds by the server, as of the latest comparison: call it as any clock."""
+
+    def __init__(self) -> None:
+        self._ahead = time.time_ns() / 1e6 - steady_ms()
+
+    def __call__(self) -> int:
+        """Return the server's epoch milliseconds."""
+        return int(steady_ms() + self._ahead)
+
+    def compare(self, server_ms: float, asked_at: float, answered_at: float) -> float:
+        """Take a moment that the server told; return by how many ms that moved this clock.
+
+        Args:
+            server_ms: what the server's clock showed, epoch ms.
+            asked_at: when it was asked, of `steady_ms`.
+            answered_at: when it had answered; it is taken to have looked halfway between.
+        """
+        before = self._ahead
+        self._ahead = server_ms - (asked_at + answered_at) / 2
+        return self._ahead - before

@@ -1,0 +1,60 @@
+"""One of something is told as one, wherever commands count."""
+
+import argparse
+import io
+from pathlib import Path
+from typing import cast
+
+import pytest
+from PIL import Image
+
+from daemon.cli import delete, submit
+from daemon.counts import counted
+from daemon.settings import Settings
+from demos.client import InferdClient
+from demos.client.management import Door
+from demos.client.reports import Report
+from demos.client.sources import Known
+from demos.client.terminal import Meter
+from demos.inferences import command
+
+
+@pytest.mark.parametrize(
+    ("number", "told"), [(0, "0 jobs"), (1, "1 job"), (2, "2 jobs"), (12_345, "12,345 jobs")]
+)
+def test_only_one_is_singular(number: int, told: str) -> None:
+    assert counted(number, "job") == told
+
+
+class OneOfEach:
+    def ask(self, _method: str, _path: str) -> dict[str, object]:
+        return {"media_store_id": 7, "jobs": 1, "cancelled": 0, "vectors": {"faces": 1}}
+
+
+def test_delete_tells_of_one_picture(capsys: pytest.CaptureFixture[str]) -> None:
+    assert delete._delete(cast("Door", OneOfEach()), [Known(7)]) == 0
+
+    assert capsys.readouterr().err == "1 picture: 1 job and 1 vector deleted\n"
+
+
+def test_submit_tells_of_one_request() -> None:
+    run = submit._Run(
+        Settings.from_env({}),
+        cast("InferdClient", None),
+        argparse.Namespace(folder=None),
+        Meter("requests"),
+        None,
+    )
+    run._tell(Report({"status": "accepted"}))
+
+    assert "1 request in " in run._summary()
+
+
+def test_a_client_tells_of_one_face(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    picture = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(picture, "PNG")
+    found = {"face_count": 1, "faces": []}
+
+    assert command._save(tmp_path / "x.png", picture.getvalue(), found, command.Teller()) == 0
+
+    assert capsys.readouterr().err == f"{tmp_path / 'x.png'}: 1 face\n"
