@@ -450,7 +450,7 @@ async def main():
     await fill(engine, vectors(MANY))
     match step:
         case "copying":
-            edge_copy._copy_file = then_die(edge_copy._copy_file)
+            edge_copy.copy_file = then_die(edge_copy.copy_file)
         case "copied":
             edge_upkeep._optimise_apart = die
         case "optimising":
