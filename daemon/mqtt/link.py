@@ -140,9 +140,14 @@ class MqttLink:
         # What is done confirms in a later turn of the loop.
         await asyncio.sleep(0)
         read = asyncio.Event()
-        client.on_unsubscribe = lambda *_: read.set()
         # Of a filter that nobody has: only its answer matters, which comes after all before it.
-        client.unsubscribe(f"{topics.ROOT}/request/{topics.PROBE}/none")
+        asked = client.unsubscribe(f"{topics.ROOT}/request/{topics.PROBE}/none")
+
+        def on_unsubscribe(_client: Any, packet_id: int, _codes: object) -> None:
+            if packet_id == asked:
+                read.set()
+
+        client.on_unsubscribe = on_unsubscribe
         await read.wait()
 
     async def tell_paused(self, until: Mapping[str, int | None], *, is_all: bool) -> None:

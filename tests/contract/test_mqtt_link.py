@@ -587,6 +587,29 @@ async def test_packet_ids_survive_lost_sessions(
             await asyncio.gather(*(link.publish("event", b"") for _ in range(200)))
 
 
+@both
+async def test_settle_passes_over_the_answer_to_an_earlier_unsubscribe(
+    broker: Broker, version: Version
+) -> None:
+    """It says nothing of what was sent after that one."""
+    async with Setup(broker.url, version).running() as link:
+        client = link._client
+        broker.freeze()
+        earlier = client.unsubscribe("test/none")
+        settling = asyncio.create_task(link.settle())
+        given = client.on_unsubscribe
+        await until(lambda: client.on_unsubscribe is not given)
+
+        client.on_unsubscribe(earlier, ())
+
+        for _ in range(10):
+            await sleep(0)
+        assert not settling.done()
+        broker.thaw()
+        async with asyncio.timeout(DEADLINE):
+            await settling
+
+
 # -- the connection --------------------------------------------------------------------------------
 
 
