@@ -20,7 +20,7 @@ from bench.rows import Row, Size
 from bench.sections import SECTIONS
 
 ROOT = Path(__file__).parent.parent
-LIMITS: dict[Size, float] = {"smallest": 300, "quick": 300, "normal": 300, "full": 7200}
+LIMITS: dict[Size, float] = {"smallest": 250, "quick": 300, "normal": 300, "full": 7200}
 """Seconds after which a section is ended. None takes half of it on two cores."""
 LOOK_SECONDS = 5.0
 """So long before that it tells where its threads are."""

@@ -26,6 +26,8 @@ REQUESTS_A_MESSAGE = 1000
 AROUND = ("broker", "media store")
 PARTS = ("daemon", *AROUND)
 ANSWER_SECONDS = 20.0
+END_SECONDS = 200.0
+"""Less than a section has, so that one that hangs says what the daemon said."""
 LEAST_OF_A_LINE = 3
 
 
@@ -83,7 +85,11 @@ class Rig:
         return ids
 
     def run(
-        self, wanted: Sequence[tuple[str, int]], *, seconds: float = 600, may_fail: bool = False
+        self,
+        wanted: Sequence[tuple[str, int]],
+        *,
+        seconds: float = END_SECONDS,
+        may_fail: bool = False,
     ) -> Took:
         """Ask for jobs, each a task type and an id, and wait until all have ended.
 
@@ -102,7 +108,10 @@ class Rig:
                 some = requests[start : start + REQUESTS_A_MESSAGE]
                 payload = json.dumps({"requests": some})
                 self._link.publish(f"inference/request/{task}", payload, about="a batch")
-        events = self._ended.wait(seconds)
+        try:
+            events = self._ended.wait(seconds)
+        except TimeoutError as error:
+            raise RuntimeError(f"{error}; the daemon:\n{self.stack.last_words('daemon')}") from None
         took = time.monotonic() - began
         spent = {part: now - used[part] for part, now in self._used().items()}
         if not may_fail and (bad := [each for each in events if each["status"] != "completed"]):
@@ -137,7 +146,7 @@ def running(folder: Path, environ: Mapping[str, str]) -> Iterator[Rig]:
         )
         link.open()
         try:
-            stack.wait_for_models()
+            stack.wait_for_models(seconds=END_SECONDS)
             link.listen("inference/job/+/completed")
             if not ended.heard.wait(ANSWER_SECONDS):
                 raise RuntimeError("the broker does not answer")
@@ -185,5 +194,8 @@ class _Ended:
             if self._refusal:
                 raise RuntimeError(f"the broker refuses a request: {self._refusal}")
             if self._missing:
-                raise RuntimeError(f"{len(self._missing)} jobs did not end in {seconds:.0f} s")
+                some = ", ".join(sorted(self._missing)[:3])
+                raise TimeoutError(
+                    f"{len(self._missing)} jobs did not end in {seconds:.0f} s, such as {some}"
+                )
             return [json.loads(payload) for payload in self._payloads]
