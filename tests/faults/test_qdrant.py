@@ -33,11 +33,13 @@ def between(qdrant: Qdrant) -> Iterator[Interposer]:
         yield between
 
 
-def daemon_before(
-    folder: Path, broker: Broker, media_store: MediaStore, between: Interposer
+@pytest.fixture
+def not_started(
+    tmp_path: Path, broker: Broker, media_store: MediaStore, between: Interposer
 ) -> FaultyDaemon:
+    """Over the Qdrant that `between` stands before; each test starts it when it is time."""
     return FaultyDaemon(
-        folder,
+        tmp_path,
         broker,
         media_store,
         INFERD_QDRANT__URL=between.url,
@@ -81,17 +83,15 @@ OF_UPSERTS = ("out of disk", "answer lost")
     "name",
     [name if name == ALWAYS else pytest.param(name, marks=pytest.mark.long) for name in FAULTS],
 )
-def test_a_qdrant_that_fails_buries_nothing(  # noqa: PLR0917 - fixtures
-    tmp_path: Path,
-    broker: Broker,
-    media_store: MediaStore,
+def test_a_qdrant_that_fails_buries_nothing(
+    not_started: FaultyDaemon,
     qdrant: Qdrant,
     between: Interposer,
     asker: Asker,
     name: str,
 ) -> None:
     fault, code = FAULTS[name]
-    with daemon_before(tmp_path, broker, media_store, between) as daemon:
+    with not_started as daemon:
         asker.ask_all(range(1, 3))
         asker.settle()
         between.fault = fault
@@ -106,20 +106,18 @@ def test_a_qdrant_that_fails_buries_nothing(  # noqa: PLR0917 - fixtures
         asker.settle()
         daemon.wait_for_health(lambda report: report["status"] == "ok")
         assert daemon.terminate() == 0
-    check_all(tmp_path / "data", asker.promises, asker.client.received, qdrant.points())
+    check_all(not_started.folder / "data", asker.promises, asker.client.received, qdrant.points())
 
 
 @pytest.mark.long
-def test_a_qdrant_that_is_away_at_the_start_and_later_is_waited_for(  # noqa: PLR0917 - fixtures
-    tmp_path: Path,
-    broker: Broker,
-    media_store: MediaStore,
+def test_a_qdrant_that_is_away_at_the_start_and_later_is_waited_for(
+    not_started: FaultyDaemon,
     qdrant: Qdrant,
     between: Interposer,
     asker: Asker,
 ) -> None:
     between.away()
-    with daemon_before(tmp_path, broker, media_store, between) as daemon:
+    with not_started as daemon:
         asker.ask_all(range(1, 4))
         report = daemon.wait_for_health(lambda report: not report["checks"]["vectors"]["ok"])
         assert report["status"] == "unavailable"
@@ -136,40 +134,35 @@ def test_a_qdrant_that_is_away_at_the_start_and_later_is_waited_for(  # noqa: PL
 
         asker.settle()
         assert daemon.terminate() == 0
-    check_all(tmp_path / "data", asker.promises, asker.client.received, qdrant.points())
+    check_all(not_started.folder / "data", asker.promises, asker.client.received, qdrant.points())
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("fault", [says(500), interposer.silent(), says(404)])
-def test_a_qdrant_that_fails_at_the_start_keeps_no_daemon_from_starting(  # noqa: PLR0917 - fixtures
-    tmp_path: Path,
-    broker: Broker,
-    media_store: MediaStore,
+def test_a_qdrant_that_fails_at_the_start_keeps_no_daemon_from_starting(
+    not_started: FaultyDaemon,
     qdrant: Qdrant,
     between: Interposer,
     asker: Asker,
     fault: Fault,
 ) -> None:
     between.fault = fault
-    with daemon_before(tmp_path, broker, media_store, between) as daemon:
+    with not_started as daemon:
         asker.ask_all(range(1, 4))
         waits(daemon)
         between.fault = None
 
         asker.settle()
         assert daemon.terminate() == 0
-    check_all(tmp_path / "data", asker.promises, asker.client.received, qdrant.points())
+    check_all(not_started.folder / "data", asker.promises, asker.client.received, qdrant.points())
 
 
-def test_collections_that_are_deleted_under_us_are_made_anew(  # noqa: PLR0917 - fixtures
-    tmp_path: Path,
-    broker: Broker,
-    media_store: MediaStore,
+def test_collections_that_are_deleted_under_us_are_made_anew(
+    not_started: FaultyDaemon,
     qdrant: Qdrant,
-    between: Interposer,
     asker: Asker,
 ) -> None:
-    with daemon_before(tmp_path, broker, media_store, between) as daemon:
+    with not_started as daemon:
         before = asker.ask_all(range(1, 4))
         asker.settle()
 
@@ -189,15 +182,12 @@ def test_collections_that_are_deleted_under_us_are_made_anew(  # noqa: PLR0917 -
     )
 
 
-def test_what_its_machine_lost_with_its_power_is_done_again(  # noqa: PLR0917 - fixtures
-    tmp_path: Path,
-    broker: Broker,
-    media_store: MediaStore,
+def test_what_its_machine_lost_with_its_power_is_done_again(
+    not_started: FaultyDaemon,
     qdrant: Qdrant,
-    between: Interposer,
     asker: Asker,
 ) -> None:
-    with daemon_before(tmp_path, broker, media_store, between) as daemon:
+    with not_started as daemon:
         asker.ask_all(range(1, 5), ("image_embedding",))
         asker.settle()
         assert daemon.terminate() == 0
@@ -211,10 +201,8 @@ def test_what_its_machine_lost_with_its_power_is_done_again(  # noqa: PLR0917 - 
 
 
 @pytest.mark.long
-def test_one_point_that_qdrant_refuses_takes_no_other_with_it(  # noqa: PLR0917 - fixtures
-    tmp_path: Path,
-    broker: Broker,
-    media_store: MediaStore,
+def test_one_point_that_qdrant_refuses_takes_no_other_with_it(
+    not_started: FaultyDaemon,
     qdrant: Qdrant,
     between: Interposer,
     asker: Asker,
@@ -226,10 +214,10 @@ def test_one_point_that_qdrant_refuses_takes_no_other_with_it(  # noqa: PLR0917 
         return await forward()
 
     between.fault = only(is_upsert, picky)
-    with daemon_before(tmp_path, broker, media_store, between) as daemon:
+    with not_started as daemon:
         for media_id in range(1, 13):
             asker.ask(media_id, code="vector_store_error" if media_id == 5 else None)
 
         asker.settle()
         assert daemon.terminate() == 0
-    check_all(tmp_path / "data", asker.promises, asker.client.received, qdrant.points())
+    check_all(not_started.folder / "data", asker.promises, asker.client.received, qdrant.points())
