@@ -214,7 +214,11 @@ class Stack:
         folder = self.folder / "broker"
         folder.mkdir(parents=True, exist_ok=True)
         config = folder / "mosquitto.conf"
-        template = string.Template(TEMPLATE.read_text(encoding="utf-8"))
+        try:
+            template = string.Template(TEMPLATE.read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            # An installed inferd has the packages alone.
+            raise StackError(f"{TEMPLATE} is missing: run demos from inferd's checkout") from error
         config.write_text(
             template.substitute(port=self.broker_port, folder=folder), encoding="utf-8"
         )

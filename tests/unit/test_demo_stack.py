@@ -47,6 +47,18 @@ def test_a_demo_has_nothing_of_the_installation_in_the_environment(
     assert told.client.inference_url == ""
 
 
+def test_a_demo_of_an_installed_inferd_says_what_it_lacks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("demos.stack.TEMPLATE", tmp_path / "demo.conf.template")
+
+    with (
+        pytest.raises(StackError, match="demo.conf.template is missing: run demos from inferd's"),
+        Stack(tmp_path / "demo", {}),
+    ):
+        pass
+
+
 def test_a_demo_asks_for_no_token_and_so_listens_on_this_machine_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
