@@ -53,7 +53,7 @@ def test_a_demo_of_an_installed_inferd_says_what_it_lacks(
     monkeypatch.setattr("demos.stack.TEMPLATE", tmp_path / "demo.conf.template")
 
     with (
-        pytest.raises(StackError, match="demo.conf.template is missing: run demos from inferd's"),
+        pytest.raises(StackError, match="is missing: run demos from inferd's checkout"),
         Stack(tmp_path / "demo", {}),
     ):
         pass
