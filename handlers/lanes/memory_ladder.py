@@ -174,8 +174,6 @@ class MemoryLadder(Generic[Result]):
     def _step_down(self, error: OutOfMemoryError, *, batch: int) -> bool:
         """Make do with less; return False where nothing is left to do but fail."""
         now = self._clock()
-        if now - self._spent_at > self._quiet.first_seconds:
-            self._spent.clear()
         self._spent_at = now
         if Step.FREE not in self._spent:
             self._spent.add(Step.FREE)
@@ -237,6 +235,9 @@ class MemoryLadder(Generic[Result]):
     def _climb(self) -> None:
         """Go to the top step again where it is time; the batch at hand will tell if it holds."""
         now = self._clock()
+        # Here alone: a load that takes longer than that would take the same step without end.
+        if now - self._spent_at > self._quiet.first_seconds:
+            self._spent.clear()
         if self.state is None or self._is_trial or not self._quiet.is_over(now):
             return
         self._is_trial = True

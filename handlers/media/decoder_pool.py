@@ -203,19 +203,21 @@ class DecoderProcess:
 
     def _read_line(self, child: _Child, seconds: float) -> bytes:
         """Return the child's line; bounded in time and length, however it behaves."""
-        descriptor = child.stdout.fileno()
+        # Not select, which takes no descriptor above 1023.
+        poll = select.poll()
+        poll.register(child.stdout, select.POLLIN)
         ends_at = time.monotonic() + seconds if seconds else float("inf")
         line = b""
         while not line.endswith(b"\n"):
             left = ends_at - time.monotonic()
             if left <= 0:
                 raise TimeoutError
-            ready, _, _ = select.select([descriptor], [], [], min(left, POLL_SECONDS))
+            ready = poll.poll(1000 * min(left, POLL_SECONDS))
             if self._is_closed.is_set():
                 raise DecoderCrashedError("the daemon stops")
             if not ready:
                 continue
-            more = os.read(descriptor, MAX_REPLY)
+            more = os.read(child.stdout.fileno(), MAX_REPLY)
             line += more
             if not more or len(line) > MAX_REPLY:
                 raise DecoderCrashedError(self._last_words())

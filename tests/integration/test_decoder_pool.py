@@ -1,7 +1,9 @@
 """Decoder processes: equal pixels, and whatever a codec does to its process harms one picture."""
 
+import contextlib
 import io
 import os
+import resource
 import signal
 import struct
 import subprocess
@@ -211,6 +213,22 @@ def test_a_child_that_was_killed_between_pictures_is_replaced(bad: DecoderProces
     child.process.wait()
 
     assert _is_well(bad)
+
+
+def test_a_daemon_with_many_files_open_decodes_as_any_other(bad: DecoderProcess) -> None:
+    # select takes no descriptor from 1024 on.
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < 2048:
+        pytest.skip("this machine allows too few open files")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 2048), hard))
+    with contextlib.ExitStack() as files:
+        try:
+            while files.enter_context(Path(os.devnull).open("rb")).fileno() < 1024:
+                pass
+
+            assert _is_well(bad)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_closing_wakes_the_thread_that_waits(bad: DecoderProcess) -> None:

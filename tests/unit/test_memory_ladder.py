@@ -191,6 +191,31 @@ def test_a_model_that_fits_nowhere_fails_its_jobs_until_it_fits() -> None:
     assert it.run(1, 2) == on("cpu", [1, 2])
 
 
+@pytest.mark.parametrize("gpu", [WEIGHTS - 1, WEIGHTS + 5])
+def test_a_device_that_takes_long_to_say_no_is_not_asked_without_end(gpu: int) -> None:
+    class Slow(ShortModel):
+        def load(self) -> None:
+            if not self.is_loaded:
+                it.now += 61
+            super().load()
+
+        def infer_batch(self, buffers: Sequence[NDArray[Any]]) -> list[int]:
+            it.now += 61
+            return super().infer_batch(buffers)
+
+    it = Climber(Slow(Memory(gpu=gpu)))
+    freed: list[float] = []
+
+    def note() -> None:
+        freed.append(it.now)
+        assert len(freed) < 10
+
+    it.model.when_freed = note
+
+    assert it.run(1, 2) == on("cpu", [1, 2])
+    assert it.steps["free"] == 1
+
+
 @pytest.mark.parametrize(
     ("again_at", "steps"), [(60, {"free": 1, "halve_batch": 1}), (61, {"free": 2})]
 )
