@@ -23,8 +23,9 @@ class Published:
     """Under which of these it may lie in the models directory; the first is made by a download."""
     parameters: int
     """Of the whole model, both towers."""
-    half_grey: tuple[float, float, float]
-    """Elements 1 to 3 of the projected embedding of pixels that are all 0.5 once normalised."""
+    half_grey: tuple[float, float, float] | None = None
+    """Elements 1 to 3 of the projected embedding of pixels that are all 0.5 once normalised; None
+    where they are not known: then only the very file that was published will do."""
 
 
 PUBLISHED = {
@@ -43,7 +44,28 @@ PUBLISHED = {
         ),
         parameters=151_277_313,
         half_grey=(-0.3381, -0.0196, -0.4053),
-    )
+    ),
+    "ViT-B-16-quickgelu": Published(
+        url="https://openaipublic.azureedge.net/clip/models/"
+        "5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f/ViT-B-16.pt",
+        sha256="5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f",
+        names=("clip/ViT-B-16.pt", "ViT-B-16.pt"),
+        parameters=149_620_737,
+    ),
+    "ViT-L-14-quickgelu": Published(
+        url="https://openaipublic.azureedge.net/clip/models/"
+        "b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836/ViT-L-14.pt",
+        sha256="b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836",
+        names=("clip/ViT-L-14.pt", "ViT-L-14.pt"),
+        parameters=427_616_513,
+    ),
+    "ViT-L-14-336-quickgelu": Published(
+        url="https://openaipublic.azureedge.net/clip/models/"
+        "3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02/ViT-L-14-336px.pt",
+        sha256="3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02",
+        names=("clip/ViT-L-14-336px.pt", "ViT-L-14-336px.pt"),
+        parameters=427_944_193,
+    ),
 }
 FACTS_TOLERANCE = 1e-4
 """Of each published number; they are given with four places."""
@@ -90,6 +112,14 @@ def find_weights(model: str, setting: str, models_dir: Path, *, offline: bool) -
     else:
         path = _named_file(setting, models_dir)
     digest = sha256(path)
+    if setting == "openai":
+        published = _published(model)
+        if published.half_grey is None and digest != published.sha256:
+            raise ConfigError(
+                f"{path} is not OpenAI's {model}: sha256 is {digest}, should be"
+                f" {published.sha256}; delete the file, or name it in INFERD_CLIP__WEIGHTS if it is"
+                " meant"
+            )
     for other, published in PUBLISHED.items():
         if published.sha256 == digest and other != model:
             # ViT-B-32 takes the same tensors, and gives wrong vectors with its other activation.
@@ -141,9 +171,12 @@ def download_openai(model: str, models_dir: Path, *, offline: bool, mirror: str 
 def _published(model: str) -> Published:
     published = PUBLISHED.get(model)
     if published is None:
+        # Their weights are of that activation.
+        meant = f"{model}-quickgelu"
+        known = meant if meant in PUBLISHED else next(iter(PUBLISHED))
         raise ConfigError(
-            f"where OpenAI's {model} lies is not known: set INFERD_CLIP__MODEL="
-            f"{next(iter(PUBLISHED))}, or name a file in INFERD_CLIP__WEIGHTS"
+            f"where OpenAI's {model} lies is not known: set INFERD_CLIP__MODEL={known}, or name a"
+            " file in INFERD_CLIP__WEIGHTS"
         )
     return published
 

@@ -129,9 +129,14 @@ class ClipModel(ClipTower):
         return ran_on, precision
 
     def _leave_gpu(self) -> None:
-        if self._cuda is not None:
-            self._cuda.close()
-            self._cuda = None
+        passes, self._cuda = self._cuda, None
+        if passes is None:
+            return
+        try:
+            passes.close()
+        except RuntimeError as error:
+            # One that broke gives nothing back, and must not keep the model from leaving it.
+            log.warning("%s could not leave the GPU in order: %s", self.model, error)
 
     def cuda_passes(self, *, uses_graphs: bool = True) -> CudaPasses:
         """Return passes of the loaded tower on its GPU, beside those that it runs by itself.
@@ -200,7 +205,7 @@ class ClipModel(ClipTower):
     def _check_facts(self, module: "torch.nn.Module") -> None:
         """Hold the weights to what is published of OpenAI's: on the CPU, in fp32."""
         published = PUBLISHED.get(self.model)
-        if published is None or self.is_untrained:
+        if published is None or published.half_grey is None or self.is_untrained:
             return
         torch = load_vendors().torch
         embedding = module(torch.full((1, 3, *self.input_size), 0.5))

@@ -4,8 +4,10 @@ import dataclasses
 import logging
 import os
 import pickle
+import re
 import subprocess
 import sys
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -175,11 +177,30 @@ def test_the_parameters_are_as_many_as_published() -> None:
     assert count == PUBLISHED[MODEL].parameters == 151_277_313
 
 
-def test_the_published_file_is_the_one_open_clip_knows() -> None:
-    url = load_vendors().open_clip.get_pretrained_url(MODEL, "openai")
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_what_is_published_is_what_open_clip_knows(name: str) -> None:
+    vendors = load_vendors()
+    published = PUBLISHED[name]
 
-    assert url == PUBLISHED[MODEL].url
-    assert url.split("/")[-2] == PUBLISHED[MODEL].sha256
+    assert vendors.open_clip.get_pretrained_url(name, "openai") == published.url
+    assert published.url.split("/")[-2] == published.sha256
+    assert published.names[0] == f"clip/{published.url.split('/')[-1]}"
+    with vendors.torch.device("meta"):
+        module = vendors.open_clip.CLIP(**architecture(name))
+    assert sum(tensor.numel() for tensor in module.parameters()) == published.parameters
+
+
+def test_the_models_that_pages_change_to_can_be_had() -> None:
+    root = Path(__file__).resolve().parents[2]
+    pages = [root / "README.md", root / "daemon" / "cli" / "models.py", *root.glob("docs/*.md")]
+    named = {
+        name
+        for page in pages
+        for name in re.findall(r"\buse (ViT[\w-]+)", page.read_text(encoding="utf-8"))
+    }
+
+    assert named
+    assert named <= PUBLISHED.keys()
 
 
 # -- files ---------------------------------------------------------------------------------------
@@ -315,6 +336,28 @@ def test_openais_file_under_another_activation_is_refused(
 
     with pytest.raises(ConfigError, match=f"INFERD_CLIP__MODEL={MODEL}"):
         plain.resolve()
+
+
+def test_only_the_published_file_will_do_where_nothing_else_is_known_of_it(
+    pretended: ClipModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unknown = dataclasses.replace(PUBLISHED[MODEL], half_grey=None)
+    monkeypatch.setitem(PUBLISHED, MODEL, unknown)
+    with pytest.raises(ConfigError, match=f"is not OpenAI's.*should be {unknown.sha256}"):
+        pretended.resolve()
+
+    digest = sha256((tmp_path / "clip" / "ViT-B-32.pt").read_bytes()).hexdigest()
+    monkeypatch.setitem(PUBLISHED, MODEL, dataclasses.replace(unknown, sha256=digest))
+    pretended.load()
+
+    assert pretended.provenance.weights == "openai"
+
+
+def test_another_activation_is_told_by_the_name_that_openais_weights_have(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="INFERD_CLIP__MODEL=ViT-L-14-quickgelu"):
+        clip_catalog.find_weights("ViT-L-14", "openai", tmp_path, offline=True)
+    with pytest.raises(ConfigError, match="INFERD_CLIP__MODEL=ViT-B-32-quickgelu"):
+        clip_catalog.find_weights("RN50", "openai", tmp_path, offline=True)
 
 
 def test_openais_weights_are_found_in_openais_own_cache(
