@@ -181,7 +181,6 @@ async def run(settings: Settings, *, started: Callable[[int | None], None] = _te
             handlers.stored,
             clock=clock,
             prune_after_days=settings.queue.prune_after_days,
-            staying=removal.staying,
         )
         port = await open_doors(
             stack,

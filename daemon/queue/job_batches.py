@@ -3,7 +3,7 @@
 Each works in bounded transactions, so that leases and settles get their turn between.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from daemon.bell import Bell
@@ -116,19 +116,37 @@ class JobBatches:
         )
 
     async def forget(
-        self, job_ids: Sequence[str], messages: Callable[[int], Sequence[Message]]
-    ) -> int:
-        """Delete the rows of jobs that have ended, and tell it, in one commit; return how many.
+        self,
+        media_store_id: int,
+        job_ids: Sequence[str],
+        messages: Callable[[int], Sequence[Message]],
+        *,
+        staying: Collection[str] = (),
+    ) -> tuple[int, list[str]]:
+        """Delete the rows of a picture's jobs that have ended, and tell it if it has no others.
+
+        In one commit: a job that is asked for meanwhile is seen here, or finds these gone.
 
         Args:
+            media_store_id: the picture's.
             job_ids: which; those that have not ended stay.
             messages: what is told, given how many there were.
+            staying: jobs that it may still have.
+
+        Returns:
+            How many there were, and which others it has; with any, nothing is told.
         """
 
-        async def work(connection: Connection) -> int:
+        async def work(connection: Connection) -> tuple[int, list[str]]:
+            # First, so that a transaction beside this one that replaces one of them is waited for.
             cursor = await connection.execute(sql.FORGET_ALL, (dump_json(job_ids),))
-            await self._announcer.write(connection, messages(cursor.rowcount))
-            return cursor.rowcount
+            rows = await connection.execute_fetchall(
+                sql.FIND_MEDIA, (media_store_id, media_store_id)
+            )
+            others = [row["job_id"] for row in rows if row["job_id"] not in staying]
+            if not others:
+                await self._announcer.write(connection, messages(cursor.rowcount))
+            return cursor.rowcount, others
 
         forgotten = await self._database.write(work, durable=True)
         self._message_ready.ring()

@@ -7,9 +7,7 @@ nothing has changed: a job that takes the place of one job alone, a delete of wh
 So neither harms what somebody else does to the picture meanwhile.
 """
 
-import asyncio
-from collections.abc import Callable, Collection, Sequence
-from contextlib import AbstractAsyncContextManager, nullcontext
+from collections.abc import Collection, Sequence
 
 from daemon.errors import InvalidRequestError
 from daemon.intake import new_job_id
@@ -45,8 +43,6 @@ class Audit:
         clock: epoch milliseconds.
         prune_after_days: how long jobs are kept; 0 is for ever. A vector that is older and has no
             job is counted, and is no finding.
-        staying: tells whether a picture stays, and holds off removals while it is entered; one
-            that is being removed is not asked for again.
     """
 
     def __init__(
@@ -57,11 +53,9 @@ class Audit:
         *,
         clock: Clock,
         prune_after_days: float = 0,
-        staying: Callable[[int], AbstractAsyncContextManager[bool]] = lambda _: nullcontext(True),
     ) -> None:
         self._queue, self._ledger, self._vectors = queue, ledger, vectors
-        self._clock, self._staying = clock, staying
-        self._asking: set[asyncio.Task[tuple[Outcome, str | None]]] = set()
+        self._clock = clock
         self._pictures = Examination(
             ledger, vectors, clock=clock, prune_after_days=prune_after_days
         )
@@ -226,16 +220,7 @@ class Audit:
         found = await self._pictures.look(asked.task_type, [picture], deep=deep)
         if not any(each.kind is asked.kind for each in found):
             return Outcome.GONE, None
-        # To its end, though who waits for it leaves: what is on its way to the queue gets there,
-        # and a removal that begins before would not find it.
-        asking = asyncio.create_task(self._ask_unless_leaving(asked, picture), name="audit-asks")
-        self._asking.add(asking)
-        asking.add_done_callback(self._asking.discard)
-        return await asyncio.shield(asking)
-
-    async def _ask_unless_leaving(self, asked: Finding, picture: int) -> tuple[Outcome, str | None]:
-        async with self._staying(picture) as stays:
-            return await self._ask_again(asked, picture) if stays else (Outcome.GONE, None)
+        return await self._ask_again(asked, picture)
 
     async def _ask_again(self, asked: Finding, picture: int) -> tuple[Outcome, str | None]:
         jobs = (await self._ledger.of_pictures(asked.task_type, [picture])).get(picture, [])

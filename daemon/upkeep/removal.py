@@ -6,11 +6,8 @@ own collections. Daemons that share a queue and have folders of vectors each mus
 MQTT tells them; each says for itself what it removed.
 """
 
-import asyncio
 import logging
-from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from daemon.errors import (
@@ -31,6 +28,8 @@ log = logging.getLogger(__name__)
 
 MAX_DIGITS = 19
 """As 2**63 has."""
+TRIES = 5
+"""A picture may be asked for while it is removed, but not for ever."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,22 +80,6 @@ class Removal:
         self._queue, self._cancellation = queue, cancellation
         self._forget_vectors = forget_vectors
         self._clock, self._worker_id = clock, worker_id
-        self._leaving: Counter[int] = Counter()
-        self._turn = asyncio.Lock()
-
-    def is_leaving(self, media_store_id: int) -> bool:
-        """Whether a picture is being removed now: its vectors may be gone before its jobs are."""
-        return self._leaving[media_store_id] > 0
-
-    @asynccontextmanager
-    async def staying(self, media_store_id: int) -> AsyncIterator[bool]:
-        """Tell whether a picture stays, and hold off removals for as long as this is entered.
-
-        Who asks for a job of a picture that stays does so before it is left: a removal that comes
-        meanwhile finds the job.
-        """
-        async with self._turn:
-            yield not self.is_leaving(media_store_id)
 
     async def remove(
         self, media_store_id: int, *, reply_to: str | None = None, correlation: str | None = None
@@ -106,22 +89,47 @@ class Removal:
         Raises:
             HandlerError: the vector database did not do it; the jobs that had ended are still
                 there, so that asking again does the rest.
+            ConflictError: it was asked for again each time that it was removed.
             StorageError: the queue's database failed; the same.
         """
-        self._leaving[media_store_id] += 1
-        try:
-            async with self._turn:
-                pass  # whoever was told that it stays has asked for its job now
-            return await self._remove(media_store_id, reply_to, correlation)
-        finally:
-            self._leaving[media_store_id] -= 1
-            self._leaving += Counter()  # keeps no picture that is done
 
-    async def _remove(
-        self, media_store_id: int, reply_to: str | None, correlation: str | None
-    ) -> Removed:
-        cancelled, left = 0, list[str]()
-        ended = list[str]()
+        def told(removed: Removed) -> list[Message]:
+            return removal_messages(
+                media_store_id,
+                removed.to_wire(),
+                worker_id=self._worker_id,
+                now=self._clock(),
+                reply_to=reply_to,
+                correlation_data=correlation,
+            )
+
+        removed, others = Removed(media_store_id, jobs=0, cancelled=0, vectors={}), list[str]()
+        for _ in range(TRIES):
+            removed, others = await self._remove_more(removed, told)
+            if not others:
+                log.info(
+                    "picture %d was removed: %d jobs, vectors %s",
+                    media_store_id,
+                    removed.jobs,
+                    removed.vectors,
+                )
+                return removed
+        raise ConflictError(
+            "the picture is asked for again and again while it is removed",
+            existing_job_id=others[0],
+        )
+
+    async def _remove_more(
+        self, before: Removed, told: Callable[[Removed], list[Message]]
+    ) -> tuple[Removed, list[str]]:
+        """Remove what there is by now.
+
+        Returns:
+            All that was removed until now, and the jobs that came meanwhile, such as an audit's in
+            another daemon; without any it is told.
+        """
+        media_store_id, cancelled = before.media_store_id, before.cancelled
+        left, ended = list[str](), list[str]()
         for job in await self._queue.batches.of_media(media_store_id):
             if not job.status.is_terminal:
                 try:
@@ -135,22 +143,16 @@ class Removal:
             ended.append(job.job_id)
         # After the last job that could store one has ended, and before the rows go: should it
         # fail, they are still there to tell what was.
-        vectors = await self._forget_vectors(media_store_id)
+        found = await self._forget_vectors(media_store_id)
+        vectors = {name: number + before.vectors.get(name, 0) for name, number in found.items()}
 
-        def told(jobs: int) -> list[Message]:
-            removed = Removed(media_store_id, jobs, cancelled, vectors, left)
-            return removal_messages(
-                media_store_id,
-                removed.to_wire(),
-                worker_id=self._worker_id,
-                now=self._clock(),
-                reply_to=reply_to,
-                correlation_data=correlation,
-            )
+        def removed(jobs: int) -> Removed:
+            return Removed(media_store_id, before.jobs + jobs, cancelled, vectors, left)
 
-        jobs = await self._queue.batches.forget(ended, told)
-        log.info("picture %d was removed: %d jobs, vectors %s", media_store_id, jobs, vectors)
-        return Removed(media_store_id, jobs, cancelled, vectors, left)
+        jobs, others = await self._queue.batches.forget(
+            media_store_id, ended, lambda jobs: told(removed(jobs)), staying=left
+        )
+        return removed(jobs), others
 
     async def on_delete(self, message: MqttRequest) -> None:
         """Take one message to `inference/delete/{media_store_id}`; return once it is answered.

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from daemon.errors import JobNotFoundError, LeaseLostError
-from daemon.jobs import Job, JobState, Lease
+from daemon.events import Message
+from daemon.jobs import Job, JobState, Lease, TaskType, dump_json
 from daemon.queue import job_batches
 from daemon.queue.job_batches import Retried
 from daemon.queue.job_queue import JobQueue
@@ -190,15 +191,26 @@ async def test_of_many_jobs_those_that_live_are_not_forgotten(bench: Bench) -> N
     """One may have started again since somebody saw it ended."""
     (lease,) = await running(bench, 1)
     await bench.queue.complete(lease, {})
-    (held,) = await running(bench, 2)
-    waiting, stays = await bench.accept(3), await bench.accept(4)
-    asked = [lease.job.job_id, held.job.job_id, waiting.job_id]
+    held = await bench.accept(1, FACES)
+    await bench.lease(FACES)
+    waiting, stays = await bench.accept(1, TaskType.FACE_EMBEDDING), await bench.accept(4)
+    asked = [lease.job.job_id, held.job_id, waiting.job_id]
+    before = len(await bench.told())
 
-    assert await bench.queue.batches.forget(asked, lambda _number: []) == 1
+    def tells(number: int) -> list[Message]:
+        return [Message("inference/media/1/deleted", dump_json({"jobs": number}))]
+
+    forget = bench.queue.batches.forget
+    live = [held.job_id, waiting.job_id]
+    assert await forget(1, asked, tells) == (1, live)
+    assert await forget(1, asked, tells, staying=[held.job_id]) == (0, [waiting.job_id])
+    assert len(await bench.told()) == before
+    assert await forget(1, asked, tells, staying=live) == (0, [])
+    assert [each.event for each in (await bench.told())[before:]] == [{"jobs": 0}]
 
     with pytest.raises(JobNotFoundError):
         await bench.queue.get(lease.job.job_id)
-    for job in (held.job, waiting, stays):
+    for job in (held, waiting, stays):
         assert not (await bench.queue.get(job.job_id)).status.is_terminal
 
 

@@ -7,12 +7,13 @@ chance: `Held` is a transaction of another daemon that has done its part and not
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from daemon.errors import ConflictError, LeaseLostError
-from daemon.jobs import JobState, TaskType
+from daemon.jobs import JobState, TaskType, dump_json
 from daemon.queue import statements as sql
 from daemon.queue.admission import Accepted, Refused
 from daemon.queue.backend import Connection, TakenError, Turn
@@ -440,6 +441,33 @@ async def test_a_cancel_and_a_lease_at_once_leave_one_outcome(two: tuple[Bench, 
         await cancelling
 
     assert (await first.queue.get(ID)).status is JobState.PROCESSING
+
+
+async def test_a_picture_that_is_removed_and_asked_for_again_at_once_is_gone_or_seen(
+    two: tuple[Bench, Bench],
+) -> None:
+    first, second = two
+    await first.accept(1, job_id=ID)
+    await first.queue.complete(await first.lease_one(), {})
+    forget = second.queue.batches.forget
+
+    async with holding(first, admits(first, (1, OTHER, True))):
+        forgetting = asyncio.create_task(forget(1, [ID], lambda _number: []))
+        await waits(first)
+    assert await forgetting == (0, [OTHER])
+
+    await second.queue.complete(await second.lease_one(), {})
+    again = replace(submission(NOON, 1, job_id=ID, force=True), instead_of=OTHER)
+
+    async def forgets(connection: Connection) -> None:
+        asked = dump_json([OTHER])
+        assert (await connection.execute(sql.FORGET_ALL, (asked,))).rowcount == 1
+
+    async with holding(second, forgets):
+        asking = asyncio.create_task(first.queue.enqueue(again))
+        await waits(second)
+    assert isinstance(await asking, Refused)
+    assert await ids(first) == []
 
 
 async def test_two_daemons_prune_side_by_side(two: tuple[Bench, Bench]) -> None:

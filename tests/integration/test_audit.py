@@ -17,9 +17,7 @@ from daemon.upkeep import audit as audit_module
 from daemon.upkeep import scrub
 from daemon.upkeep.audit import Audit
 from daemon.upkeep.last_life import LastLife
-from daemon.upkeep.removal import Removal
 from daemon.upkeep.scrub import Scrub
-from daemon.worker.cancellation import Cancellation
 from handlers.face_store import QdrantFaceStore
 from handlers.image_store import QdrantImageStore
 from handlers.inference import Vector
@@ -29,7 +27,6 @@ from handlers.qdrant.vector_points import face_point_id, job_payload
 from handlers.search.stored_vectors import StoredVectors
 from handlers.vectors.faceless import Faceless
 from tests.queue_bench import Bench, open_bench
-from tests.waiting import until
 
 IMAGES, FACES = TaskType.IMAGE_EMBEDDING, TaskType.FACE_EMBEDDING
 MODEL = "ViT-B-32-quickgelu"
@@ -476,126 +473,6 @@ async def test_a_picture_that_is_deleted_at_the_last_moment_does_not_come_back(
     monkeypatch.setattr(world.bench.queue, "enqueue", late)
 
     assert await world.audit.mend([finding]) == [(Outcome.GONE, None)]
-    assert await jobs_of(world, 1) == []
-
-
-async def test_a_picture_that_is_being_removed_is_not_done_again(world: World) -> None:
-    await world.good(1)
-    queue, clock = world.bench.queue, world.bench.clock
-
-    async def runs_nothing(_job_id: str) -> bool:
-        return False
-
-    async def forget_vectors(media_store_id: int) -> dict[str, int]:
-        await world.images.remove_by_media_store_id(media_store_id)
-        # Somebody's audit, between its vectors' end and that of its jobs.
-        assert await audit.mend(await world.run()) == [(Outcome.GONE, None)]
-        return {}
-
-    cancellation = Cancellation(queue, stop_running=runs_nothing, clock=clock, worker_id="w")
-    removal = Removal(
-        queue, cancellation, forget_vectors=forget_vectors, clock=clock, worker_id="w"
-    )
-    audit = Audit(
-        queue,
-        JobLedger(world.bench.database),
-        world.vectors,
-        clock=clock,
-        staying=removal.staying,
-    )
-
-    assert (await removal.remove(1)).jobs == 1
-    assert await jobs_of(world, 1) == []
-    assert not removal.is_leaving(1)
-
-
-async def test_a_removal_that_comes_while_a_picture_is_asked_for_again_takes_that_job_too(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    await world.finish(1)
-    (finding,) = await world.run()
-    queue, clock = world.bench.queue, world.bench.clock
-    asked, listed, enqueued = list[int](), asyncio.Event(), asyncio.Event()
-    of_media, enqueue = queue.batches.of_media, queue.enqueue
-
-    async def runs_nothing(_job_id: str) -> bool:
-        return False
-
-    async def forget_vectors(_media_store_id: int) -> dict[str, int]:
-        await enqueued.wait()
-        return {}
-
-    async def listing(media_store_id: int) -> list[Job]:
-        asked.append(media_store_id)
-        jobs = await of_media(media_store_id)
-        listed.set()
-        return jobs
-
-    async def late(submission: Any) -> Any:
-        removing.append(asyncio.create_task(removal.remove(1)))
-        await until(lambda: removal.is_leaving(1))
-        if asked:
-            # It did not wait for us: what it will remove is settled before our job is there.
-            await listed.wait()
-        return await enqueue(submission)
-
-    removing = list[asyncio.Task[Any]]()
-    cancellation = Cancellation(queue, stop_running=runs_nothing, clock=clock, worker_id="w")
-    removal = Removal(
-        queue, cancellation, forget_vectors=forget_vectors, clock=clock, worker_id="w"
-    )
-    ledger = JobLedger(world.bench.database)
-    audit = Audit(queue, ledger, world.vectors, clock=clock, staying=removal.staying)
-    monkeypatch.setattr(queue.batches, "of_media", listing)
-    monkeypatch.setattr(queue, "enqueue", late)
-
-    ((outcome, _),) = await audit.mend([finding])
-    enqueued.set()
-    (removed,) = await asyncio.gather(*removing)
-
-    assert outcome is Outcome.REQUEUED
-    assert (removed.jobs, removed.cancelled) == (1, 1)
-    assert await jobs_of(world, 1) == []
-
-
-async def test_a_removal_takes_the_job_of_a_mend_that_nobody_waits_for_any_more(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    await world.finish(1)
-    (finding,) = await world.run()
-    queue, clock, database = world.bench.queue, world.bench.clock, world.bench.database
-    writing, may_write = asyncio.Event(), asyncio.Event()
-    write = database.write
-
-    async def slow(*given: Any, **options: Any) -> Any:
-        writing.set()
-        await may_write.wait()
-        return await write(*given, **options)
-
-    async def runs_nothing(_job_id: str) -> bool:
-        return False
-
-    async def forget_vectors(_media_store_id: int) -> dict[str, int]:
-        return {}
-
-    cancellation = Cancellation(queue, stop_running=runs_nothing, clock=clock, worker_id="w")
-    removal = Removal(
-        queue, cancellation, forget_vectors=forget_vectors, clock=clock, worker_id="w"
-    )
-    audit = Audit(queue, JobLedger(database), world.vectors, clock=clock, staying=removal.staying)
-    monkeypatch.setattr(database, "write", slow)
-    mending = asyncio.create_task(audit.mend([finding]))
-    await writing.wait()
-
-    # As when its time is up: what is on its way to the queue gets there all the same.
-    mending.cancel()
-    await asyncio.wait([mending])
-    removing = asyncio.create_task(removal.remove(1))
-    await until(lambda: removal.is_leaving(1))
-    await database.read("SELECT 1")  # behind what a removal that did not wait has read
-    may_write.set()
-
-    assert (await removing).cancelled == 1
     assert await jobs_of(world, 1) == []
 
 
