@@ -225,7 +225,11 @@ class ClipTower(ABC):
         """Give back what torch keeps of the device, and the C library of the machine's memory."""
         torch = load_vendors().torch
         if torch.cuda.is_initialized():
-            torch.cuda.empty_cache()
+            try:
+                torch.cuda.empty_cache()
+            except RuntimeError as error:
+                # A GPU that broke gives nothing back, and the model goes on elsewhere.
+                log.warning("the GPU of %s gives no memory back: %s", self.model, error)
         trim()
 
     def _move(self, module: "torch.nn.Module", device: str) -> None:
@@ -242,7 +246,7 @@ class ClipTower(ABC):
                     module, precision = module.eval().requires_grad_(False), EXACT
                 begun = True
                 ran_on, precision = self._start(module, device, precision)
-        except (RuntimeError, OSError) as error:
+        except (RuntimeError, OSError, MemoryError) as error:
             self._arithmetic.batch_size = size
             if begun and module is self._module:
                 with torch.inference_mode():
@@ -263,7 +267,7 @@ class ClipTower(ABC):
         try:
             exact = self._weights.build(self.tower, self._take).eval().requires_grad_(False)
             to_device(exact, device)
-        except (ConfigError, RuntimeError, OSError) as error:
+        except (ConfigError, RuntimeError, OSError, MemoryError) as error:
             log.warning("%s stays in %s on %s: %s", self.model, precision, device, error)
             self._provenance = replace(self.provenance, precision=precision)
         else:

@@ -258,13 +258,24 @@ class ModelLife(Generic[Result]):
         except DependencyDownError as error:
             return [Elsewhere(error)] * len(items)
         except ConfigError as error:
-            # As all that every picture needs: it costs none of them an attempt.
-            failure = DependencyDownError(error.message, code="model_error")
-            failure.__cause__ = error
-            return [Elsewhere(failure)] * len(items)
+            return [self._cannot_run(error, error.message)] * len(items)
+        except Exception as error:
+            # No picture's: the ladder tells those as outcomes. A GPU that broke fails at anything,
+            # even at letting go of a model.
+            log.exception("%s cannot run on %s", self.name, self.lane.name)
+            if self._standing.is_over(self._clock()):
+                self._standing.go_out(str(error), self._clock())
+            reason = f"{self.name} cannot run: {type(error).__name__}; the daemon's log has more"
+            return [self._cannot_run(error, reason)] * len(items)
         finally:
             self._used_at = self._clock()
         return self._told_apart(found)
+
+    def _cannot_run(self, error: Exception, why: str) -> Elsewhere:
+        """Return what each picture is told: as all that every picture needs it costs no attempt."""
+        failure = DependencyDownError(why, code="model_error")
+        failure.__cause__ = error
+        return Elsewhere(failure)
 
     def infer_beside(self, items: Sequence[Item]) -> Sequence[Outcome[Result]] | None:
         """Return what the ladder gives beside others; on a thread beside the lane's."""

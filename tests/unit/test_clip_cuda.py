@@ -332,6 +332,27 @@ def test_a_models_graphs_go_with_its_memory_and_the_rest_with_the_model(
     assert passes_.upload(pictures_of(on_gpu, 1)).__class__ is list
 
 
+def test_a_gpu_that_broke_keeps_no_model_from_leaving_it(
+    on_gpu: ImageEmbeddingInference, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any) -> None:
+        raise RuntimeError("CUDA error: unspecified launch failure")
+
+    passes_ = on_gpu._model._cuda
+    assert passes_ is not None
+    # As each of torch's calls does from then on.
+    monkeypatch.setattr("tests.fake_cuda.Event.synchronize", fails)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "empty_cache", fails)
+
+    on_gpu.unload()
+
+    assert not on_gpu.is_loaded
+    assert not on_gpu.prepares
+    on_gpu.load()
+    assert len(on_gpu.infer_batch(pictures_of(on_gpu, 2))) == 2
+
+
 def test_a_pass_that_fails_on_the_gpu_is_told_as_on_the_cpu(
     on_gpu: ImageEmbeddingInference, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from daemon.errors import ConfigError, OutOfMemoryError
+from daemon.errors import ConfigError, InferdError, OutOfMemoryError
 from handlers.clip.arithmetic import Arithmetic
 from handlers.clip.image_tower import ClipModel
 from handlers.clip.precision import (
@@ -589,8 +589,13 @@ def test_no_memory_for_the_exact_weights_leaves_it_where_it_was(
 
 
 @pytest.mark.parametrize("has_file", [True, False])
+@pytest.mark.parametrize("failure", [RuntimeError("no new thread"), MemoryError("no 9 MiB")])
 def test_a_move_that_fails_behind_the_choice_of_fewer_bits_leaves_it_as_it_was(
-    tmp_path: Path, bench: Bench, monkeypatch: pytest.MonkeyPatch, has_file: bool
+    tmp_path: Path,
+    bench: Bench,
+    monkeypatch: pytest.MonkeyPatch,
+    has_file: bool,
+    failure: Exception,
 ) -> None:
     bench.can["cpu"] = None
     model = tower(tmp_path)
@@ -604,13 +609,15 @@ def test_a_move_that_fails_behind_the_choice_of_fewer_bits_leaves_it_as_it_was(
         (tmp_path / "a.pt").unlink()
 
     def fail(*_: Any) -> Any:
-        raise RuntimeError("can't start new thread")
+        raise failure
 
     with monkeypatch.context() as patch:
         patch.setattr(model, "_best_passes", fail)
-        with pytest.raises(ConfigError, match="can't start new thread"):
+        with pytest.raises(InferdError, match=str(failure)) as caught:
             model.move_to("cpu")
 
+    is_short = isinstance(failure, MemoryError)
+    assert type(caught.value) is (OutOfMemoryError if is_short else ConfigError)
     # Where its exact weights cannot be had any more it says what it calculates with.
     precision, dtype = ("fp32", torch.float32) if has_file else ("bf16", torch.bfloat16)
     assert (model.provenance.device, model.provenance.precision) == ("cpu:0", precision)

@@ -31,7 +31,7 @@ BOTH = (GPU, OTHER)
 
 
 class Gpu(ShortModel):
-    """A copy on one of two GPUs; `gate` holds its passes up, `dies` makes them fail."""
+    """A copy on one of two GPUs; `gate` holds its passes up, `is_dead` makes them fail."""
 
     def __init__(self, device: str, memory: Memory | None = None) -> None:
         super().__init__(memory or Memory(**{OTHER: 1000}), device=device)
@@ -39,6 +39,7 @@ class Gpu(ShortModel):
         self.gate.set()
         self.running = threading.Event()
         self.is_dead = False
+        self.clings = False
         self.weights = "short"
         self.prepared: list[int] = []
         self.looks_ahead = False
@@ -67,6 +68,11 @@ class Gpu(ShortModel):
         if self.is_dead:
             raise RetryableError("CUDA error: unspecified launch failure", code="model_error")
         return np.ones(3)
+
+    def unload(self) -> None:
+        if self.clings:
+            raise RuntimeError("CUDA error: unspecified launch failure")
+        super().unload()
 
     def hold(self) -> None:
         self.gate.clear()
@@ -417,6 +423,35 @@ async def test_a_model_that_is_not_to_be_had_costs_no_picture_an_attempt(
     assert {(type(each), getattr(each, "code", "")) for each in (*found, *later)} == {
         (DependencyDownError, "model_error")
     }
+
+
+async def test_a_gpu_that_fails_at_letting_go_too_costs_no_picture_an_attempt() -> None:
+    model = Gpu(GPU)
+    async with lanes(GPU) as rig:
+        runner = await rig.add(model)
+        await runner.load()
+        model.is_dead = model.clings = True
+        found = [
+            (await asyncio.gather(*ask(runner, 1, 2), return_exceptions=True)) for _ in range(3)
+        ]
+        model.is_dead = model.clings = False
+
+        assert {
+            (type(each), getattr(each, "code", "")) for several in found for each in several
+        } == {(DependencyDownError, "model_error")}
+        assert await told(ask(runner, 3)) == [(3, GPU)]
+
+
+async def test_of_a_gpu_that_fails_at_letting_go_too_another_takes_the_batches() -> None:
+    one, two = Gpu(GPU), Gpu(OTHER)
+    async with lanes() as rig:
+        # So short that it is due again with every batch.
+        runner = await rig.add(one, two, retry_seconds=1e-6)
+        await runner.load()
+        one.is_dead = one.clings = True
+        found = [await told(ask(runner, number)) for number in range(4)]
+
+    assert found == [[(number, OTHER)] for number in range(4)]
 
 
 async def test_a_model_alone_that_passes_its_test_again_is_well_after_the_next_picture() -> None:
