@@ -18,7 +18,7 @@ def migrate_server(url: str, *, check: bool) -> int:
     Raises:
         ConfigError: it cannot be reached, or this version cannot serve it.
     """
-    before = asyncio.run(inspect(url))
+    before = asyncio.run(inspect(url, counts=False))
     if before.refusal is not None:
         raise before.refusal
     if check:
@@ -27,7 +27,7 @@ def migrate_server(url: str, *, check: bool) -> int:
     if before.pending:
         asyncio.run(_migrate(url))
     fresh = {step.version for step in before.pending}
-    _show(asyncio.run(inspect(url)), "", fresh)
+    _show(asyncio.run(inspect(url, counts=False)), "", fresh)
     return 0
 
 

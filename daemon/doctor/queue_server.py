@@ -27,7 +27,9 @@ def look(facts: Facts) -> Iterator[Finding]:
     yield from _schema(seen)
     yield from _oldest(seen)
     if seen.ledger:
-        counts = ", ".join(f"{number} {state}" for state, number in seen.states.items())
+        counts = "too many to count them here"
+        if seen.states is not None:
+            counts = ", ".join(f"{number} {state}" for state, number in seen.states.items())
         yield ok(PART, f"jobs: {counts or 'none'}")
         yield from _events(seen, facts)
 

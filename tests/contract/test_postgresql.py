@@ -3,7 +3,9 @@
 import asyncio
 import inspect
 import json
+import os
 import re
+import signal
 import sqlite3
 from collections.abc import AsyncIterator, Iterator
 from contextlib import closing
@@ -13,17 +15,22 @@ from typing import Any
 import asyncpg
 import pytest
 
+from daemon.cli.migrate_server import migrate_server
+from daemon.doctor import queue_server
+from daemon.doctor.facts import Facts
+from daemon.doctor.findings import Verdict
 from daemon.errors import ConfigError, LeaseLostError, StorageError
 from daemon.jobs import JobState
 from daemon.queue import installation, job_ledger, outbox_statements, roles, statements
 from daemon.queue.backend import Connection
 from daemon.queue.migration import Migration, released_migrations
-from daemon.queue.postgresql import schema
+from daemon.queue.postgresql import inspection, schema
 from daemon.queue.postgresql.backend import PostgresDatabase
 from daemon.queue.postgresql.clock import DatabaseClock
 from daemon.queue.postgresql.statements import TEXTS, text_of
+from daemon.settings import Settings
 from tests.postgresql import Cluster, schema_of
-from tests.queue_bench import IMAGE, Bench, open_bench, until
+from tests.queue_bench import DEADLINE, IMAGE, Bench, open_bench, until
 
 FINISHED = 20_000
 SQL = re.compile(r"\s*(WITH|SELECT|INSERT|UPDATE|DELETE)\b")
@@ -308,6 +315,18 @@ async def test_a_schema_that_does_not_exist_is_told(cluster: Cluster) -> None:
         await opened(cluster.url("nowhere"), FIRST)
 
 
+async def test_a_database_that_lacks_letters_is_refused(cluster: Cluster) -> None:
+    # One request_id in Japanese would fail all requests of its commit, again and again.
+    cluster.psql(
+        "CREATE DATABASE latin ENCODING 'LATIN1' TEMPLATE template0 LC_COLLATE 'C' LC_CTYPE 'C'"
+    )
+
+    with pytest.raises(ConfigError, match="LATIN1") as caught:
+        await opened(cluster.url().replace("/postgres?", "/latin?"), FIRST)
+
+    assert caught.value.code == "queue_unusable"
+
+
 @pytest.mark.parametrize(
     ("there", "wrong"), [("/postgres?", "/nobodys?"), ("inferd@", "nobody:s3cret@")]
 )
@@ -335,6 +354,34 @@ async def test_a_server_that_does_not_answer_is_given_up(tmp_path: Path) -> None
     assert "s3cret" not in str(caught.value)
 
 
+# -- looking at it ---------------------------------------------------------------------------------
+
+
+def test_a_queue_that_is_too_large_to_be_counted_is_a_sound_one(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = cluster.schema()
+    asyncio.run(opened(url, *schema.steps()))
+    monkeypatch.setattr(inspection, "COUNT_SECONDS", 0.1)
+    monkeypatch.setattr(inspection, "_STATES", "SELECT 'pending', count(pg_sleep(60))")
+    settings = Settings.from_env({"INFERD_QUEUE__URL": url})
+
+    found = list(queue_server.look(Facts(settings=settings, task_types=[])))
+
+    assert [each.verdict for each in found] == [Verdict.OK] * len(found)
+    assert "jobs: too many to count them here" in [each.found for each in found]
+
+
+def test_a_schema_is_migrated_and_shown_without_counting_jobs(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = cluster.schema()
+    monkeypatch.setattr(inspection, "_STATES", "SELECT nonsense")
+
+    assert migrate_server(url, check=False) == 0
+    assert migrate_server(url, check=True) == 0
+
+
 # -- the clock -------------------------------------------------------------------------------------
 
 
@@ -355,6 +402,21 @@ def test_the_server_is_taken_to_have_looked_halfway() -> None:
     clock.compare(5_000_000.0, 100.0, 300.0)
 
     assert clock.compare(5_000_100.0, 300.0, 300.0) == 0
+
+
+def test_an_answer_that_took_long_does_not_move_the_clock() -> None:
+    # When the server looked nobody knows: a daemon that stood still meanwhile asked long before.
+    clock = DatabaseClock()
+    clock.compare(5_000_000.0, 100.0, 100.0)
+
+    assert clock.compare(5_000_000.0, 100.0, 100.0 + 60_000) == 0
+    assert clock.compare(5_060_500.0, 60_100.0, 60_100.0) == 500
+
+
+def test_a_clock_that_knows_nothing_yet_takes_even_an_answer_that_took_long() -> None:
+    clock = DatabaseClock()
+
+    assert clock.compare(5_000_000.0, 100.0, 100.0 + 60_000) != 0
 
 
 # -- without the server ----------------------------------------------------------------------------
@@ -430,6 +492,72 @@ async def test_a_settle_that_was_cut_off_can_be_repeated(mortal: Cluster) -> Non
         assert told.count("completed") == (await bench.queue.get(ID)).status.is_terminal
 
 
+async def test_a_server_that_falls_silent_costs_one_wait_and_not_one_for_each_connection(
+    cluster: Cluster,
+) -> None:
+    async with PostgresDatabase(cluster.schema()) as database, asyncio.timeout(DEADLINE):
+        met, silent = asyncio.Barrier(3), set[int]()
+
+        async def meet(connection: Connection) -> None:
+            silent.add(await backend_of(connection))
+            await met.wait()
+
+        async def give_up(connection: Connection) -> None:
+            async with asyncio.timeout(0.1):
+                await connection.execute("SELECT 1")
+
+        await asyncio.gather(*(database.write(meet) for _ in range(3)))
+        try:
+            for pid in silent:
+                os.kill(pid, signal.SIGSTOP)
+            with pytest.raises(StorageError) as caught:
+                await database.write(give_up)
+            fresh = await database.write(backend_of)
+        finally:
+            for pid in silent:
+                os.kill(pid, signal.SIGCONT)
+
+    assert caught.value.may_pass
+    assert fresh not in silent
+
+
+async def test_sessions_of_a_server_that_only_reads_by_now_are_left(cluster: Cluster) -> None:
+    # As a standby's are that was the primary: the next connection may find the new one.
+    async with PostgresDatabase(cluster.schema(), [FIRST]) as database:
+
+        async def write(connection: Connection) -> None:
+            await connection.execute("INSERT INTO a VALUES (1)")
+
+        async def read_only(connection: Connection) -> None:
+            await connection.execute("SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY")
+
+        await database.write(read_only)
+        with pytest.raises(StorageError, match="read-only") as caught:
+            await database.write(write)
+        await database.write(write)
+
+    assert caught.value.may_pass
+
+
+async def test_a_session_that_was_ended_is_not_told_as_an_error_of_ours(cluster: Cluster) -> None:
+    async def end(connection: Connection) -> None:
+        pid = await backend_of(connection)
+        cluster.psql(f"SELECT pg_terminate_backend({pid})")
+        await connection.execute("SELECT 1")
+
+    async with PostgresDatabase(cluster.schema()) as database:
+        with pytest.raises(StorageError) as caught:
+            await database.write(end)
+
+    assert caught.value.may_pass
+    # As one that was closed, not as one that is not to be used any more.
+    assert "pool" not in str(caught.value)
+
+
+async def backend_of(connection: Connection) -> int:
+    return int((await connection.execute_fetchall("SELECT pg_backend_pid()"))[0][0])
+
+
 async def is_back(bench: Bench) -> bool:
     try:
         await bench.lease(IMAGE, 0)
@@ -453,6 +581,20 @@ async def test_a_daemon_that_stands_still_in_a_transaction_holds_nobody_up_for_e
         "lock_timeout": 10_000,
         "statement_timeout": 30_000,
     }
+
+
+async def test_a_role_with_another_isolation_is_overruled(cluster: Cluster) -> None:
+    # What a transaction waited for would not be seen: limits and pauses would not hold.
+    url = cluster.schema()
+    name = f"serial_{schema_of(url)}"
+    cluster.psql(f"CREATE ROLE {name} LOGIN SUPERUSER")
+    cluster.psql(f"ALTER ROLE {name} SET default_transaction_isolation = 'serializable'")
+
+    async def setting(connection: Connection) -> str:
+        return str((await connection.execute_fetchall("SHOW transaction_isolation"))[0][0])
+
+    async with PostgresDatabase(url.replace("//inferd@", f"//{name}@")) as database:
+        assert await database.write(setting) == "read committed"
 
 
 async def test_a_value_that_cannot_be_stored_is_no_reason_to_wait(cluster: Cluster) -> None:

@@ -182,6 +182,21 @@ async def test_a_database_with_another_queue_is_left_alone(path: Path, cluster: 
     assert cluster.psql("SELECT media_store_id FROM jobs", schema=schema_of(url)) == "77"
 
 
+async def test_a_database_with_events_that_nobody_sent_yet_is_left_alone(
+    path: Path, cluster: Cluster
+) -> None:
+    url = cluster.schema()
+    async with open_bench(url) as bench:
+        await bench.accept(77)
+        await bench.execute("DELETE FROM jobs")
+
+    with pytest.raises(ConfigError) as caught:
+        await transfer(path, url)
+
+    assert caught.value.code == "queue_not_empty"
+    assert cluster.psql("SELECT count(*) FROM outbox", schema=schema_of(url)) == "1"
+
+
 async def test_a_queue_that_is_there_already_is_not_moved_over_itself(
     path: Path, cluster: Cluster
 ) -> None:

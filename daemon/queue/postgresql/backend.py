@@ -39,6 +39,8 @@ SERVER_SETTINGS = {
     "application_name": "inferd",
     "statement_timeout": "30s",
     "lock_timeout": "10s",
+    # The verbs look again at what they waited for: a snapshot from before the wait would be wrong.
+    "default_transaction_isolation": "read committed",
     # A daemon that stands still within a transaction would keep its rows, and VACUUM from all.
     "idle_in_transaction_session_timeout": "30s",
     # Its compiler costs a short statement more than it saves.
@@ -66,6 +68,9 @@ _GONE = (
     asyncpg.InternalClientError,
     asyncpg.PostgresConnectionError,
 )
+_ELSEWHERE = (TimeoutError, asyncpg.ReadOnlySQLTransactionError)
+"""What a server says, or does not, of which the primary has moved: it may be one for the whole
+pool, and a standby's sessions would stay there."""
 _HOPELESS = (
     asyncpg.InvalidAuthorizationSpecificationError,
     asyncpg.InvalidCatalogNameError,
@@ -306,7 +311,9 @@ class PostgresDatabase:
             self._effort.acquired_after(time.monotonic() - asked_at)
         try:
             yield raw
-        except _GONE:
+        except (*_GONE, *_ELSEWHERE) as error:
+            if isinstance(error, _ELSEWHERE):
+                await pool.expire_connections()
             # Nobody knows what it is in the middle of; the next one gets a new one. One that broke
             # by itself is with the pool already, and says so.
             with contextlib.suppress(asyncpg.InterfaceError):
@@ -372,11 +379,12 @@ async def _transact(
         done = await work(connection)
         await connection.begin()
         status: str = await raw.execute("COMMIT")
+    except _GONE:
+        # The connection is thrown away: the server rolls back, and a silent one would not answer.
+        raise
     except BaseException:
-        if not raw.is_closed():
-            # Else the server does it by itself.
-            with contextlib.suppress(*_GONE, asyncpg.PostgresError):
-                await raw.execute("ROLLBACK")
+        with contextlib.suppress(*_GONE, asyncpg.PostgresError):
+            await raw.execute("ROLLBACK")
         raise
     if status != "COMMIT":
         raise StorageError("cannot write the queue: a statement had failed")

@@ -6,6 +6,9 @@ kept is how far the server's clock is ahead of one of this machine that nobody c
 
 import time
 
+SLOW_MS = 2000.0
+"""An answer that took longer tells too little: leases last some tens of seconds."""
+
 
 def steady_ms() -> float:
     """Return milliseconds of a clock that is never set, and goes on while the machine sleeps."""
@@ -18,6 +21,7 @@ class DatabaseClock:
 
     def __init__(self) -> None:
         self._ahead = time.time_ns() / 1e6 - steady_ms()
+        self._is_compared = False
 
     def __call__(self) -> int:
         """Return the server's epoch milliseconds."""
@@ -26,11 +30,17 @@ class DatabaseClock:
     def compare(self, server_ms: float, asked_at: float, answered_at: float) -> float:
         """Take a moment that the server told; return by how many ms that moved this clock.
 
+        Where the answer took long, as to a daemon that was stopped meanwhile, it is not moved
+        but the first time.
+
         Args:
             server_ms: what the server's clock showed, epoch ms.
             asked_at: when it was asked, of `steady_ms`.
             answered_at: when it had answered; it is taken to have looked halfway between.
         """
+        if self._is_compared and answered_at - asked_at > SLOW_MS:
+            return 0.0
+        self._is_compared = True
         before = self._ahead
         self._ahead = server_ms - (asked_at + answered_at) / 2
         return self._ahead - before

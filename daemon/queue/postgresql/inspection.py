@@ -1,5 +1,6 @@
 """Looks at a queue in PostgreSQL and changes nothing: for the doctor, and for `migrate --check`."""
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,8 @@ from daemon.queue.postgresql.vitals import OLDEST
 from daemon.redaction import without_password
 
 SECONDS = 10.0
+COUNT_SECONDS = 10.0
+"""For the jobs: where there are many millions, they are not worth more."""
 _SIZE = "SELECT coalesce(pg_total_relation_size(to_regclass('jobs')), 0)"
 _STATES = "SELECT status, count(*) FROM jobs GROUP BY status ORDER BY status"
 _EVENTS = """
@@ -49,8 +52,8 @@ class Inspection:
     """Why it should not for long."""
     size: int
     """Bytes of the jobs and their indexes."""
-    states: dict[str, int]
-    """How many jobs there are by state."""
+    states: dict[str, int] | None
+    """How many jobs there are by state; None where they were too many, or nobody asked."""
     events: int
     """Events that the broker has not confirmed."""
     refused_events: int
@@ -58,8 +61,12 @@ class Inspection:
     oldest: OldTransaction | None
 
 
-async def inspect(url: str) -> Inspection:
+async def inspect(url: str, *, counts: bool = True) -> Inspection:
     """Return what the database holds, which daemons may be using meanwhile.
+
+    Args:
+        url: of the database.
+        counts: whether jobs and events are counted.
 
     Raises:
         ConfigError: it cannot be reached or read, code queue_unusable; or it is another
@@ -74,7 +81,7 @@ async def inspect(url: str) -> Inspection:
             server_settings={"default_transaction_read_only": "on"},
         )
         try:
-            return await _inspect(raw, where)
+            return await _inspect(raw, where, counts=counts)
         finally:
             await raw.close(timeout=SECONDS)
     except (
@@ -91,7 +98,7 @@ async def inspect(url: str) -> Inspection:
         ) from error
 
 
-async def _inspect(raw: Any, where: str) -> Inspection:
+async def _inspect(raw: Any, where: str, *, counts: bool) -> Inspection:
     ledger = await schema.look(raw)
     steps = schema.steps()
     refusal = warning = None
@@ -102,10 +109,11 @@ async def _inspect(raw: Any, where: str) -> Inspection:
     except ConfigError as error:
         refusal = error
     applied = {row.version for row in ledger}
-    states: dict[str, int] = {}
+    states: dict[str, int] | None = None
     events = (0, 0, 0)
-    if ledger:
-        states = {row[0]: row[1] for row in await raw.fetch(_STATES)}
+    if ledger and counts:
+        with contextlib.suppress(TimeoutError):
+            states = {row[0]: row[1] for row in await raw.fetch(_STATES, timeout=COUNT_SECONDS)}
         events = await raw.fetchrow(_EVENTS)
     oldest = await raw.fetchrow(OLDEST)
     return Inspection(

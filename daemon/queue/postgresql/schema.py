@@ -11,6 +11,8 @@ log = logging.getLogger(__name__)
 
 OLDEST_MAJOR = 14
 """The oldest that PostgreSQL's own people still mend."""
+ENCODINGS = ("UTF8", "SQL_ASCII")
+"""That take every text. Others refuse a letter, and with it all that came in the same commit."""
 DIALECT = "postgresql"
 PATIENCE_SECONDS = 86_400.0
 """For a step, and for whoever is before us: the connection's own limit is meant for the verbs."""
@@ -52,12 +54,19 @@ async def look(raw: Any) -> list[Applied]:
         raw: an asyncpg connection.
 
     Raises:
-        ConfigError: the server is too old, or the schema is another program's or does not exist.
+        ConfigError: the server is too old, the database cannot hold every text, or the schema is
+            another program's or does not exist.
     """
     if raw.get_server_version().major < OLDEST_MAJOR:
         found = ".".join(map(str, raw.get_server_version()[:2]))
         raise ConfigError(
             f"PostgreSQL {found} is too old; {OLDEST_MAJOR} is needed", code="queue_unusable"
+        )
+    if (encoding := raw.get_settings().server_encoding) not in ENCODINGS:
+        raise ConfigError(
+            f"the database's encoding, {encoding}, lacks letters that requests may hold; create one"
+            " with ENCODING 'UTF8' TEMPLATE template0",
+            code="queue_unusable",
         )
     if await raw.fetchval("SELECT current_schema()") is None:
         raise ConfigError(

@@ -30,6 +30,8 @@ _DAEMONS = """
 SELECT count(*) FROM pg_stat_activity
 WHERE datname = current_database() AND application_name = left('inferd ' || current_schema(), 63)
 """
+# Events too: a queue whose jobs were pruned may still have to tell what became of them.
+_IS_USED = "SELECT EXISTS (SELECT 1 FROM jobs) OR EXISTS (SELECT 1 FROM outbox)"
 LEAVING_SECONDS = 2.0
 """How long the server may take to notice that a daemon has gone."""
 
@@ -157,7 +159,7 @@ async def _transfer(
 
 async def _require_free(raw: Any, where: str, source: str, mark: str | None) -> None:
     """Refuse a database that holds a queue, or that another one than `source` moves to."""
-    if mark is None and await raw.fetchval("SELECT EXISTS (SELECT 1 FROM jobs)"):
+    if mark is None and await raw.fetchval(_IS_USED):
         if await raw.fetchval("SELECT id FROM installation") == source:
             raise ConfigError(f"this queue is at {where} already", code="queue_not_empty")
         raise ConfigError(f"{where} holds a queue already", code="queue_not_empty")
