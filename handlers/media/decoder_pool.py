@@ -23,7 +23,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from daemon.errors import HandlerError, PermanentError, RetryableError
+from daemon.errors import DependencyDownError, HandlerError, PermanentError, RetryableError
 from handlers.media.decoder_process import KEEP_BYTES as CHILD_KEEPS_BYTES
 from handlers.media.images import Limits
 
@@ -124,6 +124,7 @@ class DecoderProcess:
                 `decode_timeout`: the decoder was at work for most of the limit, and would be again.
             RetryableError: code `decoder_crashed`, `out_of_memory`, or `decode_timeout`: the
                 decoder got little of the processor.
+            DependencyDownError: code `decoder_crashed`; none can be started, whatever the file.
         """
         asked = {
             "work": work,
@@ -250,11 +251,16 @@ class DecoderProcess:
             raise DecoderCrashedError("the daemon stops")
         if self._child is None or not self._child.is_alive:
             self._kill()
-            self._child = self._start()
             try:
+                self._child = self._start()
                 self._read_reply(self._child, START_SECONDS)
-            except TimeoutError as error:
-                raise DecoderCrashedError(f"not ready after {START_SECONDS:g} s") from error
+            except (DecoderCrashedError, OSError) as error:
+                self._kill()
+                # A TimeoutError has no words.
+                why = str(error) or f"not ready after {START_SECONDS:g} s"
+                raise DependencyDownError(
+                    f"no decoder process can be started: {why}", code="decoder_crashed"
+                ) from error
         return self._child
 
     def _start(self) -> _Child:

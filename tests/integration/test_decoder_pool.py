@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from daemon.errors import HandlerError, PermanentError, RetryableError
+from daemon.errors import DependencyDownError, HandlerError, PermanentError, RetryableError
 from handlers.media import decoder_pool
 from handlers.media.decoder_pool import DecoderProcess, memory_limit
 from handlers.media.decoder_process import KEEP_BYTES
@@ -229,6 +229,31 @@ def test_a_daemon_with_many_files_open_decodes_as_any_other(bad: DecoderProcess)
             assert _is_well(bad)
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.parametrize(
+    ("command", "why"),
+    [
+        ((sys.executable, "-c", "import nothing_such"), "exit code 1: .*nothing_such"),
+        ((sys.executable, "-c", "print('ready')"), "it answered nonsense"),
+        ((sys.executable, "-c", "import time; time.sleep(3600)"), "not ready after 0.5 s"),
+        (("/nowhere/python",), ".*No such file"),
+    ],
+    ids=["dies", "raves", "hangs", "absent"],
+)
+def test_where_no_decoder_can_be_started_no_picture_is_at_fault(
+    bad: DecoderProcess, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...], why: str
+) -> None:
+    good, bad._command = bad._command, command
+    with monkeypatch.context() as patch:
+        if "not ready" in why:
+            patch.setattr(decoder_pool, "START_SECONDS", 0.5)
+        with pytest.raises(DependencyDownError, match=f"can be started: {why}") as caught:
+            bad.decode("upright", _png(), LIMITS, content_type=None)
+    bad._command = good
+
+    assert caught.value.code == "decoder_crashed"
+    assert _is_well(bad)
 
 
 def test_closing_wakes_the_thread_that_waits(bad: DecoderProcess) -> None:
