@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from daemon.errors import ConfigError
-from handlers.downloads.weights import download, mirrored, named_places, sha256
+from handlers.downloads.weights import download, first_file, mirrored, named_places, sha256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,10 +128,8 @@ def find_weights(model: str, setting: str, models_dir: Path, *, offline: bool) -
 
 
 def _openai_file(model: str, models_dir: Path, *, offline: bool) -> Path:
-    for place in openai_places(model, models_dir):
-        if place.is_file():
-            return place
-    return download_openai(model, models_dir, offline=offline)
+    found = first_file(openai_places(model, models_dir))
+    return found or download_openai(model, models_dir, offline=offline)
 
 
 def openai_places(model: str, models_dir: Path) -> list[Path]:
@@ -182,9 +180,8 @@ def _published(model: str) -> Published:
 
 
 def _named_file(setting: str, models_dir: Path) -> Path:
-    for path in named_places(setting, models_dir):
-        if path.is_file():
-            return path
+    if (path := first_file(named_places(setting, models_dir))) is not None:
+        return path
     raise ConfigError(
         f"INFERD_CLIP__WEIGHTS={setting}: no such file, here or in {models_dir}; "
         "it may be openai, a path, or untrained"

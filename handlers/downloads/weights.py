@@ -20,7 +20,7 @@ import shlex
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -50,8 +50,17 @@ _digests: dict[tuple[str, int, int], str] = {}
 
 def named_places(setting: str, models_dir: Path) -> list[Path]:
     """Return where a file that a setting names is looked for, in order."""
-    named = Path(setting).expanduser()
+    named = Path(setting)
+    # There may be no such user.
+    with contextlib.suppress(RuntimeError):
+        named = named.expanduser()
     return [named, models_dir / named]
+
+
+def first_file(places: Iterable[Path]) -> Path | None:
+    """Return the first that is a file; behind a folder that may not be entered none is for us."""
+    # Path.is_file raises there, and of a name that is too long.
+    return next((place for place in places if os.path.isfile(place)), None)  # noqa: PTH113
 
 
 def mirrored(url: str, mirror: str) -> str:
@@ -225,7 +234,10 @@ def _make_pack(
 
 
 def _holds_models(folder: Path) -> bool:
-    return any(path.is_file() for path in folder.glob("*.onnx"))
+    # Where the folder may not be looked into, as where first_file may not.
+    with contextlib.suppress(OSError):
+        return any(path.is_file() for path in folder.glob("*.onnx"))
+    return False
 
 
 def _absent(why: str, url: str, target: Path, looked_in: Sequence[Path]) -> ConfigError:

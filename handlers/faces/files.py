@@ -69,12 +69,12 @@ class ModelFiles:
         return only_file(folder, setting, patterns)
 
     def _named(self, named: str, setting: str) -> Path:
-        for path in weights.named_places(named, self._models_dir):
-            if path.is_file():
-                if path.suffix != ".onnx":
-                    raise ConfigError(f"{setting}={named}: the name must end in .onnx")
-                return path
-        raise ConfigError(f"{setting}={named}: no such file, here or in {self._models_dir}")
+        path = weights.first_file(weights.named_places(named, self._models_dir))
+        if path is None:
+            raise ConfigError(f"{setting}={named}: no such file, here or in {self._models_dir}")
+        if path.suffix != ".onnx":
+            raise ConfigError(f"{setting}={named}: the name must end in .onnx")
+        return path
 
 
 def yunet_places(models_dir: Path) -> list[Path]:
@@ -89,10 +89,9 @@ def find_yunet(models_dir: Path, *, offline: bool, url: str = YUNET_URL) -> Path
         ConfigError: as `weights.download`.
     """
     places = yunet_places(models_dir)
-    for place in places:
-        if place.is_file():
-            return place
-    return weights.download(url, YUNET_SHA256, places[0], offline=offline, looked_in=places)
+    return weights.first_file(places) or weights.download(
+        url, YUNET_SHA256, places[0], offline=offline, looked_in=places
+    )
 
 
 def only_file(folder: Path, setting: str, patterns: Sequence[str]) -> Path:

@@ -10,9 +10,10 @@ from pathlib import Path
 
 from daemon.errors import ConfigError, InvalidRequestError
 from daemon.settings import FacesSettings
+from handlers.downloads.weights import first_file
 from handlers.faces.files import UNTRAINED
 
-_PACK = re.compile(r"[A-Za-z0-9_.-]+", re.ASCII)
+_PACK = re.compile(r"[A-Za-z0-9_.-]{1,200}", re.ASCII)
 
 
 def configured_spec(faces: FacesSettings) -> Mapping[str, str]:
@@ -59,5 +60,5 @@ def _is_file(named: str) -> bool:
 
 def _plain(named: str) -> str:
     """Return a name as it is kept; what lies in the models' folder keeps its short name."""
-    path = Path(named)
-    return str(path.absolute()) if _is_file(named) and path.is_file() else named
+    here = first_file([Path(named)]) if _is_file(named) else None
+    return named if here is None else str(here.absolute())

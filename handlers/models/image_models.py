@@ -7,6 +7,7 @@ from typing import Any, TypeAlias
 
 from daemon.errors import InvalidRequestError
 from handlers.clip.text_tower import Tokens
+from handlers.downloads.weights import first_file
 from handlers.inference import Vector
 from handlers.lanes.device import ModelRunner
 from handlers.models.models_at_hand import ModelsAtHand
@@ -56,9 +57,12 @@ ImageModels: TypeAlias = ModelsAtHand[ImageModel]
 
 
 def plain_spec(model: str, weights: str = "openai") -> Mapping[str, str]:
-    """Return how a CLIP is configured, a path in full: whoever reads it may be elsewhere."""
-    is_path = weights not in ("openai", "untrained")
-    return {"model": model, "weights": str(Path(weights).absolute()) if is_path else weights}
+    """Return how a CLIP is configured, a file here by its whole path: a reader may be elsewhere.
+
+    What lies in the models directory, or in a home, keeps its short name.
+    """
+    here = None if weights in ("openai", "untrained") else first_file([Path(weights)])
+    return {"model": model, "weights": weights if here is None else str(here.absolute())}
 
 
 def asked_spec(asked: Mapping[str, str]) -> Mapping[str, str]:

@@ -4,15 +4,20 @@ Nothing is loaded, downloaded or changed, and no model library is imported.
 """
 
 import importlib.util
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping
 
 from daemon.errors import ConfigError
 from daemon.jobs import TaskType
 from daemon.settings import Settings
 from handlers.clip.catalog import PUBLISHED, openai_places
-from handlers.downloads.weights import PACK_SHA256, PACK_URL, find_pack, named_places, pack_places
+from handlers.downloads.weights import (
+    PACK_SHA256,
+    PACK_URL,
+    find_pack,
+    first_file,
+    named_places,
+    pack_places,
+)
 from handlers.faces import files as face_files
 from handlers.faces.files import CASCADE, DETECTOR_NAMES, RECOGNISER_NAMES, UNTRAINED, YUNET
 from handlers.image_store import QdrantImageStore
@@ -140,7 +145,7 @@ def _openai(settings: Settings, *, is_used: bool) -> ModelFile:
     model = model if model in PUBLISHED else next(iter(PUBLISHED))
     published = PUBLISHED[model]
     places = openai_places(model, settings.models_path)
-    path = _first_file(places)
+    path = first_file(places)
     return ModelFile(
         name=CLIP,
         role=Role.CLIP,
@@ -162,7 +167,7 @@ def _onnx(settings: Settings, named: str, role: Role, *, is_used: bool) -> Model
 
 def _own(settings: Settings, named: str, role: Role, *, is_used: bool, setting: str) -> ModelFile:
     places = named_places(named, settings.models_path)
-    path = _first_file(places)
+    path = first_file(places)
     problem = ""
     if path is None:
         problem = f"{setting}={named}: no such file, here or in {settings.models_path}"
@@ -229,7 +234,7 @@ def _cascade(*, is_used: bool) -> ModelFile:
 
 def _yunet(settings: Settings, *, is_used: bool) -> ModelFile:
     places = face_files.yunet_places(settings.models_path)
-    path = _first_file(places)
+    path = first_file(places)
     return ModelFile(
         name=YUNET,
         role=Role.DETECTOR,
@@ -245,8 +250,3 @@ def _yunet(settings: Settings, *, is_used: bool) -> ModelFile:
 
 def _untrained(role: Role, *, is_used: bool) -> ModelFile:
     return ModelFile(name=UNTRAINED, role=role, is_used=is_used, state=State.UNTRAINED, licence="")
-
-
-def _first_file(places: Sequence[Path]) -> Path | None:
-    # Path.is_file raises where a folder may not be entered: there is no file for us.
-    return next((place for place in places if os.path.isfile(place)), None)  # noqa: PTH113

@@ -10,14 +10,18 @@ import time
 import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from daemon.errors import ConfigError
+from handlers.clip.catalog import find_weights
 from handlers.downloads import pack_archive, weights
 from handlers.downloads.folder_turn import folder_turn
 from handlers.downloads.part_file import ABANDONED_SECONDS
+from handlers.faces.files import ModelFiles, find_yunet
+from handlers.models.face_specs import asked_spec
 from tests.hub import Hub, pack_zip, running_hub
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -342,6 +346,30 @@ def test_a_folder_that_holds_something_else_is_left_alone(tmp_path: Path) -> Non
         weights.download_pack("buffalo_x", tmp_path, offline=True)
 
     assert names(tmp_path / "buffalo_x") == ["notes.txt"]
+
+
+# ---- names that cannot be
+
+
+@pytest.mark.parametrize("named", ["a" * 300 + ".onnx", "~nobody-of-this-name/x.onnx"])
+def test_a_name_that_no_file_can_have_is_one_of_no_file(tmp_path: Path, named: str) -> None:
+    """So is one in a folder that may not be entered, which raises the same."""
+    assert asked_spec({"model": named}) == {"model": named}
+    with pytest.raises(ConfigError, match="no such file"):
+        ModelFiles("buffalo_x", tmp_path, offline=True).find(named, "SETTING", ())
+    with pytest.raises(ConfigError, match="no such file"):
+        find_weights("RN50", named, tmp_path, offline=True)
+
+
+def test_a_home_that_cannot_be_looked_into_holds_no_models(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", f"/{'x' * 300}")
+
+    assert weights.find_pack(tmp_path, "buffalo_x") is None
+    for find in (find_yunet, partial(find_weights, "ViT-B-32-quickgelu", "openai")):
+        with pytest.raises(ConfigError, match="is absent"):
+            find(tmp_path, offline=True)
 
 
 # ---- several at once, and a disk that takes no more
