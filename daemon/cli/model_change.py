@@ -106,7 +106,11 @@ def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         say(str(error))
         return JOB_FAILED
     except KeyboardInterrupt:
-        say("the change goes on in the daemon: `models change` tells how far, `models abort` ends")
+        of = " --faces" if options.faces else ""
+        say(
+            f"the change goes on in the daemon: `models change{of}` tells how far,"
+            f" `models abort{of}` ends"
+        )
         return INTERRUPTED
     if options.json:
         sys.stdout.write(json.dumps(told, indent=2) + "\n")
@@ -147,7 +151,10 @@ def _faces(options: argparse.Namespace, parser: argparse.ArgumentParser) -> Json
 
 
 def _whole(name: str) -> str:
-    """Return a file's whole path where it is one here; the daemon may run in another folder."""
+    """Return a file's whole path where it is one here; the daemon may run in another folder.
+
+    Any other name is for the daemon to look for, in its models directory, too.
+    """
     return str(Path(name).absolute()) if Path(name).is_file() else name
 
 
@@ -155,17 +162,24 @@ def _clip(options: argparse.Namespace, parser: argparse.ArgumentParser) -> JsonO
     if options.detector is not None:
         parser.error("only faces have a detector: --detector goes with --faces")
     name, weights = options.name, options.weights
-    if Path(name).suffix and ("/" in name or Path(name).is_file()):
+    # No architecture has either in its name.
+    if "/" in name or Path(name).suffix:
         if weights is not None:
             parser.error("a checkpoint's file is the weights: --weights goes with a NAME")
-        model, weights = options.model, str(Path(name).absolute())
-    else:
-        model = name
-    return {"model": model, "weights": weights or "openai"}
+        return {"model": options.model, "weights": _whole(name)}
+    if weights not in (None, "openai", "untrained"):
+        weights = _whole(weights)
+    return {"model": name, "weights": weights or "openai"}
 
 
 def _waited(door: Door, told: JsonObject, path: str) -> JsonObject:
+    """Return what is told once no change is under way.
+
+    Raises:
+        ClientError: it did not end as it was to.
+    """
     said, said_at = "", 0.0
+    wanted = None if told["change"] is None else told["shadow"]["collection"]
     while (change := told.get("change")) is not None:
         line = _progress(change)
         if change["waits"]:
@@ -175,6 +189,11 @@ def _waited(door: Door, told: JsonObject, path: str) -> JsonObject:
             said, said_at = line, time.monotonic()
         time.sleep(POLL_SECONDS)
         told = door.ask("GET", path)
+    if wanted not in (None, told["active"]["collection"]):
+        raise ClientError(
+            "the change was given up, or taken back, meanwhile: searched is"
+            f" {_part(told['active'])}"
+        )
     return told
 
 

@@ -30,7 +30,7 @@ INTERRUPTED = 130
 _EPILOG = """\
 exit codes:
   0  done
-  1  a file is not what it should be, or cannot be written
+  1  a file is not what it should be, or cannot be written; with --wait: the change was given up
   2  usage
   3  no hub can be reached, or no daemon
   5  the daemon refuses: the change cannot be as things are, or no permission
