@@ -123,6 +123,8 @@ class Stage(Generic[In, Out]):
             return await asyncio.shield(asked.outcome)
         except asyncio.CancelledError:
             if asked.has_begun:
+                # Nobody else asks what came of it.
+                asked.outcome.add_done_callback(asyncio.Future.exception)
                 await asyncio.wait([asked.outcome])
             else:
                 asked.outcome.cancel()

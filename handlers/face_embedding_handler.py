@@ -121,7 +121,8 @@ class FaceEmbeddingHandler:
             seen = await self._embed(models, found, frame)
         with timings.stage("store"):
             await self.claim.require()
-            while missing := await self._store.write(_stored(job, seen)):
+            # To its end: who cancels this job to remove its picture must not do so too early.
+            while missing := await _to_end(self._store.write(_stored(job, seen))):
                 # A change of the model began or ended meanwhile.
                 models = [await self._models.of(part) for part in missing]
                 seen |= await self._look(media_id, models)
@@ -272,3 +273,15 @@ async def _all(works: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
     finally:
         for task in tasks:
             task.cancel()
+
+
+async def _to_end(write: Coroutine[Any, Any, T]) -> T:
+    """Return what a write returns; a caller cancelled meanwhile leaves when it is over."""
+    task = asyncio.create_task(write)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        # Nobody else asks what came of it.
+        task.add_done_callback(lambda task: task.cancelled() or task.exception())
+        await asyncio.wait([task])
+        raise

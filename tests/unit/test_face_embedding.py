@@ -351,6 +351,35 @@ async def test_a_rerun_with_fewer_faces_leaves_none_behind(rig: Rig) -> None:
     assert await rig.vectors.count() == 1
 
 
+async def test_a_job_that_is_cancelled_while_it_stores_ends_when_that_is_done(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Else its picture could be removed first, by a call that overtakes it on its way to a server.
+    rig.media.put(7, side_by_side(1))
+    upsert = rig.vectors.parts.engine.upsert
+    storing, may_store = asyncio.Event(), asyncio.Event()
+
+    async def slow(collection: str, points: Any) -> None:
+        if collection == rig.vectors.collection:
+            storing.set()
+            await may_store.wait()
+        await upsert(collection, points)
+
+    monkeypatch.setattr(rig.vectors.parts.engine, "upsert", slow)
+    working = asyncio.create_task(rig.handler.handle(job(TASK), ignore_steps))
+    await storing.wait()
+    working.cancel()
+    for _ in range(20):
+        await asyncio.sleep(0)
+    is_over = working.done()
+    may_store.set()
+
+    with pytest.raises(asyncio.CancelledError):
+        await working
+    assert not is_over
+    assert await rig.vectors.count() == 1
+
+
 async def test_doing_it_twice_changes_nothing(rig: Rig) -> None:
     rig.media.put(7, side_by_side(2))
 

@@ -314,6 +314,24 @@ async def test_a_caller_can_stay_to_the_end_of_its_batch_though_it_is_cancelled(
         assert (oven.running, oven.batches) == (0, [[1]])
 
 
+async def test_what_failed_after_its_caller_was_cancelled_is_no_lost_error(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    oven = Oven()
+    async with Stage("s", oven.bake) as stage:
+        staying = asyncio.create_task(stage.submit_to_end(-1))
+        await oven.began.wait()
+        staying.cancel()
+        await turns()
+        oven.go.set()
+        with pytest.raises(asyncio.CancelledError):
+            await staying
+    del staying
+    gc.collect()
+
+    assert "never retrieved" not in caplog.text
+
+
 async def test_closing_tells_everyone_who_waits() -> None:
     oven = Oven()
     stage: Stage[int, int] = Stage("s", oven.bake)
