@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 import numpy as np
 
 from daemon.errors import InvalidRequestError, NotFoundError, PermanentError
-from daemon.jobs import JsonObject, TaskType
+from daemon.jobs import MAX_MEDIA_STORE_ID, JsonObject, TaskType
 from daemon.stored_filter import StoredFilter, StoredVector
 from handlers.face_store import QdrantFaceStore
 from handlers.qdrant.vector_engine import Filter, OneOf, Page, Point, PointId
@@ -180,7 +180,9 @@ def _stored(
 ) -> StoredVector:
     payload = point.payload
     picture, index = payload.get("media_store_id"), payload.get("face_index", 0)
-    media_store_id = picture if isinstance(picture, int) else None
+    # Another program's may be any number, or none.
+    is_id = type(picture) is int and 0 <= picture <= MAX_MEDIA_STORE_ID
+    media_store_id = picture if is_id else None
     face_index = index if isinstance(index, int) else 0
     job_id, said, when, by = (
         payload.get(name) for name in ("job_id", "model", STORED_AT, FOUND_BY)
@@ -192,7 +194,6 @@ def _stored(
         face_index=face_index,
         stored_at=when if isinstance(when, int) else None,
         is_ours=media_store_id is not None
-        and media_store_id >= 0
         and point.point_id == _point_id(task_type, media_store_id, face_index),
         found_by=by if isinstance(by, str) else None,
         has_other_model=isinstance(said, str) and model is not None and said != model,

@@ -235,6 +235,19 @@ async def test_what_other_programs_stored_is_told_apart(world: World) -> None:
     assert await world.images.count() == 4
 
 
+@pytest.mark.parametrize("said", [2**63, 2**64 - 1, -1, True, "7", 7.0, None])
+async def test_what_is_no_media_store_id_is_another_program_s(world: World, said: Any) -> None:
+    # A number that the queue's file cannot hold ended each audit.
+    unit = (vector(0) / np.linalg.norm(vector(0))).astype(np.float32)
+    await world.images.parts.engine.upsert(
+        world.images.collection, [Point(1, unit, {"media_store_id": said, "job_id": LONG_GONE})]
+    )
+
+    (found,) = await world.run()
+
+    assert (found.kind, found.media_store_id, found.point_id) == (Kind.FOREIGN_VECTOR, None, 1)
+
+
 async def test_a_vector_of_no_use_is_found_where_it_is_looked_at(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
