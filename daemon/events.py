@@ -8,7 +8,7 @@ from enum import StrEnum
 from functools import partial
 
 from daemon import topics
-from daemon.errors import InvalidRequestError
+from daemon.errors import ConflictError, InferdError, InvalidRequestError
 from daemon.jobs import Job, JobState, JsonObject, dump_event, dump_scalar
 
 NAMESPACE = uuid.UUID("8d4a1a0e-33f4-5e0c-9a53-6d1d3a1f6d5b")
@@ -116,7 +116,7 @@ def terminal_messages(
 
 def rejection_messages(
     *,
-    error: InvalidRequestError | None = None,
+    error: InferdError | None = None,
     code: str | None = None,
     message: str | None = None,
     topic_task: str,
@@ -125,6 +125,7 @@ def rejection_messages(
     request_id: str | None,
     worker_id: str,
     now: int,
+    field: str | None = None,
     existing_job_id: str | None = None,
     retry_after_ms: int | None = None,
     sha256: str | None = None,
@@ -143,8 +144,12 @@ def rejection_messages(
         "code": error.code if error else code,
         "message": error.message if error else message,
     }
-    if error and error.field:
-        data["field"] = error.field
+    if isinstance(error, InvalidRequestError):
+        field = error.field
+    if isinstance(error, ConflictError):
+        existing_job_id = error.existing_job_id
+    if field:
+        data["field"] = field
     if existing_job_id:
         data["existing_job_id"] = existing_job_id
     if retry_after_ms is not None:

@@ -184,8 +184,7 @@ class Removal:
         log.info("a delete was refused: %s", error.code)
         await self._queue.enqueue_all(
             rejection_messages(
-                code=error.code,
-                message=error.message,
+                error=error,
                 topic_task="delete",
                 # The payload means nothing: what came is the id.
                 body=word.encode(errors="replace"),

@@ -110,8 +110,7 @@ class Cancellation:
         reply = message.response_topic
         await self._queue.enqueue_all(
             rejection_messages(
-                code=error.code,
-                message=error.message,
+                error=error,
                 topic_task="cancel",
                 # The payload means nothing: what came is the id.
                 body=job_id.encode(errors="replace"),

@@ -1,17 +1,18 @@
-"""A picture is removed by one daemon while another one on its queue and its vectors asks for it."""
+"""A picture is removed, also while another daemon on its queue and its vectors asks for it."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import pytest
 
-from daemon.errors import ConflictError
-from daemon.jobs import Job, JobState
+from daemon.errors import ConflictError, RetryableError, StorageError
+from daemon.jobs import MAX_MEDIA_STORE_ID, Job, JobState
 from daemon.queue.audit_findings import Outcome
 from daemon.queue.job_ledger import JobLedger
+from daemon.requests import MqttRequest
 from daemon.upkeep.audit import Audit
 from daemon.upkeep.removal import Removal
 from daemon.worker.cancellation import Cancellation
@@ -20,7 +21,7 @@ from handlers.qdrant.qdrant_edge import EdgeEngine
 from handlers.qdrant.vector_engine import Point, SharedEngine
 from handlers.qdrant.vector_points import job_payload
 from handlers.search.stored_vectors import StoredVectors
-from tests.queue_bench import IMAGE, Bench, ManualClock, open_bench
+from tests.queue_bench import IMAGE, Bench, ManualClock, Told, open_bench
 
 MODEL = "ViT-B-32-quickgelu:untrained-seed-7"
 Meanwhile: TypeAlias = Callable[["Two"], Awaitable[object]]
@@ -56,6 +57,12 @@ class Two:
         """Return what was told of the picture itself."""
         told = await self.one.told()
         return [each.event["data"] for each in told if each.topic == "inference/media/1/deleted"]
+
+    async def delete(self, word: str = "1", **properties: Any) -> list[Told]:
+        """Delete over MQTT; return what was told."""
+        before = len(await self.one.told())
+        await self.removal.on_delete(MqttRequest(f"inference/delete/{word}", b"", **properties))
+        return (await self.one.told())[before:]
 
     async def is_gone(self) -> bool:
         jobs = await self.one.queue.batches.of_media(1)
@@ -185,4 +192,85 @@ async def test_what_is_asked_for_again_and_again_is_no_removal_without_end(two: 
     assert await two.told() == []
     two.meanwhile.clear()
     assert (await two.removal.remove(1)).cancelled == 1
+    assert await two.is_gone()
+
+
+# -- over MQTT ---------------------------------------------------------------------------------
+
+REPLY = {"response_topic": "inference/reply/me", "correlation_data": "YWJj"}
+
+
+async def test_each_answer_goes_to_the_response_topic_too(two: Two) -> None:
+    for word, topic in (("1", "inference/media/1/deleted"), ("one", "inference/rejected/delete")):
+        told, copy = await two.delete(word, **REPLY)
+
+        assert (told.topic, told.correlation_data) == (topic, None)
+        assert (copy.topic, copy.correlation_data) == ("inference/reply/me", "YWJj")
+        assert copy.event == told.event
+        # Beside the reply topics nobody is answered.
+        assert len(await two.delete(word, response_topic="inference/job/x/completed")) == 1
+    assert await two.is_gone()
+
+
+async def test_what_is_no_id_is_a_dead_letter(two: Two) -> None:
+    for word in ("x", "-1", "\u0663", str(MAX_MEDIA_STORE_ID + 1), "9" * 5000, ""):
+        (letter,) = await two.delete(word)
+
+        assert letter.topic == "inference/rejected/delete"
+        data = letter.event["data"]
+        assert (data["code"], data["field"]) == ("invalid_request", "media_store_id")
+        assert data["body"] == word[:200]
+    (told,) = await two.delete(str(MAX_MEDIA_STORE_ID))
+    assert told.event["media_store_id"] == MAX_MEDIA_STORE_ID
+
+
+async def test_a_retained_delete_removes_nothing(two: Two) -> None:
+    (letter,) = await two.delete(is_retained=True)
+
+    assert letter.event["data"]["code"] == "retained_request"
+    assert await two.images.count() == len(await two.one.queue.batches.of_media(1)) == 1
+
+
+async def test_a_delete_that_the_vectors_refuse_says_so_and_does_the_rest_later(two: Two) -> None:
+    async def away(_two: Two) -> None:
+        raise RetryableError("away", code="vector_store_unreachable")
+
+    two.meanwhile.append(away)
+
+    (letter,) = await two.delete()
+
+    assert letter.event["data"]["code"] == "vector_store_unreachable"
+    assert len(await two.one.queue.batches.of_media(1)) == 1
+    assert [each.name for each in await two.delete()] == ["deleted"]
+    assert await two.is_gone()
+
+
+async def test_a_delete_that_never_ends_names_the_job_in_its_way(two: Two) -> None:
+    async def ask(two: Two) -> None:
+        await two.other.accept(1, force=True)
+
+    two.meanwhile += [ask] * 9
+
+    *_, letter = await two.delete()
+
+    (job,) = await two.one.queue.batches.of_media(1)
+    data = letter.event["data"]
+    assert (data["code"], data["existing_job_id"]) == ("conflict", job.job_id)
+
+
+async def test_a_delete_that_cannot_be_stored_is_not_acknowledged(
+    two: Two, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def locked(_media_store_id: int) -> list[Job]:
+        raise StorageError("the file is locked", may_pass=True)
+
+    before = await two.one.told()
+    # A dead letter could be stored: the delete would be over, and the picture there.
+    with monkeypatch.context() as patch:
+        patch.setattr(two.one.queue.batches, "of_media", locked)
+        with pytest.raises(StorageError):
+            await two.delete()
+
+    assert await two.one.told() == before
+    await two.delete()
     assert await two.is_gone()

@@ -210,6 +210,7 @@ async def test_a_job_that_runs_elsewhere_is_a_conflict(bench: Bench) -> None:
     *_, told, copy = await bench.told(job.job_id)
     assert told.topic == f"inference/job/{job.job_id}/rejected"
     assert told.event["data"]["code"] == "conflict"
+    assert told.event["data"]["existing_job_id"] == job.job_id
     assert (copy.topic, copy.event, copy.correlation_data) == (
         "inference/reply/me",
         told.event,
@@ -219,17 +220,17 @@ async def test_a_job_that_runs_elsewhere_is_a_conflict(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize(
-    ("message", "code"),
+    ("message", "code", "field"),
     [
-        (cancel_of(ID), "job_not_found"),
-        (cancel_of("no-uuid"), "invalid_request"),
-        (cancel_of(ID, is_retained=True), "retained_request"),
-        (cancel_of(ID, response_topic="inference/job/x/completed"), "job_not_found"),
+        (cancel_of(ID), "job_not_found", None),
+        (cancel_of("no-uuid"), "invalid_request", "job_id"),
+        (cancel_of(ID, is_retained=True), "retained_request", None),
+        (cancel_of(ID, response_topic="inference/job/x/completed"), "job_not_found", None),
     ],
     ids=["unknown", "no_uuid", "retained", "reply"],
 )
 async def test_what_cannot_be_cancelled_is_a_dead_letter(
-    bench: Bench, message: MqttRequest, code: str
+    bench: Bench, message: MqttRequest, code: str, field: str | None
 ) -> None:
     await cancellation(bench).on_cancel(message)
     await cancellation(bench).on_cancel(message)
@@ -237,6 +238,7 @@ async def test_what_cannot_be_cancelled_is_a_dead_letter(
     told = await bench.told()
     assert [each.topic for each in told] == ["inference/rejected/cancel"] * 2
     assert {each.event["data"]["code"] for each in told} == {code}
+    assert {each.event["data"].get("field") for each in told} == {field}
     assert len({each.event["event_id"] for each in told}) == 1
 
 

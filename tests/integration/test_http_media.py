@@ -8,9 +8,6 @@ import pytest
 
 from daemon.errors import RetryableError
 from daemon.jobs import JobState, TaskType
-from daemon.requests import MqttRequest
-from daemon.upkeep.removal import Removal
-from daemon.worker.cancellation import Cancellation
 from tests.integration.rest_rig import NOW, RESULT, Rig, rest
 
 TIMED_OUT = "media_store_timeout"
@@ -187,22 +184,3 @@ async def test_what_is_no_id_is_a_422(rig: Rig, word: str) -> None:
 
     assert answer.status == 422
     assert answer.body["field"] == "media_store_id"
-
-
-@pytest.mark.parametrize("word", ["x", "-1", "\u0663", str(2**63), "9" * 5000])
-async def test_what_is_no_id_on_mqtt_is_a_dead_letter(rig: Rig, word: str) -> None:
-    async def stops_nothing(_job_id: str) -> bool:
-        return False
-
-    async def forgets_nothing(_media_store_id: int) -> dict[str, int]:
-        raise AssertionError("it was taken for an id")
-
-    ends = Cancellation(rig.queue, stop_running=stops_nothing, clock=rig.clock, worker_id="w")
-    removal = Removal(
-        rig.queue, ends, forget_vectors=forgets_nothing, clock=rig.clock, worker_id="w"
-    )
-
-    await removal.on_delete(MqttRequest(topic=f"inference/delete/{word}", payload=b""))
-
-    (row,) = await rig.database.read("SELECT topic FROM outbox")
-    assert row[0] == "inference/rejected/delete"
