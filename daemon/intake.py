@@ -80,7 +80,6 @@ class Intake:
             QueueFullError: too many jobs wait.
             StorageError: nothing was stored.
         """
-        self._refuse_expired(request)
         outcome = await self._queue.enqueue(
             Submission(job=self._new_job(task_type, request), force=request.force)
         )
@@ -151,7 +150,6 @@ class Intake:
                 raise InvalidRequestError(
                     "the response topic must lie below inference/reply/", field="reply_to"
                 )
-            self._refuse_expired(checked)
         except InvalidRequestError as error:
             error.job_id, error.request_id = checked.job_id, checked.request_id
             raise
@@ -163,12 +161,6 @@ class Intake:
             index=entry.index,
             has_client_job_id=checked.job_id is not None,
         )
-
-    def _refuse_expired(self, request: JobRequest) -> None:
-        if request.expires_at is not None and request.expires_at <= self._clock():
-            raise InvalidRequestError(
-                "the request expired before it came", code="expired", field="expires_at"
-            )
 
     def _new_job(
         self,
@@ -231,4 +223,6 @@ def _raise_refusal(outcome: Outcome) -> Accepted:
         return outcome
     if outcome.code == "queue_full":
         raise QueueFullError(outcome.message, retry_after_ms=outcome.retry_after_ms or 0)
+    if outcome.code == "expired":
+        raise InvalidRequestError(outcome.message, code=outcome.code, field=outcome.field)
     raise ConflictError(outcome.message, existing_job_id=outcome.existing_job_id or "")

@@ -56,6 +56,8 @@ class Refused:
 
     code: str
     message: str
+    field: str | None = None
+    """Of the request, where one is at fault."""
     existing_job_id: str | None = None
     retry_after_ms: int | None = None
 
@@ -101,8 +103,8 @@ class Admission:
             known, rival = by_id.get(job.job_id), by_pair.get(pair(job))
             if known is not None:
                 outcome = self._repeat(known, job, changes, now)
-            elif (conflict := _conflict(submission, rival)) is not None:
-                outcome = conflict
+            elif (refused := _expired(job, now) or _conflict(submission, rival)) is not None:
+                outcome = refused
             elif len(fresh) >= room:
                 outcome = Refused("queue_full", "too many jobs wait already", retry_after_ms=10_000)
             else:
@@ -206,6 +208,7 @@ class Admission:
             request_id=job.request_id,
             worker_id=self._announcer.worker_id,
             now=now,
+            field=refused.field,
             existing_job_id=refused.existing_job_id,
             retry_after_ms=refused.retry_after_ms,
             sha256=submission.sha256,
@@ -217,6 +220,12 @@ class Admission:
 
 async def _find(connection: Connection, statement: str, keys: str) -> list[Job]:
     return jobs_from_rows(await connection.execute_fetchall(statement, (keys,)))
+
+
+def _expired(job: Job, now: int) -> Refused | None:
+    if job.expires_at is None or job.expires_at > now:
+        return None
+    return Refused("expired", "the request expired before it came", field="expires_at")
 
 
 def _conflict(submission: Submission, rival: Job | None) -> Refused | None:

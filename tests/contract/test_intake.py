@@ -3,21 +3,23 @@
 import base64
 import json
 import uuid
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import pytest
 
 from daemon.errors import ConflictError, InvalidRequestError, QueueFullError, StorageError
 from daemon.intake import Intake, new_job_id
-from daemon.jobs import TaskType
-from daemon.requests import JobRequest, MqttRequest
+from daemon.jobs import JsonObject, TaskType
+from daemon.requests import MAX_CORRELATION_BYTES, JobRequest, MqttRequest
 from daemon.topics import is_job_id
 from tests.queue_bench import NOON, Bench, Told, open_bench
 
 ID = "550E8400-e29b-41d4-a716-446655440000"
 TOPIC = "inference/request/image_embedding"
 LARGEST = 2048
+Door: TypeAlias = Callable[[Intake, JsonObject], Awaitable[object]]
 
 
 @pytest.fixture
@@ -39,6 +41,50 @@ async def send(
     payload = body if isinstance(body, bytes) else json.dumps(body).encode()
     await intake.on_request(MqttRequest(topic=topic, payload=payload, **properties))
     return (await bench.told())[before:]
+
+
+async def by_message(intake: Intake, asked: JsonObject) -> None:
+    await intake.on_request(MqttRequest(topic=TOPIC, payload=json.dumps(asked).encode()))
+
+
+async def in_a_batch(intake: Intake, asked: JsonObject) -> None:
+    await by_message(intake, {"requests": [asked]})
+
+
+async def over_rest(intake: Intake, asked: JsonObject) -> None:
+    await intake.submit(TaskType.IMAGE_EMBEDDING, JobRequest(**asked))
+
+
+through_each_door = pytest.mark.parametrize("door", [by_message, in_a_batch, over_rest])
+
+
+@through_each_door
+async def test_all_that_is_asked_gets_through(bench: Bench, intake: Intake, door: Door) -> None:
+    await bench.accept(7)
+    asked = {"job_id": ID, "priority": 9, "request_id": "mine", "expires_at": NOON + 1}
+
+    await door(intake, {"media_store_id": 7, "force": True, **asked})
+
+    rows = await bench.rows(f"SELECT media_store_id, {', '.join(asked)} FROM jobs")
+    assert rows == [(7, *asked.values())]
+
+
+@through_each_door
+async def test_a_repeat_that_comes_after_its_time_is_a_duplicate_still(
+    bench: Bench, intake: Intake, door: Door
+) -> None:
+    # It was told `rejected` of a job that was accepted, and may be done by now.
+    asked = {"media_store_id": 7, "job_id": ID, "expires_at": NOON + 1000}
+    await door(intake, asked)
+    bench.clock.advance(seconds=1)
+
+    await door(intake, asked)
+
+    told = await bench.told()
+    assert [(each.name, each.event["duplicate"]) for each in told] == [
+        ("accepted", False),
+        ("accepted", True),
+    ]
 
 
 async def test_a_good_request_is_accepted(bench: Bench, intake: Intake) -> None:
@@ -140,12 +186,21 @@ async def test_large_correlation_data_is_refused_once_for_all_of_a_message(
         bench,
         {"requests": [{"media_store_id": 1}, {"media_store_id": 2}]},
         response_topic="inference/reply/me",
-        correlation_data=base64.b64encode(bytes(1025)).decode(),
+        correlation_data=base64.b64encode(bytes(MAX_CORRELATION_BYTES + 1)).decode(),
     )
 
     assert [each.name for each in told] == ["image_embedding", "me"]
     assert told[0].event["data"]["field"] == "correlation_data"
     assert await bench.rows("SELECT count(*) FROM jobs") == [(0,)]
+
+
+async def test_correlation_data_of_the_largest_size_is_taken(bench: Bench, intake: Intake) -> None:
+    largest = base64.b64encode(bytes(MAX_CORRELATION_BYTES)).decode()
+
+    (told,) = await send(intake, bench, {"media_store_id": 1}, correlation_data=largest)
+
+    assert told.name == "accepted"
+    assert await bench.rows("SELECT correlation_data FROM jobs") == [(largest,)]
 
 
 async def test_the_response_topic_and_correlation_data_are_honoured(
