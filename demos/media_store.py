@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from aiohttp import BodyPartReader, web
+from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.typedefs import Handler
 
 from demos.picture_types import HEAD_BYTES, sniff
@@ -210,7 +211,7 @@ async def _create(request: web.Request) -> web.Response:
         return web.json_response(entity, status=201)
     except UploadTooLargeError:
         return _refused(413, f"a picture may have {request.app[UPLOAD_LIMIT]} bytes")
-    except ValueError as error:
+    except (ValueError, HttpProcessingError) as error:
         return _refused(400, f"not a proper multipart body: {error}")
     finally:
         if upload is not None:

@@ -158,8 +158,9 @@ def _id(body: Any) -> int | None:
 
 def _multipart(field: str, picture: bytes, filename: str) -> tuple[bytes, str]:
     boundary = f"inferd-{uuid.uuid4().hex}"
-    # As browsers do it: the name cannot end its own quotes, nor its line.
-    name = filename.replace('"', "%22").replace("\r", "%0D").replace("\n", "%0A")
+    # As browsers do it: the name cannot end its own quotes, nor its line. Nor may a header have
+    # other control characters, which real names have at times.
+    name = "".join(map(_quoted, filename))
     kind = mimetypes.guess_type(filename)[0] or "application/octet-stream"
     head = "".join(
         f'--{boundary}\r\nContent-Disposition: form-data; name="{key}"\r\n\r\n{value}\r\n'
@@ -172,6 +173,11 @@ def _multipart(field: str, picture: bytes, filename: str) -> tuple[bytes, str]:
     tail = f"\r\n--{boundary}--\r\n"
     form = head.encode("utf-8", "replace") + picture + tail.encode()
     return form, f"multipart/form-data; boundary={boundary}"
+
+
+def _quoted(letter: str) -> str:
+    is_plain = letter != '"' and (letter.isprintable() or not letter.isascii())
+    return letter if is_plain else f"%{ord(letter):02X}"
 
 
 def is_job(body: Any) -> bool:

@@ -15,6 +15,7 @@ from PIL import Image
 
 from daemon.errors import PermanentError
 from daemon.settings import MediaStoreSettings
+from demos.client import upload as client_upload
 from demos.media_store import create_app
 from handlers.media.images import Limits, decode
 from handlers.media.media_store import MediaStoreClient
@@ -114,7 +115,20 @@ async def test_what_is_no_upload_is_refused_with_the_reason(client: Client) -> N
     assert "'file'" in await detail(client, 400, data=no_file)
     assert "multipart" in await detail(client, 400, json={"file": "x"})
     assert "multipart" in await detail(client, 400, data=b"x", headers=broken)
+    head = b'Content-Disposition: form-data; name="file"; filename="\x1b.png"'
+    bound = {"Content-Type": "multipart/form-data; boundary=b"}
+    part = b"--b\r\n" + head + b"\r\n\r\nx\r\n--b--\r\n"
+    assert "multipart" in await detail(client, 400, data=part, headers=bound)
     assert "empty" in await detail(client, 400, data=form(b""))
+
+
+async def test_a_client_may_upload_a_file_of_any_name(client: Client) -> None:
+    name = 'a"b\r\n\x1b[31m\t\x7fü.png'
+
+    found = await asyncio.to_thread(client_upload, str(client.make_url("/")), picture(), name)
+
+    async with client.get(f"/entity/{found}") as response:
+        assert (await response.json())["label"] == name
 
 
 async def test_an_upload_above_the_limit_is_refused_and_leaves_nothing(
