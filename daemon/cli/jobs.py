@@ -7,6 +7,7 @@ from datetime import datetime
 from urllib.parse import urlencode
 
 from daemon.command_line import Parser, settings_for
+from daemon.counts import counted
 from daemon.jobs import JobState, JsonObject, TaskType
 from daemon.settings import Settings
 from daemon.spelling import did_you_mean
@@ -98,6 +99,7 @@ def _pages(door: Door, options: argparse.Namespace) -> Iterator[JsonObject]:
         after = page["next"]
         if after is None:
             return
+    say(f"more follow: --limit N shows more than {options.limit:,}")
 
 
 def _row(job: JsonObject) -> str:
@@ -124,11 +126,15 @@ def _retry_failed(door: Door, options: argparse.Namespace) -> None:
         # What fails once more meanwhile has the same code, and is not started a second time.
         body["before"] = done["before"]
         if more:
-            say(f"{retried:,} jobs wait again so far")
+            say(f"{_waiting(retried)} so far")
     rest = f"; {left_out:,} left out, since newer jobs stand for them" if left_out else ""
     if not retried and options.code not in FAILURES:
         rest = f"; no job fails with {shown(options.code)}{did_you_mean(options.code, FAILURES)}"
-    say(f"{retried:,} jobs wait again{rest}")
+    say(f"{_waiting(retried)}{rest}")
+
+
+def _waiting(number: int) -> str:
+    return f"{counted(number, 'job')} {'waits' if number == 1 else 'wait'} again"
 
 
 def _each(door: Door, verb: str, job_ids: Sequence[str]) -> int:

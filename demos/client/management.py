@@ -26,6 +26,8 @@ MENDS: dict[int, str] = {
     HTTPStatus.FORBIDDEN: "; put another token into INFERD_CLIENT__TOKEN",
 }
 """By HTTP status: what the user can do about a refusal."""
+_ANOTHERS = (HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED, HTTPStatus.NOT_IMPLEMENTED)
+"""What another program says to a request for inferd; inferd's own have a code with them."""
 
 
 class RefusedError(ClientError):
@@ -127,11 +129,11 @@ class Door:
         """Send one request and return its answer, whatever its status.
 
         Raises:
-            UnreachableError: no answer came; the message says how to start the daemon.
+            UnreachableError: no answer came, or another program's; the message says what to do.
         """
         url = f"{self._url}{path}"
         try:
-            return call(
+            answer = call(
                 method,
                 url,
                 data=data,
@@ -143,6 +145,19 @@ class Door:
             raise UnreachableError(
                 f"{error}: start it with `{program()}`, or name another one with --inference URL"
             ) from None
+        if _is_foreign(answer):
+            raise UnreachableError(
+                f"what answers at {self._url} is not inferd (HTTP {answer.status}): name where it"
+                " is with --inference URL"
+            )
+        return answer
+
+
+def _is_foreign(answer: Answer) -> bool:
+    """Whether another program answers there; what a proxy says for inferd is not meant."""
+    if isinstance(answer.body, dict) and (answer.status == HTTPStatus.OK or "code" in answer.body):
+        return False
+    return answer.status == HTTPStatus.OK or answer.status in _ANOTHERS
 
 
 def fail(error: ClientError) -> int:

@@ -261,6 +261,9 @@ def test_json_is_the_whole_answer_and_nothing_else(
         ((503, {"detail": "16 wait", "code": "busy"}), 3, "busy: 16 wait; try again in 7 s"),
         ((500, "gone wrong"), 3, "HTTP 500"),
         ((200, {"hello": "world"}), 3, "is not inferd's search"),
+        ((404, {"detail": "no such page"}), 3, "is not inferd (HTTP 404): name where it is"),
+        ((501, "no POST here"), 3, "is not inferd (HTTP 501)"),
+        ((200, "<html>"), 3, "is not inferd (HTTP 200)"),
     ],
 )
 def test_refusals_say_what_to_do(

@@ -8,7 +8,7 @@ from typing import cast
 import pytest
 from PIL import Image
 
-from daemon.cli import delete, submit
+from daemon.cli import delete, jobs, submit
 from daemon.counts import counted
 from daemon.settings import Settings
 from demos.client import InferdClient
@@ -35,6 +35,24 @@ def test_delete_tells_of_one_picture(capsys: pytest.CaptureFixture[str]) -> None
     assert delete._delete(cast("Door", OneOfEach()), [Known(7)]) == 0
 
     assert capsys.readouterr().err == "1 picture: 1 job and 1 vector deleted\n"
+
+
+@pytest.mark.parametrize(
+    ("number", "told"), [(0, "0 jobs wait"), (1, "1 job waits"), (1000, "1,000 jobs wait")]
+)
+def test_retry_tells_of_one_job(number: int, told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    class Rounds:
+        left = 2
+
+        def ask(self, _method: str, _path: str, _body: object) -> dict[str, object]:
+            self.left -= 1
+            retried = number if self.left else 0
+            return {"retried": retried, "left_out": 0, "more": bool(self.left), "before": 7}
+
+    options = argparse.Namespace(code="internal", task=None)
+    jobs._retry_failed(cast("Door", Rounds()), options)
+
+    assert capsys.readouterr().err == f"{told} again so far\n{told} again\n"
 
 
 def test_submit_tells_of_one_request() -> None:
