@@ -51,6 +51,8 @@ from handlers.handler_set import HandlerSet
 log = logging.getLogger(__name__)
 
 LAST_EVENTS_SECONDS = 5.0
+LAST_REQUESTS_SECONDS = 5.0
+"""For those that are being stored: without their confirmation the broker brings them again."""
 STALLED_GRACE_SECONDS = 2.0
 """For jobs that run while a model hangs, and do not need it."""
 
@@ -230,7 +232,9 @@ async def run(settings: Settings, *, started: Callable[[int | None], None] = _te
             health.is_draining = True
             # The broker is told first; one that does not answer must not keep us leasing.
             grace = _grace(settings.worker, watchdog, handlers)
-            await asyncio.gather(link.drain(), company.leave(), worker.drain(grace))
+            await asyncio.gather(
+                link.finish(LAST_REQUESTS_SECONDS), company.leave(), worker.drain(grace)
+            )
             _cancel(working, loading, *telling)
             await outbox.flush(timeout_seconds=LAST_EVENTS_SECONDS)
             _cancel(relaying, linking)

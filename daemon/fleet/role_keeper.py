@@ -164,7 +164,8 @@ class RoleKeeper:
         """Give up all roles at once, each after its requests are stored; `run` then returns."""
         self._is_over = True
         async with self._door:
-            await asyncio.gather(*(self._settle(role) for role in self._held.values()))
+            links = [role.link for role in self._held.values()]
+            await asyncio.gather(*(link.finish(HAND_OVER_SECONDS) for link in links))
             await self._stop_all()
             with contextlib.suppress(StorageError):
                 await self._leave()
@@ -241,19 +242,9 @@ class RoleKeeper:
     def _at_broker(self, name: str) -> MqttSettings:
         return self._settings.model_copy(update={"client_id": f"{name}-{self._secret}"})
 
-    async def _settle(self, role: _Role) -> bool:
-        """Take nothing more; return once what came is stored and confirmed, and whether it is."""
-        await role.link.drain()
-        try:
-            async with asyncio.timeout(HAND_OVER_SECONDS):
-                await role.link.settle()
-        except TimeoutError:
-            return False
-        return True
-
     async def _hand_over(self, name: str) -> None:
         role = self._held[name]
-        await self._settle(role)
+        await role.link.finish(HAND_OVER_SECONDS)
         await self._stop(name)
         await self._roles.give_back(name, role.fence)
         log.info("gave up the role %s for another daemon", name)
@@ -270,7 +261,7 @@ class RoleKeeper:
         if not role.link.is_up or self._monotonic() - role.link.heard_at < QUIET_SECONDS:
             return
         heard_at = role.link.heard_at
-        is_settled = await self._settle(role)
+        is_settled = await role.link.finish(HAND_OVER_SECONDS)
         is_empty = is_settled and role.link.is_up and role.link.heard_at == heard_at
         await self._stop(name)
         if not is_empty:

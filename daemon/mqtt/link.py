@@ -128,6 +128,16 @@ class MqttLink:
             with contextlib.suppress(PublishError):
                 await self._say_state("shutdown")
 
+    async def finish(self, timeout_seconds: float) -> bool:
+        """Drain, and return whether what came before is stored and confirmed by then."""
+        await self.drain()
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                await self.settle()
+        except TimeoutError:
+            return False
+        return True
+
     async def settle(self) -> None:
         """Return once no message is being handled, and the broker has read what we confirmed.
 

@@ -1,11 +1,64 @@
 """What a client sees when processes die: every accepted job still ends, and ends once."""
 
 import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 from tests.acceptance.conftest import PICTURE
-from tests.acceptance.rig import Daemon, Held, MediaStore, answer, ask, event_of, events, finished
+from tests.acceptance.rig import (
+    ROOT,
+    Daemon,
+    Held,
+    MediaStore,
+    answer,
+    ask,
+    event_of,
+    events,
+    finished,
+)
 from tests.broker import Broker, Client
+from tests.waiting import wait_until
+
+SLOW = """
+import asyncio, sys
+from pathlib import Path
+from daemon import app
+from daemon.__main__ import main
+
+came, go = (Path(each) for each in sys.argv[1:3])
+receiver = app.receiver
+
+def slow(*arguments):
+    receive = receiver(*arguments)
+    async def wait_and_receive(message):
+        came.touch()
+        while not go.exists():
+            await asyncio.sleep(0.01)
+        await receive(message)
+    return wait_and_receive
+
+app.receiver = slow
+sys.exit(main(["serve"]))
+"""
+
+
+class SlowToStore(Daemon):
+    """Stores a request once there is the file `go`; `came` says that there is one."""
+
+    @property
+    def came(self) -> Path:
+        return self.folder / "came"
+
+    @property
+    def go(self) -> Path:
+        return self.folder / "go"
+
+    def launch(self) -> None:
+        command = [sys.executable, "-c", SLOW, str(self.came), str(self.go)]
+        with (self.folder / "daemon.log").open("ab") as log:
+            self._process = subprocess.Popen(command, cwd=ROOT, env=self._environ, stderr=log)
 
 
 def test_a_request_becomes_a_completed_event(
@@ -89,6 +142,35 @@ def test_sigterm_lets_a_quick_job_finish(
             lambda message: message.topic == availability and message.json()["state"] == "offline"
         )
         assert offline.json()["reason"] == "shutdown"
+
+
+def test_sigterm_confirms_what_is_being_stored(
+    tmp_path: Path, broker: Broker, client: Client, media_store: MediaStore
+) -> None:
+    """Unconfirmed it would come again, and a request without a job_id would be two jobs."""
+    media_store.behaviours[2] = media_store.behaviours[PICTURE]
+    with SlowToStore(tmp_path, broker, media_store) as daemon:
+        # Else the stop takes as long as the load.
+        assert daemon.wait_for_log(lambda line: line["message"].startswith("loaded "))
+        client.publish("inference/request/face_detection", {"media_store_id": PICTURE})
+        wait_until(daemon.came.exists)
+        availability = "inference/worker/inferd-test/availability"
+        client.subscribe(availability)
+
+        daemon.signal_stop()
+        client.wait_for(
+            lambda message: message.topic == availability and message.json()["state"] == "draining"
+        )
+        time.sleep(0.5)  # so long it takes
+        daemon.go.touch()
+
+        assert daemon.wait() == 0
+        assert not [line for line in daemon.log() if line["level"] == "error"]
+        daemon.start()
+        # Had it come again, it would have come before this one.
+        finished(client, ask(client, 2))
+        accepted = [each for each in client.received if each.topic.endswith("/accepted")]
+        assert len({each.topic for each in accepted}) == 2
 
 
 def test_requests_sent_while_the_daemon_is_down_are_done_when_it_is_back(
