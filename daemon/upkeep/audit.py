@@ -127,7 +127,8 @@ class Audit:
             elif each.kind in DELETED_BY_MEND:
                 outcomes.append((await self._delete(each, each.media_store_id), None))
             else:
-                if pair not in redone:
+                # One that is gone says nothing of the picture's others.
+                if pair not in redone or redone[pair][0] is Outcome.GONE:
                     redone[pair] = await self._redo(each, each.media_store_id)
                 outcomes.append(redone[pair])
         return outcomes

@@ -27,6 +27,7 @@ from handlers.qdrant.vector_points import face_point_id, job_payload
 from handlers.search.stored_vectors import StoredVectors
 from handlers.vectors.faceless import Faceless
 from tests.queue_bench import Bench, open_bench
+from tests.waiting import until
 
 IMAGES, FACES = TaskType.IMAGE_EMBEDDING, TaskType.FACE_EMBEDDING
 MODEL = "ViT-B-32-quickgelu"
@@ -248,6 +249,21 @@ async def test_what_is_no_media_store_id_is_another_program_s(world: World, said
     assert (found.kind, found.media_store_id, found.point_id) == (Kind.FOREIGN_VECTOR, None, 1)
 
 
+async def test_what_another_program_says_of_a_picture_is_no_vector_of_its_job(
+    world: World,
+) -> None:
+    await world.finish(1)
+    await world.images.upsert([Point(7, vector(7), {"media_store_id": 1})])
+
+    assert await world.kinds() == [("missing_vector", 1), ("foreign_vector", 1)]
+
+
+async def test_a_vector_that_says_no_job_is_good_where_one_completed(world: World) -> None:
+    await world.store(await world.finish(1), job_id=None)
+
+    assert await world.run() == []
+
+
 async def test_a_vector_of_no_use_is_found_where_it_is_looked_at(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -334,13 +350,23 @@ async def test_a_vector_that_is_older_than_jobs_are_kept_is_no_orphan(world: Wor
         await world.store(job, stored_at=stored_at)
         await world.bench.queue.forget(job.job_id)
     assert len(await world.run()) == 3
-    world.audit._pictures._kept_ms = 3_600_000
 
-    found = await world.run()
+    async def pruning(days: float) -> list[tuple[int, list[int | None]]]:
+        bench = world.bench
+        audit = Audit(
+            bench.queue,
+            JobLedger(bench.database),
+            world.vectors,
+            clock=bench.clock,
+            prune_after_days=days,
+        )
+        step = await audit.step("image_embedding.vectors.")
+        assert step.vectors == 3
+        assert {each.kind for each in step.findings} == {Kind.ORPHAN_VECTOR}
+        return [(step.pruned, [each.media_store_id for each in step.findings])]
 
-    assert [(each.kind, each.media_store_id) for each in found] == [(Kind.ORPHAN_VECTOR, 2)]
-    steps = [await world.audit.step("image_embedding.vectors.")]
-    assert (steps[0].vectors, steps[0].pruned) == (3, 2)
+    assert await pruning(0.08) == [(2, [2])]
+    assert await pruning(0.09) == [(1, [1, 2])]
 
 
 async def test_what_changes_between_two_looks_is_no_finding(
@@ -386,6 +412,39 @@ async def test_what_is_missing_is_asked_for_anew_once_and_last(world: World) -> 
     told = await world.bench.told(job.job_id)
     assert [each.name for each in told] == ["accepted"]
     assert await world.run() == []
+
+
+async def test_one_finding_that_is_gone_says_nothing_of_the_picture_s_others(world: World) -> None:
+    await world.store(await world.finish(1, FACES, count=1), 0, 1)
+    (surplus,) = await world.run()
+
+    done = await world.audit.mend([replace(surplus, kind=Kind.OTHER_MODEL), surplus])
+
+    assert [outcome for outcome, _ in done] == [Outcome.GONE, Outcome.REQUEUED]
+
+
+async def test_a_vector_of_no_use_is_made_anew(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await world.good(1)
+    monkeypatch.setattr("handlers.search.stored_vectors.MIN_NORM", 2.0)
+
+    ((outcome, _),) = await world.audit.mend(await world.run(deep=True))
+
+    assert outcome is Outcome.REQUEUED
+    assert await jobs_of(world, 1) == [("pending", 0)]
+
+
+async def test_what_never_completed_is_not_asked_for(world: World) -> None:
+    await world.store(await world.finish(1), model="ViT-L-14")
+    await world.bench.accept(1, force=True)
+    lease = await world.bench.lease_one()
+    await world.bench.queue.bury(lease, code="decode_error", message="broken")
+    (found,) = await world.run()
+    assert found.kind is Kind.OTHER_MODEL
+
+    assert await world.audit.mend([found]) == [(Outcome.UNMENDABLE, None)]
+    assert await jobs_of(world, 1) == [("error", 5)]
 
 
 async def test_an_orphan_is_deleted_and_nothing_else(world: World) -> None:
@@ -509,6 +568,39 @@ async def test_a_full_queue_takes_no_mends(tmp_path: Path) -> None:
         assert await audit.mend(found) == [(Outcome.QUEUE_FULL, None)]
         (job,) = await bench.queue.batches.of_media(1)
         assert job.status is JobState.COMPLETED
+
+
+async def test_lost_vectors_wait_for_room_in_the_queue(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scrub, "AGAIN_SECONDS", 0.01)
+    engine = SharedEngine(lambda: EdgeEngine(tmp_path / "vectors"))
+    async with (
+        open_bench(tmp_path / "queue.db", max_pending=1) as bench,
+        QdrantImageStore(engine=engine) as images,
+    ):
+        ledger, vectors = JobLedger(bench.database), StoredVectors({IMAGES: images})
+        audit = Audit(bench.queue, ledger, vectors, clock=bench.clock)
+        mend, tries = audit.mend, list[Sequence[Finding]]()
+
+        async def counted(asked: Sequence[Finding]) -> Any:
+            tries.append(asked)
+            return await mend(asked)
+
+        monkeypatch.setattr(audit, "mend", counted)
+        await bench.accept(1)
+        await bench.queue.complete(await bench.lease_one(), {"point_id": 1})
+        await bench.accept(2)
+        noted = tmp_path / "last-life.json"
+        noted.write_text('{"boot": "the one before", "ended": false}')
+        scrubbing = asyncio.create_task(Scrub(ledger, audit, LastLife(noted)).run())
+        await until(lambda: len(tries) > 1)
+        await bench.lease_one()
+
+        await asyncio.wait_for(scrubbing, 60)
+        (job,) = await bench.queue.batches.of_media(1)
+
+    assert job.status is JobState.PENDING
 
 
 async def test_jobs_that_complete_amid_a_step_are_no_findings(world: World) -> None:
