@@ -88,8 +88,9 @@ def letterboxed(pixels: Pixels, input_size: tuple[int, int]) -> tuple[Pixels, fl
         became.
     """
     cv2 = vendor("cv2")
-    pixels = _widened(pixels, input_size)
-    height, width = pixels.shape[:2]
+    # A sliver would be fitted to no pixel at all: it gets black beside it.
+    least = math.ceil(max(pixels.shape[:2]) / min(input_size)) + 1
+    height, width = (max(side, least) for side in pixels.shape[:2])
     # insightface's own arithmetic: a pixel's difference moves every box.
     ratio = height / width
     if ratio > input_size[1] / input_size[0]:
@@ -98,6 +99,8 @@ def letterboxed(pixels: Pixels, input_size: tuple[int, int]) -> tuple[Pixels, fl
     else:
         fitted_width = input_size[0]
         fitted_height = int(fitted_width * ratio)
+    if (height, width) != pixels.shape[:2]:
+        pixels = _widened(pixels, (height, width), (fitted_width, fitted_height))
     canvas: Pixels = np.zeros((input_size[1], input_size[0], 3), np.uint8)
     canvas[:fitted_height, :fitted_width] = cv2.resize(pixels, (fitted_width, fitted_height))
     return canvas, fitted_height / height
@@ -181,10 +184,18 @@ def _yunet_shapes(size: tuple[int, int]) -> dict[str, tuple[int, ...]]:
     }
 
 
-def _widened(pixels: Pixels, input_size: tuple[int, int]) -> Pixels:
-    """Return the picture, with black beside a sliver that would be fitted to no pixel at all."""
-    height, width = pixels.shape[:2]
-    least = math.ceil(max(height, width) / min(input_size)) + 1
-    if min(height, width) >= least:
-        return pixels
-    return np.pad(pixels, ((0, max(0, least - height)), (0, max(0, least - width)), (0, 0)))
+def _widened(pixels: Pixels, shape: tuple[int, int], fitted: tuple[int, int]) -> Pixels:
+    """Return a sliver with black beside it, its long side as `letterboxed` will fit it.
+
+    Both at their full length would take gigabytes, of a file of 3 kB.
+
+    Args:
+        pixels: uint8 RGB [rows, columns, 3].
+        shape: height and width with the black.
+        fitted: width and height in the end.
+    """
+    cv2 = vendor("cv2")
+    rows, columns = pixels.shape[:2]
+    is_tall = rows > columns
+    size = (columns, min(rows, fitted[1])) if is_tall else (min(columns, fitted[0]), rows)
+    return np.pad(cv2.resize(pixels, size), ((0, shape[0] - rows), (0, shape[1] - columns), (0, 0)))

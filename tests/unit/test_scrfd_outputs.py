@@ -1,3 +1,5 @@
+import math
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +104,34 @@ def test_what_the_model_is_given_equals_what_insightface_gives_it(
 
     (expected,) = given
     assert np.array_equal(planes([canvas]), expected)
+
+
+@pytest.mark.parametrize("shape", [(3000, 4), (4, 3000), (12_000, 19), (60, 40_000), (1, 641)])
+def test_a_sliver_is_fitted_with_black_beside_it(shape: tuple[int, int]) -> None:
+    least = math.ceil(max(shape) / 640) + 1
+    sliver = np.random.default_rng(3).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    beside = [(0, max(0, least - side)) for side in shape]
+
+    canvas, scale = letterboxed(sliver, INPUT_SIZE)
+    whole, expected = letterboxed(np.pad(sliver, (*beside, (0, 0))), INPUT_SIZE)
+
+    assert scale == expected
+    assert np.abs(canvas.astype(int) - whole).max() <= 1
+
+
+@pytest.mark.parametrize("shape", [(1, 300_000), (300_000, 1)])
+def test_a_file_of_a_few_bytes_takes_no_gigabytes(shape: tuple[int, int]) -> None:
+    sliver = np.ones((*shape, 3), np.uint8)
+    letterboxed(sliver[:1, :1], INPUT_SIZE)
+    tracemalloc.start()
+    try:
+        letterboxed(sliver, INPUT_SIZE)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    # With black all along it: 400 MB, and a hundred times that for ten times the length.
+    assert most < 20 << 20
 
 
 def test_a_score_that_is_nan_is_no_anchor_that_sees_nothing() -> None:
