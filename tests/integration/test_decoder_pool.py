@@ -215,6 +215,21 @@ def test_a_child_that_was_killed_between_pictures_is_replaced(bad: DecoderProces
     assert _is_well(bad)
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_of_the_whole_group_leaves_the_decoders_to_the_daemon(
+    bad: DecoderProcess, number: signal.Signals
+) -> None:
+    assert _is_well(bad)
+    child = bad._child
+    assert child is not None
+
+    # Those of signals come before those of files: it would be dead by the next picture.
+    child.process.send_signal(number)
+
+    assert _is_well(bad)
+    assert bad._child is child
+
+
 def test_a_daemon_with_many_files_open_decodes_as_any_other(bad: DecoderProcess) -> None:
     # select takes no descriptor from 1024 on.
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
