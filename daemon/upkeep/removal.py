@@ -2,8 +2,9 @@
 
 Asked over REST or by `inference/delete/{media_store_id}`; safe to repeat, and harmless where
 nothing is known. It removes what this daemon can reach: the queue's rows, and the vectors of its
-own collections. Daemons that share a queue and have folders of vectors each must all be told, as
-MQTT tells them; each says for itself what it removed.
+own collections. What is asked for of the picture meanwhile, of whichever daemon on the queue, goes
+too: a removal is over, and told, once it finds no others. Daemons that share a queue and have
+folders of vectors each must all be told, as MQTT tells them; each says for itself what it removed.
 """
 
 import logging
