@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import uuid
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +146,7 @@ async def test_a_completed_job_that_is_replaced_says_nothing_more(bench: Bench) 
 
 async def test_force_replaces_a_pending_job_and_tells_its_end(bench: Bench) -> None:
     await bench.accept(job_id=ID)
+    bench.clock.advance(seconds=1)
 
     await bench.accept(job_id=OTHER, force=True)
 
@@ -155,7 +157,9 @@ async def test_force_replaces_a_pending_job_and_tells_its_end(bench: Bench) -> N
         ("completed", 2, "error"),
         ("failed", 3, "error"),
     ]
-    assert told[-1].event["data"]["error_message"].startswith("superseded: ")
+    ended = told[-1].event["data"]
+    assert ended["error_message"].startswith("superseded: ")
+    assert ended["completed_at"] == NOON + 1000
 
 
 async def test_force_cannot_replace_a_job_that_is_processing(bench: Bench) -> None:
@@ -163,6 +167,21 @@ async def test_force_cannot_replace_a_job_that_is_processing(bench: Bench) -> No
     await bench.lease_one()
 
     assert (await bench.refuse(force=True)).existing_job_id == ID
+
+
+@pytest.mark.parametrize(("picture", "stands"), [(1, ID), (2, None)])
+async def test_a_job_that_stands_no_longer_cannot_be_replaced(
+    bench: Bench, picture: int, stands: str | None
+) -> None:
+    await bench.accept(1, job_id=ID)
+    asked = replace(submission(NOON, picture, force=True), instead_of=OTHER)
+
+    refused = await bench.queue.enqueue(asked)
+
+    assert isinstance(refused, Refused)
+    assert (refused.code, refused.existing_job_id) == ("conflict", stands)
+    assert refused.message.startswith(f"job {OTHER} ")
+    assert await bench.rows("SELECT job_id FROM jobs") == [(ID,)]
 
 
 async def test_a_zombie_of_a_replaced_job_cannot_settle_its_successor(bench: Bench) -> None:
@@ -261,6 +280,16 @@ async def test_the_same_job_id_twice_in_a_batch_is_a_duplicate(bench: Bench) -> 
     assert verdicts(outcomes) == ["accepted", "duplicate", "duplicate"]
     assert [told.event["seq"] for told in await bench.told()] == [1, 2, 3]
     assert (await bench.row(ID))["seq"] == 3
+
+
+async def test_a_repeat_does_not_count_as_an_event_of_another_job(bench: Bench) -> None:
+    other = await bench.accept(2)
+    await bench.accept(1, job_id=ID)
+
+    await bench.accept(1, job_id=ID)
+
+    assert (await bench.row(other.job_id))["seq"] == 1
+    assert (await bench.row(ID))["seq"] == 2
 
 
 async def test_the_same_pair_twice_in_a_batch_is_a_conflict(bench: Bench) -> None:

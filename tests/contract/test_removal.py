@@ -1,5 +1,6 @@
 """A picture is removed, also while another daemon on its queue and its vectors asks for it."""
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from daemon.errors import ConflictError, RetryableError, StorageError
-from daemon.jobs import MAX_MEDIA_STORE_ID, Job, JobState
+from daemon.jobs import MAX_MEDIA_STORE_ID, Job, JobState, TaskType
 from daemon.queue.audit_findings import Outcome
 from daemon.queue.job_ledger import JobLedger
 from daemon.requests import MqttRequest
@@ -176,6 +177,37 @@ async def test_what_starts_again_amid_a_removal_is_cancelled(two: Two) -> None:
 
     assert await two.is_gone()
     assert (removed.jobs, removed.cancelled) == (1, 1)
+
+
+async def test_what_goes_by_itself_amid_a_removal_is_in_nobodys_way(
+    two: Two, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waiting = await two.one.accept(1, TaskType.FACE_DETECTION)
+    of_media = two.one.queue.batches.of_media
+
+    async def listed(media_store_id: int) -> list[Job]:
+        jobs = await of_media(media_store_id)
+        # As another removal does, or a DELETE of the job.
+        await two.other.queue.cancel(waiting.job_id)
+        await two.other.queue.forget(waiting.job_id)
+        return jobs
+
+    with monkeypatch.context() as patch:
+        patch.setattr(two.one.queue.batches, "of_media", listed)
+        removed = await two.removal.remove(1)
+
+    assert await two.is_gone()
+    assert (removed.jobs, removed.cancelled, removed.left) == (1, 0, [])
+
+
+async def test_two_removals_at_once_do_not_harm_each_other(two: Two) -> None:
+    await two.one.accept(1, TaskType.FACE_DETECTION)
+
+    both = await asyncio.gather(two.removal.remove(1), two.removal.remove(1))
+
+    assert await two.is_gone()
+    assert sum(each.jobs for each in both) == 2
+    assert len(await two.told()) == 2
 
 
 async def test_what_is_asked_for_again_and_again_is_no_removal_without_end(two: Two) -> None:
