@@ -4,6 +4,7 @@ import gc
 import logging
 import weakref
 from collections.abc import Sequence
+from contextvars import copy_context
 from typing import Any
 
 import numpy as np
@@ -56,6 +57,24 @@ def test_a_batch_that_does_not_fit_is_halved_until_it_does_and_stays_so() -> Non
     assert it.model.sizes[len(tried) :] == [2, 2, 2, 2], "no batch fails any more"
     assert it.state == (GPU, 2)
     assert it.steps == {"free": 1, "halve_batch": 2}
+
+
+def test_what_was_prepared_is_taken_for_the_first_try_only() -> None:
+    """Its place on the device may be another batch's by the second."""
+    items = [(np.array([number, 10]), copy_context()) for number in range(4)]
+    prepared = [buffer for buffer, _ in items]
+    given: list[bool] = []
+
+    class Noting(ShortModel):
+        def infer_batch(self, buffers: Sequence[NDArray[Any]]) -> list[int]:
+            given.append(buffers is prepared)
+            return super().infer_batch(buffers)
+
+    it = Climber(Noting(Memory(gpu=WEIGHTS + 30)))
+    found = it.ladder.run(items, prepared)
+
+    assert [each[0] for each in found if isinstance(each, tuple)] == [0, 1, 2, 3]
+    assert given == [True, False, False, False], "whole, whole again, and its halves"
 
 
 def test_results_of_smaller_batches_are_those_of_single_pictures_in_order() -> None:
@@ -322,10 +341,13 @@ def test_a_gpu_without_room_for_the_weights_is_left_alone_at_once() -> None:
     it.run(*EIGHT)
     it.model.memory.room[GPU] = 0
     it.model.sizes.clear()
+    freed: list[str] = []
+    it.model.when_freed = lambda: freed.append(it.model.provenance.device)
 
     it.now = 60
     assert it.run(*EIGHT) == on("cpu")
     assert it.model.sizes == [8]
+    assert freed == ["cpu"], "what the try left there"
     assert it.state == ("cpu", 8)
 
 
@@ -412,6 +434,7 @@ def test_a_climb_ends_on_the_step_that_holds() -> None:
 def test_a_demanded_gpu_recovers_too() -> None:
     it = climber(gpu=WEIGHTS + 5, require_gpu=True, max_batch=1)
     assert isinstance(it.run(1)[0], OutOfMemoryError)
+    assert it.state == (GPU, 1)
     it.model.memory.room[GPU] = PLENTY
 
     it.now = 60
@@ -428,6 +451,8 @@ def test_a_model_unloaded_on_the_cpu_loads_where_there_is_room_again() -> None:
     it.model.memory.room[GPU] = PLENTY
 
     it.now = 60
+    it.ladder.load()
+    assert it.model.provenance.device == GPU
     assert it.run(1) == [(1, GPU)]
     assert it.state is None
 
