@@ -295,8 +295,7 @@ def _stay(stack: Stack, uploads: int) -> None:
             f" INFERD_MEDIA_STORE__URL={stack.media_store_url}"
             f" INFERD_HTTP__PORT={stack.http_port}"
         )
-    while True:
-        time.sleep(3600)
+    stack.stay()
 
 
 def main(argv: Sequence[str] | None = None, *, prog: str = "python -m demos.quickstart") -> int:

@@ -16,8 +16,8 @@ import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Self
+from types import FrameType, TracebackType
+from typing import NoReturn, Self
 
 from daemon.settings.services import MediaStoreSettings
 from demos.ports import keep_port, keep_ports
@@ -168,6 +168,17 @@ class Stack:
         """Return the process of a part: `broker`, `media store` or `daemon`."""
         return self._processes[name].pid
 
+    def stay(self) -> NoReturn:
+        """Wait until a part ends by itself.
+
+        Raises:
+            StackError: it did.
+        """
+        while True:
+            for name in self._processes:
+                self._check_process(name)
+            time.sleep(1)
+
     def stop_daemon(self) -> int:
         """Ask the daemon to stop (SIGTERM) and return its exit code."""
         process = self._processes["daemon"]
@@ -250,23 +261,35 @@ class Stack:
             self._check(name, deadline, part.why)
 
     def _check(self, name: str, deadline: float, why: str = "") -> None:
-        code = self._processes[name].poll()
-        if code is not None:
-            raise StackError(f"the {name} ended with {code}:\n{self.last_words(name)}")
+        self._check_process(name)
         if time.monotonic() > deadline:
             said = f"the {name} is not up in time{why and ': '}{why}"
             raise StackError(f"{said}\n{self.last_words(name)}")
         time.sleep(0.1)
+
+    def _check_process(self, name: str) -> None:
+        code = self._processes[name].poll()
+        if code is not None:
+            raise StackError(f"the {name} ended with {code}:\n{self.last_words(name)}")
 
     def _log(self, name: str) -> Path:
         return self.folder / f"{name.replace(' ', '-')}.log"
 
 
 def talk_to_a_person() -> None:
-    """Let a `kill` end us as Ctrl-C does, which leaves no process, and say each line at once."""
+    """Let a `kill` or a closed terminal end us as Ctrl-C does, and say each line at once."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # Not under nohup.
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
+        signal.signal(signal.SIGHUP, _hang_up)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)
+
+
+def _hang_up(_number: int, _frame: FrameType | None) -> None:
+    # Both the shell and the system tell us of one closed terminal.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 def _accepts(port: int) -> bool:

@@ -6,12 +6,12 @@ import threading
 from collections.abc import Iterator
 from types import FrameType
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @contextlib.contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Let SIGINT and SIGTERM do what they do only at the end of the block, which must be short."""
+    """Let these signals do what they do only at the end of the block, which must be short."""
     if threading.current_thread() is not threading.main_thread():
         # Python's handlers run in the main thread only.
         yield

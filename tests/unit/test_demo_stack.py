@@ -180,3 +180,43 @@ def test_ctrl_c_while_a_part_is_being_started_leaves_no_process(
 
     assert started[0].poll() is not None
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_part_that_ends_by_itself_is_told(tmp_path: Path) -> None:
+    with closing(Stack(tmp_path, {}, ports=[1, 2, 3])) as stack:
+        stack._start("broker", [sys.executable, "-c", "import time; time.sleep(60)"])
+        stack._start("daemon", [sys.executable, "-c", "import sys; print('why'); sys.exit(75)"])
+
+        with pytest.raises(StackError, match="the daemon ended with 75:\nwhy"):
+            stack.stay()
+
+
+@pytest.mark.parametrize("has_nohup", [False, True])
+def test_a_closed_terminal_ends_a_demo_in_order(has_nohup: bool) -> None:
+    demo = f"""
+import os, signal, sys
+signal.signal(signal.SIGHUP, signal.SIG_IGN if {has_nohup} else signal.SIG_DFL)
+from demos.stack import talk_to_a_person
+talk_to_a_person()
+try:
+    print("up")
+    sys.stdin.readline()
+except KeyboardInterrupt:
+    os.kill(os.getpid(), signal.SIGHUP)
+    sys.exit("ended in order")
+sys.exit("went on")
+"""
+
+    with subprocess.Popen(
+        [sys.executable, "-c", demo],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "up\n"
+        process.send_signal(signal.SIGHUP)
+        said = process.communicate("\n" if has_nohup else None, timeout=60)[1]
+
+    assert said == ("went on\n" if has_nohup else "ended in order\n")
