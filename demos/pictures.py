@@ -2,10 +2,10 @@
 
 import argparse
 import json
+import shlex
 import socket
 import subprocess
 import sys
-import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -167,9 +167,10 @@ def _stay(stack: Stack) -> None:
     print(f'   or type           {where}{typed} search --text "a dog"')
     print(f"   a picture by id   {stack.media_store_url}/entity/ID/file")
     print(f"   kept in           {stack.folder}")
+    data = f"INFERD_DATA_DIR={shlex.quote(str(stack.folder / 'data'))}"
+    print(f"   back it up        {where}{data} {typed} backup ~")
     print("   Ctrl-C stops it; the same command goes on with what is there")
-    while True:
-        time.sleep(3600)
+    stack.stay()
 
 
 if __name__ == "__main__":

@@ -146,7 +146,7 @@ def _back_up(
         if pinned is None and not files and not vectors.server_collections:
             raise ConfigError(
                 f"there is nothing to back up: no queue at {queue_path}, no vectors under"
-                f" {settings.data_dir}",
+                f" {settings.data_dir}; INFERD_DATA_DIR names the daemon's folder",
                 code="backup_failed",
             )
         queue_size = 0 if pinned is None else pinned.size
@@ -222,3 +222,8 @@ def _tell(dest: Path, queue: JsonObject | None, vectors: JsonObject, settings: S
     left_out = settings_to_keep(settings)["secrets_left_out"]
     if left_out:
         print_out(f"left out, as they are secret: {', '.join(left_out)}")
+    if queue and not jobs and not vectors["collections"]:
+        sys.stderr.write(
+            f"inferd: {settings.data_dir} has no job and no vector yet; if that is not the"
+            " daemon's folder, name it by INFERD_DATA_DIR\n"
+        )

@@ -218,7 +218,7 @@ class _Run:
     def _summary(self) -> str:
         parts = [f"{number:,} {status}" for status, number in self._counts.most_common()]
         if self._left_out:
-            parts.append(f"{self._left_out:,} done in earlier runs")
+            parts.append(f"{self._left_out:,} asked for in earlier runs")
         done = f"{counted(self._counts.total(), 'request')} in {self._meter.seconds:.1f} s"
         return f"{done}: {', '.join(parts)}" if parts else done
 

@@ -130,13 +130,13 @@ def test_after_ctrl_c_the_same_command_goes_on_where_it_was(world: World, tmp_pa
     again = ids_of(second.lines, "exists")
     assert len(again) <= 101
     assert told | again | ids_of(second.lines, "accepted") == set(range(MANY))
-    assert f"{MANY - len(second.lines):,} done in earlier runs" in second.err
+    assert f"{MANY - len(second.lines):,} asked for in earlier runs" in second.err
     assert pending(world) == MANY
 
     third = submit(world.environ, *words)
     assert third.code == 0
     assert third.lines == []
-    assert f"{MANY:,} done in earlier runs" in third.err
+    assert f"{MANY:,} asked for in earlier runs" in third.err
 
 
 def test_without_a_file_the_same_command_goes_on_as_well(world: World, tmp_path: Path) -> None:

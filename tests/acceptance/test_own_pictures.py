@@ -96,6 +96,12 @@ def test_a_folder_is_searchable_kept_and_taken_up(photos: Path) -> None:
             assert len(json.load(answer)["results"]) == 1
         with urlopen(told["a picture by id"].replace("ID", "1")) as answer:
             assert answer.read() in {path.read_bytes() for path in photos.rglob("*.png")}
+        typed = ["sh", "-c", told["back it up"]]
+        backup = subprocess.run(
+            typed, env=environ(photos.parent), capture_output=True, text=True, check=False
+        )
+        assert (backup.returncode, "6 jobs" in backup.stdout) == (0, True), backup.stderr
+        assert len(list(photos.parent.glob("inferd-*.tar"))) == 1
 
     shutil.copy(sample("rocket.jpg"), photos)
     began = time.time()
@@ -110,7 +116,7 @@ def test_a_folder_is_searchable_kept_and_taken_up(photos: Path) -> None:
         ("rocket.jpg", "completed")
     }
     assert len(lines) == 3
-    assert "6 done in earlier runs" in again.stderr
+    assert "6 asked for in earlier runs" in again.stderr
     assert began < (photos.parent / "kept" / "submit.state").stat().st_mtime
 
 

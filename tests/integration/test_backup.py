@@ -298,6 +298,16 @@ async def test_vectors_in_use_by_a_process_without_rest_are_refused(
     assert names(tmp_path) == {"data"}
 
 
+async def test_a_folder_with_nothing_in_it_is_told(tmp_path: Path) -> None:
+    code, _, err = await run(tmp_path / "other", "backup", str(tmp_path))
+    assert (code, "INFERD_DATA_DIR names the daemon's folder" in err) == (78, True), err
+
+    async with Database(tmp_path / "data" / "queue.db"):
+        pass
+    code, _, err = await run(tmp_path / "data", "backup", str(tmp_path))
+    assert (code, "has no job and no vector yet" in err) == (0, True), err
+
+
 async def test_a_full_disk_is_noticed_before_and_told_amid_it(
     tmp_path: Path, made: tuple[Path, Path]
 ) -> None:
