@@ -52,7 +52,7 @@ def _choose_clip(settings: Settings, choice: Choice) -> None:
         choice.warnings.append(
             f"CLIP IS UNTRAINED: no weights in {settings.models_path} and no hub in reach. "
             "ITS VECTORS ARE RANDOM PROJECTIONS: near copies are found, meaning is not. "
-            "`models where` says which file goes where."
+            "`inferd models where` says which file goes where."
         )
     else:
         choice.told.append(f"CLIP {model}: {path.name}")

@@ -38,6 +38,10 @@ examples:
 """
 
 
+class _NoSuchProcessError(ConfigError):
+    """Nothing can be read of the process that was named."""
+
+
 def main(argv: Sequence[str], *, prog: str) -> int:
     """Run every check; return 0, or 1 where one fails, 78 where the configuration is wrong."""
     arguments = make_parser(prog).parse_args(argv)
@@ -52,6 +56,8 @@ def main(argv: Sequence[str], *, prog: str) -> int:
             facts = begin(settings, is_quick=arguments.quick)
         except ConfigError as error:
             mend = "set or unset the names above; docs/configuration.md has them all"
+            if isinstance(error, _NoSuchProcessError):
+                mend = "name a daemon of yours; `doctor` without it says which one listens here"
             report.add(fail("configuration", "config", error.message, mend))
             return report.end(EXIT_CONFIG)
         redact = FindingRedactor(settings)
@@ -88,13 +94,14 @@ def _stand_in_for(pid: int) -> None:
     """Go on with the environment and the folder that another process was started with.
 
     Raises:
-        ConfigError: they cannot be read.
+        _NoSuchProcessError: they cannot be read.
     """
     try:
         environ, folder = environ_of(pid), folder_of(pid)
         os.chdir(folder)
     except OSError as error:
-        raise ConfigError(f"--process {pid}: its settings cannot be read: {error}") from error
+        why = "there is none" if isinstance(error, FileNotFoundError) else error.strerror
+        raise _NoSuchProcessError(f"--process {pid}: its settings cannot be read: {why}") from error
     os.environ.clear()
     os.environ.update(environ)
 

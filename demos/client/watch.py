@@ -171,7 +171,8 @@ class Watch:
                 self.fraction = fraction if isinstance(fraction, int | float) else None
             case "started" | "completed" | "failed" if is_job(data):
                 self.is_answered = True
-                self.stage = name
+                # How far it had come says nothing of an end.
+                self.stage, self.fraction = name, None
                 # Nothing of a job comes before it was accepted: that event was lost or is late.
                 self._take_accepted(data, "mqtt", is_duplicate=False)
 

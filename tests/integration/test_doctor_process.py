@@ -143,10 +143,14 @@ def test_doctor_goes_by_what_a_process_was_started_with(
     monkeypatch.setattr(os, "environ", {"INFERD_WORKER__TASK_TYPES": "face_detection"})
 
     for asked, said in (
-        (pid, "INFERD_WORKER__TASK_TYPES=its_own"),
-        (2**22 + 1, "--process 4194305"),
+        (pid, ("INFERD_WORKER__TASK_TYPES=its_own", "set or unset")),
+        (
+            2**22 + 1,
+            ("--process 4194305: its settings cannot be read: there is none", "name a daemon"),
+        ),
     ):
         assert doctor.main(["--process", str(asked), "--json"], prog="doctor") == 78
         (found,) = json.loads(capsys.readouterr().out)["findings"]
-        assert (found["code"], said in found["found"]) == ("config", True)
+        assert (found["code"], said[0] in found["found"]) == ("config", True)
+        assert said[1] in found["mend"]
     assert Path.cwd() == tmp_path
