@@ -164,6 +164,25 @@ async def test_no_request_amid_a_removal_is_left_completed_without_its_vector(tw
     assert await two.is_gone()
 
 
+async def test_a_job_that_another_one_replaces_amid_a_removal_hinders_nothing(two: Two) -> None:
+    await two.other.accept(1, force=True)
+    of_media, asked = two.one.queue.batches.of_media, list[int]()
+
+    async def listed(media_store_id: int) -> list[Job]:
+        jobs = await of_media(media_store_id)
+        if not asked:
+            asked.append(media_store_id)
+            await two.other.accept(media_store_id, force=True)
+        return jobs
+
+    two.one.queue.batches.of_media = listed  # type: ignore[method-assign]
+
+    removed = await two.removal.remove(1)
+
+    assert (removed.jobs, removed.cancelled, removed.left) == (1, 1, [])
+    assert await two.is_gone()
+
+
 async def test_what_starts_again_amid_a_removal_is_cancelled(two: Two) -> None:
     async def start_again(two: Two) -> None:
         await two.other.queue.requeue(failed.job_id)

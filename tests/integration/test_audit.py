@@ -181,6 +181,19 @@ async def test_faces_that_lack_or_are_too_many_are_found(world: World) -> None:
     assert lacking.detail == "1 of 3 faces have no vector"
 
 
+async def test_more_faces_than_are_asked_for_at_once_are_all_looked_at(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("handlers.search.stored_vectors.MANY", 2)
+    await world.store(await world.finish(1, FACES, count=5), *range(5))
+    await world.store(await world.finish(2, FACES, count=6), *range(5))
+
+    (found,) = await world.run()
+
+    assert (found.kind, found.media_store_id) == (Kind.MISSING_FACES, 2)
+    assert found.detail == "1 of 6 faces have no vector"
+
+
 async def test_a_vector_without_any_job_is_an_orphan(world: World) -> None:
     job = await world.finish(1)
     await world.store(job)
@@ -350,6 +363,9 @@ async def test_a_vector_that_is_older_than_jobs_are_kept_is_no_orphan(world: Wor
         await world.store(job, stored_at=stored_at)
         await world.bench.queue.forget(job.job_id)
     assert len(await world.run()) == 3
+    # Whose job is there still, however old it is itself.
+    kept = await world.finish(4)
+    await world.store(replace(kept, job_id=LONG_GONE), stored_at=now - 7_200_000)
 
     async def pruning(days: float) -> list[tuple[int, list[int | None]]]:
         bench = world.bench
@@ -361,9 +377,11 @@ async def test_a_vector_that_is_older_than_jobs_are_kept_is_no_orphan(world: Wor
             prune_after_days=days,
         )
         step = await audit.step("image_embedding.vectors.")
-        assert step.vectors == 3
-        assert {each.kind for each in step.findings} == {Kind.ORPHAN_VECTOR}
-        return [(step.pruned, [each.media_store_id for each in step.findings])]
+        assert step.vectors == 4
+        orphans = [each for each in step.findings if each.kind is Kind.ORPHAN_VECTOR]
+        (other,) = [each for each in step.findings if each not in orphans]
+        assert (other.kind, other.media_store_id) == (Kind.OTHER_JOB, 4)
+        return [(step.pruned, [each.media_store_id for each in orphans])]
 
     assert await pruning(0.08) == [(2, [2])]
     assert await pruning(0.09) == [(1, [1, 2])]
@@ -601,6 +619,7 @@ async def test_lost_vectors_wait_for_room_in_the_queue(
         (job,) = await bench.queue.batches.of_media(1)
 
     assert job.status is JobState.PENDING
+    assert not LastLife(noted).begin()
 
 
 async def test_jobs_that_complete_amid_a_step_are_no_findings(world: World) -> None:
