@@ -146,8 +146,11 @@ class ModelChange:
                 await self._models.of(former)
                 # That may have read gigabytes; another daemon may have dropped it meanwhile.
                 record = await self._seen(record.version)
-            if now and record.shadow is not None and record.shadow.was_active:
-                await self._write(replace(record, shadow=replace(record.shadow, is_searched=True)))
+            if record.shadow is not None and record.shadow.was_active:
+                # Under way already: whoever had no answer asks again.
+                if now:
+                    shadow = replace(record.shadow, is_searched=True)
+                    await self._write(replace(record, shadow=shadow))
                 return await self.told()
             if record.previous is None or record.shadow is not None:
                 raise ModelChangeError(
@@ -291,13 +294,15 @@ class ModelChange:
         dimension = self._store.parts.dimension_of(shadow)
         if self._folder is not None:
             count = await self._store.at(record.active).count()
+            if (kept := record.previous) is not None and kept.physical == shadow.physical:
+                await self._store.parts.ensure(kept)
+                count = max(0, count - await self._store.at(kept).count())
             require_room(self._folder, int(4 * ROOM_FACTOR * dimension * count))
         if record.active.spec is None:
             # From now on the settings need not say it, and may say what comes.
             model = await self._models.of(record.active)
             active = replace(record.active, spec=dict(model.spec), dimension=model.dimension)
             record = replace(record, active=active)
-        self._work.forget()
         # What failed before is tried again.
         await (await failures_of(self._store, shadow)).clear()
         # The collection first: a record never names one that is not there.

@@ -72,15 +72,15 @@ class ChangeWork:
         self._tries: dict[PointId, int] = {}
         self._lease: Lease | None = None
         self._failed = 0
+        self._began_at: int | None = None
+        """Of the change whose progress is told."""
+        self._active: str | None = None
+        """The collection that was active at the latest look."""
         self._alias_led_to: str | None = None
         self._has_alias_failed = False
         self._has_worked = False
         """There is a model in memory, or there may be, that no search needs."""
         self._freed_at = -math.inf
-
-    def forget(self) -> None:
-        """Begin to tell of another change."""
-        self._progress, self._tries, self._failed = Progress(), {}, 0
 
     def free(self) -> None:
         """Give back the memory of models that were loaded for a change that did not begin."""
@@ -93,8 +93,10 @@ class ChangeWork:
 
     def told(self, record: Record, shadow: Part) -> JsonObject:
         """Return how far a change is, as who works on it says."""
-        if self._lease is not None and self._lease.told is not None:
-            return self._lease.told
+        their = None if self._lease is None else self._lease.told
+        # What was read last may be of a change before this one.
+        if their is not None and their.get("began_at") == shadow.since:
+            return their
         return self._progress_of(record, shadow)
 
     async def run(self, is_busy: Callable[[], bool]) -> None:
@@ -117,7 +119,8 @@ class ChangeWork:
                 is_known = self._is_alone and self._store.seen is not None
                 wait = None if is_known and not self._has_worked else POLL_SECONDS
             except _EndedError:
-                pass
+                # Whoever fills it tells why that waits.
+                self.waits = None
             except InferdError as error:
                 if self.waits is None or self.waits.code != error.code:
                     log.warning("the change of the model waits: %s", error.message)
@@ -136,6 +139,10 @@ class ChangeWork:
         record = None if self._store.seen is None else await self._store.record()
         if record is not None:
             await self._lead_alias(record)
+            if self._active not in (None, record.active.physical):
+                # By another daemon, and so quickly that no step here saw it under way.
+                self._has_worked = True
+            self._active = record.active.physical
         if record is None or record.shadow is None:
             if record is not None and self._has_worked:
                 # Given up, or done by another daemon.
@@ -212,6 +219,7 @@ class ChangeWork:
             # what passes wrote, which no job is done again for.
             await self._sync(shadow)
             await self._store.parts.records.write(changed)
+            self._active = changed.active.physical
             await self._store.record()
             self.ring()
             log.info(
@@ -259,6 +267,9 @@ class ChangeWork:
         self._has_worked = time.monotonic() < self._freed_at + AFTER_SECONDS
 
     def _progress_of(self, record: Record, shadow: Part) -> JsonObject:
+        if shadow.since != self._began_at:
+            self._began_at = shadow.since
+            self._progress, self._tries, self._failed = Progress(), {}, 0
         progress, waits = self._progress, self.waits
         return {
             "collection": self._store.collection,
@@ -283,7 +294,9 @@ async def _pace(is_busy: Callable[[], bool], seconds: float) -> None:
 
 
 def _fills(record: Record, shadow: Part) -> bool:
-    return record.shadow is not None and record.shadow.physical == shadow.physical
+    # Given up and begun anew, it has the same collection, made anew.
+    now = record.shadow
+    return now is not None and (now.physical, now.since) == (shadow.physical, shadow.since)
 
 
 async def failures_of(store: QdrantStore, part: Part) -> Failures:

@@ -215,6 +215,9 @@ class Search:
         if self._faces is None:
             return None
         await self._faces.handler.claim.require()
+        store = self._faces.store
+        # Of what searches compare with, where a face is named by its number.
+        store = store.at(await store.searched())
         return [
             {
                 "point_id": point.point_id,
@@ -222,7 +225,7 @@ class Search:
                 "job_id": point.payload.get("job_id"),
                 "bbox": point.payload.get("bbox"),
             }
-            for point in await self._faces.store.find_by_media_store_id(media_store_id)
+            for point in await store.find_by_media_store_id(media_store_id)
         ]
 
     def _parts(self, collection: str) -> ImageParts | FaceParts:

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from handlers.model_change.inventory import BEGIN, Unit
 from handlers.qdrant.qdrant_edge import EdgeEngine
 from handlers.qdrant.vector_engine import Filter, Point, SharedEngine
 from handlers.qdrant.vector_points import face_point_id
+from handlers.search.search import Search
 from handlers.vectors.faceless import Faceless, faceless_part
 from handlers.vectors.model_record import physical_name
 from tests.face_changes import CROWD, FaceRig, count_of, face_rig
@@ -292,6 +294,27 @@ async def test_a_search_sees_one_model_whatever_becomes_of_the_record(one: FaceR
         await until(lambda: answers == {"A", "B"} or searching.done())
     assert not searching.done()
     searching.cancel()
+
+
+async def test_a_way_back_at_once_names_the_faces_that_it_searches(one: FaceRig) -> None:
+    picture = 2
+    assert count_of("A", picture) != count_of("B", picture)
+    await one.job(picture, "j")
+
+    async def require() -> None:
+        """The rig has claimed the collection."""
+
+    handler = SimpleNamespace(claim=SimpleNamespace(require=require))
+    parts: Any = SimpleNamespace(store=one.store, handler=handler)
+    search = Search(faces=parts)
+    async with one.working():
+        await one.change.use(B)
+        await one.until_of("B")
+    for fingerprint in ("B", "A"):
+        found = await search.faces_of(picture)
+        assert found is not None
+        assert [each["face_index"] for each in found] == list(range(count_of(fingerprint, picture)))
+        await one.change.rollback(now=True)
 
 
 async def test_what_was_kept_beside_a_dropped_part_is_no_leftover_and_goes_with_it(

@@ -15,8 +15,9 @@ from daemon.errors import (
     RetryableError,
 )
 from handlers.image_store import QdrantImageStore
+from handlers.model_change import change, point_inventory, shadow
 from handlers.model_change import lease as model_lease
-from handlers.model_change import point_inventory, shadow
+from handlers.model_change.point_inventory import PointInventory
 from handlers.qdrant.qdrant_edge import EdgeEngine
 from handlers.qdrant.qdrant_models import to_alias
 from handlers.qdrant.qdrant_server import ServerEngine
@@ -585,6 +586,69 @@ async def test_a_way_back_at_once_that_is_given_up_is_searched_no_longer(one: Ri
     assert told["searched"] == told["active"]["collection"] == physical_name(NAME, "B")
     await one.change.rollback()
     assert (await one.store.searched()).fingerprint == "B"
+
+
+async def test_a_way_back_that_is_asked_for_twice_is_one(one: Rig) -> None:
+    await one.job(1, "j")
+    async with one.working():
+        await one.change.use(B)
+        await one.until_of("B")
+    begun = await one.change.rollback()
+
+    assert await one.change.rollback() == begun
+    now = await one.change.rollback(now=True)
+    assert now["searched"] == NAME
+    # It is no order to search by the other one again.
+    assert await one.change.rollback() == now
+
+
+async def test_a_change_that_is_begun_anew_amid_the_last_look_is_not_done_by_that(
+    one: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(3):
+        await one.job(number, "j")
+    begun, go_on = asyncio.Event(), asyncio.Event()
+    page = PointInventory.page
+
+    async def looked(inventory: PointInventory, cursor: Any) -> Any:
+        found = await page(inventory, cursor)
+        is_shadow = inventory._part.fingerprint == "B"
+        if is_shadow and (one.change.stats() or {}).get("passes") == 2 and not begun.is_set():
+            begun.set()
+            await go_on.wait()
+        return found
+
+    monkeypatch.setattr(PointInventory, "page", looked)
+    async with one.working():
+        await one.change.use(B)
+        await begun.wait()
+        # What that pass found whole is removed, and all is to be done again.
+        await one.change.abort()
+        await one.change.use(B)
+        go_on.set()
+        await one.until_of("B")
+
+    assert await one.active() == ("B", dict.fromkeys(range(3), "j"))
+
+
+async def test_a_way_back_needs_room_for_what_is_new_alone(
+    one: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(change, "require_room", lambda _folder, wanted: asked.append(wanted))
+    for number in range(10):
+        await one.job(number, "j")
+    async with one.working():
+        await one.change.use(B)
+        await one.until_of("B")
+        await one.job(10, "new")
+        await one.change.rollback()
+        await one.until_of("A")
+        await one.store.remove_by_media_store_id(10)
+        await one.change.use(B)
+
+    floats = [10 * DIMENSIONS["B"], DIMENSIONS["A"], 0]
+    assert asked == [int(4 * change.ROOM_FACTOR * each) for each in floats]
 
 
 async def test_a_servers_alias_leads_other_readers_to_what_is_searched() -> None:

@@ -1,20 +1,31 @@
 """Two admins, or two daemons, change what a collection is of at once: nobody undoes the other's."""
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from daemon.cli import models
-from daemon.errors import ChangedError
+from daemon.errors import ChangedError, DependencyDownError
+from handlers.model_change import lease
 from handlers.qdrant.qdrant_edge import EdgeEngine
+from handlers.qdrant.qdrant_server import ServerEngine
 from handlers.qdrant.vector_engine import SharedEngine
-from handlers.vectors.model_record import Part, Record, Records
+from handlers.qdrant.vector_points import model_point_id
+from handlers.vectors.model_record import MODELS, Part, Record, Records
 from tests.documents import openapi
 from tests.integration.test_search_command import Door, door
-from tests.model_changes import B, C, FakeModel, Rig, rig
+from tests.model_changes import B, C, FakeModel, Rig, rig, wait_briefly
+from tests.qdrant_http import qdrant_server
+from tests.waiting import until
 
 __all__ = ["door"]
+
+pytestmark = pytest.mark.filterwarnings("ignore:Payload indexes have no effect")
+
+NAME = "image_embeddings"
 
 
 @pytest.fixture
@@ -123,6 +134,97 @@ async def test_a_rollback_writes_nothing_over_what_was_done_while_it_opened_the_
         await one.change.rollback(now=True)
 
     assert await one.store.record() == by_other
+
+
+@dataclass
+class Two:
+    """Two daemons on one server."""
+
+    one: Rig
+    other: Rig
+
+
+@pytest.fixture
+async def two(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Two]:
+    wait_briefly(monkeypatch)
+    async with (
+        qdrant_server() as (url, _, _),
+        rig(SharedEngine(lambda: ServerEngine(url)), None) as one,
+        rig(SharedEngine(lambda: ServerEngine(url)), None, one.embedder.pictures) as other,
+    ):
+        for number in range(3):
+            await one.job(number, "j")
+        yield Two(one, other)
+
+
+async def test_of_a_new_change_nothing_is_told_that_was_so_of_the_one_before(two: Two) -> None:
+    begun, go_on = asyncio.Event(), asyncio.Event()
+
+    def hold(_media_id: int) -> Awaitable[object]:
+        begun.set()
+        return go_on.wait()
+
+    two.other.embedder.on_embed = hold
+    async with two.other.working():
+        await two.one.change.use(B, allow_failed=1)
+        await begun.wait()
+        async with two.one.working():
+            # It tells what the one says that embeds.
+            await until(lambda: getattr(two.one.change._work._lease, "told", None))
+            go_on.set()
+            await two.one.until_of("B")
+
+    for daemon in (two.one, two.other):
+        told = (await daemon.change.rollback())["change"]
+        assert (told["from_model"], told["to_model"]) == ("B (b)", "A (a)")
+        assert (told["done"], told["total"], told["passes"]) == (0, 0, 0)
+
+
+async def test_why_it_waited_is_told_no_longer_once_another_daemon_goes_on(
+    two: Two, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    two.one.embedder.errors[1] = DependencyDownError("away", code="media_store_unreachable")
+    await two.one.change.use(B)
+    async with two.one.working():
+        await until(lambda: (two.one.change.stats() or {}).get("waits"))
+        assert (await two.one.change.told())["waits_for"] == "away"
+    # It was cut off from the server for long.
+    monkeypatch.setattr(lease, "RENEW_SECONDS", 0.0)
+    await two.one.store.parts.engine.delete(MODELS.name, [model_point_id(f"{NAME}:lease")])
+    begun = asyncio.Event()
+
+    def hold(_media_id: int) -> Awaitable[object]:
+        begun.set()
+        return asyncio.Event().wait()
+
+    two.other.embedder.on_embed = hold
+    async with two.other.working():
+        await begun.wait()
+        async with two.one.working():
+            await until(lambda: not (two.one.change.stats() or {"waits": 1})["waits"])
+            assert (await two.one.change.told())["waits_for"] is None
+
+
+async def test_a_model_is_freed_that_another_daemon_left_between_two_looks(
+    two: Two, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks, read = 0, Records.read
+
+    async def counted(records: Records) -> Record | None:
+        nonlocal looks
+        looks += records is two.one.store.parts.records
+        return await read(records)
+
+    monkeypatch.setattr(Records, "read", counted)
+    async with two.one.working():
+        # The second look comes after all of the first.
+        await until(lambda: looks > 1)
+    await changed(two.other, B)
+    assert two.one.models.needed == []
+
+    async with two.one.working():
+        await until(lambda: two.one.models.needed)
+    assert two.one.models.needed[0] == "B"
 
 
 def test_the_command_carries_the_version_that_was_told(
