@@ -9,7 +9,7 @@ import zlib
 from pathlib import Path, PurePosixPath
 
 from daemon.errors import ConfigError
-from handlers.downloads.part_file import sync_folder
+from handlers.downloads.part_file import sweep_unpacked, sync_folder
 
 CHUNK_BYTES = 1 << 20
 MAX_PACK_BYTES = 2 << 30
@@ -22,6 +22,7 @@ def unpack(archive: Path, folder: Path) -> None:
     Raises:
         ConfigError: it is no archive, holds no models, or the folder cannot be made.
     """
+    sweep_unpacked(folder)
     try:
         with (
             zipfile.ZipFile(archive) as source,

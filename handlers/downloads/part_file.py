@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Iterator
@@ -9,15 +10,28 @@ from pathlib import Path
 from typing import IO
 
 ABANDONED_SECONDS = 24 * 3600
-"""A part file untouched for so long belongs to a download that died."""
+"""What is untouched for so long belongs to a download that died."""
 
 
 def sweep(target: Path) -> None:
     """Remove what downloads of this file left behind when their process was killed."""
     for part in target.parent.glob(f".{target.name}.*.part"):
-        with contextlib.suppress(OSError):
-            if time.time() - part.stat().st_mtime > ABANDONED_SECONDS:
+        if _is_abandoned(part):
+            with contextlib.suppress(OSError):
                 part.unlink()
+
+
+def sweep_unpacked(folder: Path) -> None:
+    """Remove what unpackings into this folder left behind when their process was killed."""
+    for scratch in folder.parent.glob(f".{folder.name}.*/"):
+        if _is_abandoned(scratch):
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _is_abandoned(left: Path) -> bool:
+    with contextlib.suppress(OSError):
+        return time.time() - left.stat().st_mtime > ABANDONED_SECONDS
+    return False
 
 
 @contextlib.contextmanager

@@ -248,6 +248,34 @@ def test_an_unpublished_pack_must_stay_the_one_first_seen(hub: Hub, tmp_path: Pa
     assert weights.find_pack(tmp_path, "buffalo_x") is None
 
 
+def test_what_is_no_pack_is_asked_for_anew_the_next_time(hub: Hub, tmp_path: Path) -> None:
+    """As where a page to sign in to a network answers in the hub's place."""
+    hub.files["x.zip"] = b"<html>Welcome to our hotel</html>"
+    with pytest.raises(ConfigError, match="no usable zip"):
+        weights.download_pack("buffalo_x", tmp_path, url=hub.url("x.zip"))
+    assert names(tmp_path) == []
+
+    hub.files["x.zip"] = pack_zip(("det.onnx", b"det"))
+    folder = weights.download_pack("buffalo_x", tmp_path, url=hub.url("x.zip"))
+    assert names(folder) == ["det.onnx"]
+
+
+def test_what_killed_unpackings_left_is_swept(tmp_path: Path) -> None:
+    long_ago = time.time() - 2 * ABANDONED_SECONDS
+    for name in (".buffalo_x.dead", ".buffalo_x.alive", ".buffalo_xl.dead"):
+        made = tmp_path / name / "buffalo_x"
+        made.mkdir(parents=True)
+        (made / "det.onnx").write_bytes(b"half")
+        if name != ".buffalo_x.alive":
+            os.utime(tmp_path / name, (long_ago, long_ago))
+    (tmp_path / "buffalo_x.zip").write_bytes(pack_zip(("det.onnx", b"det")))
+
+    weights.download_pack("buffalo_x", tmp_path, offline=True)
+
+    left = [".buffalo_x.alive", ".buffalo_xl.dead"]
+    assert [name for name in names(tmp_path) if name.startswith(".")] == left
+
+
 def test_a_published_pack_must_be_the_published_one(hub: Hub, tmp_path: Path) -> None:
     hub.files["x.zip"] = pack_zip(("det.onnx", b"forged"))
 
