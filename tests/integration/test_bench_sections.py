@@ -107,6 +107,9 @@ def test_a_section_that_fails_is_told_and_the_others_go_on(tmp_path: Path) -> No
 def test_what_runs_on_a_gpu_runs_on_any_device(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in os.environ if name.startswith("INFERD_")]:
         monkeypatch.delenv(name)
+    # Five processes load the model: no trials at each.
+    monkeypatch.setenv("INFERD_CLIP__PRECISION", "fp32")
+    monkeypatch.setenv("INFERD_CLIP__PASSES", "1")
 
     rows = gpu.measure_on("cpu", Options(size="smallest"))
 
