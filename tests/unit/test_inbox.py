@@ -42,6 +42,7 @@ class Parts:
         (SWITCH, "home"),
         ("inference/request/_probe", None),
         ("inference/cancel/_probe", None),
+        ("inference/delete/_probe", None),
     ],
 )
 async def test_a_message_goes_to_its_part_alone(topic: str, part: str | None) -> None:
