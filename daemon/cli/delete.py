@@ -83,7 +83,8 @@ def _delete(door: Door, subjects: Iterable[Subject]) -> int:
                 if error is None:
                     counts.update(_deleted(line))
                     continue
-                meter.say(str(error))
+                about = line["media_store_id"]
+                meter.say(f"inferd: {error}" if about is None else f"inferd: {about}: {error}")
                 code = code or (REJECTED if isinstance(error, RefusedError) else JOB_FAILED)
                 if isinstance(error, UnreachableError):
                     return UNREACHABLE

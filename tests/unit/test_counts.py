@@ -12,7 +12,8 @@ from daemon.cli import delete, jobs, submit
 from daemon.counts import counted
 from daemon.settings import Settings
 from demos.client import InferdClient
-from demos.client.management import Door
+from demos.client.http import Answer
+from demos.client.management import Door, RefusedError
 from demos.client.reports import Report
 from demos.client.sources import Known
 from demos.client.terminal import Meter
@@ -35,6 +36,16 @@ def test_delete_tells_of_one_picture(capsys: pytest.CaptureFixture[str]) -> None
     assert delete._delete(cast("Door", OneOfEach()), [Known(7)]) == 0
 
     assert capsys.readouterr().err == "1 picture: 1 job and 1 vector deleted\n"
+
+
+def test_delete_names_the_picture_that_was_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    class Refusing:
+        def ask(self, _method: str, _path: str) -> dict[str, object]:
+            raise RefusedError(Answer(403, {"detail": "may not", "code": "forbidden"}))
+
+    assert delete._delete(cast("Door", Refusing()), [Known(7)]) == 5
+
+    assert "inferd: 7: forbidden: may not; put another token" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
