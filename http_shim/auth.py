@@ -81,6 +81,7 @@ class Authenticator:
         """
         self._key: EllipticCurvePublicKey | None = None
         self._issuer: IssuerKeys | None = None
+        settings.require_way()
         source = settings.public_key_path or settings.jwks_url
         if settings.disabled:
             unused = f" The key {source} is NOT used." if source else ""
@@ -91,15 +92,9 @@ class Authenticator:
             )
         elif settings.public_key_path is not None:
             self._key = _read_key(settings.public_key_path)
-        elif settings.jwks_url:
+        else:
             self._issuer = IssuerKeys(settings.jwks_url)
             self._issuer.start()
-        else:
-            raise ConfigError(
-                "REST has no way to check tokens: set PUBLIC_KEY_PATH to the issuer's ES256 public"
-                " key (PEM) or INFERD_AUTH__JWKS_URL to its key set, or turn authentication off"
-                " with AUTH_DISABLED=true or TEST_MODE=true"
-            )
 
     @property
     def is_disabled(self) -> bool:

@@ -39,6 +39,9 @@ def main(argv: Sequence[str], *, prog: str) -> int:
     """
     settings = settings_for(argv)
     arguments = make_parser(prog, settings).parse_args(argv)
+    if settings.http.enabled:
+        # Else only said after models were downloaded.
+        settings.auth.require_way()
     if arguments.check:
         sys.stdout.write(settings.model_dump_json(indent=2) + "\n")
         return 0

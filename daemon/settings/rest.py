@@ -5,6 +5,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field, model_validator
 
+from daemon.errors import ConfigError
 from daemon.settings.group import Group
 from daemon.settings.header_secrets import HeaderSecret
 from daemon.settings.urls import JwksUrl, KeylessHttpUrl
@@ -45,6 +46,19 @@ class AuthSettings(Group):
         if self.public_key_path is not None and self.jwks_url:
             raise ValueError("public_key_path and jwks_url are both set; tokens have one issuer")
         return self
+
+    def require_way(self) -> None:
+        """Return if tokens can be checked, or none is asked for.
+
+        Raises:
+            ConfigError: neither.
+        """
+        if not (self.disabled or self.public_key_path or self.jwks_url):
+            raise ConfigError(
+                "REST has no way to check tokens: set PUBLIC_KEY_PATH to the issuer's ES256 public"
+                " key (PEM) or INFERD_AUTH__JWKS_URL to its key set, or turn authentication off"
+                " with AUTH_DISABLED=true or TEST_MODE=true"
+            )
 
 
 class DoorsSettings(Group):

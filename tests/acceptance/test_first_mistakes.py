@@ -63,6 +63,19 @@ def test_a_setting_with_one_underscore_too_few_is_guessed(newcomer: Newcomer) ->
     assert "INFERD_CLIP_WEIGHTS: unknown name: did you mean INFERD_CLIP__WEIGHTS?" in said
 
 
+@pytest.mark.parametrize("words", [("serve", "--check"), ("serve",)])
+def test_that_nothing_says_who_may_ask_is_told_before_models_are_looked_for(
+    newcomer: Newcomer, words: tuple[str, ...]
+) -> None:
+    del newcomer.environ["AUTH_DISABLED"]
+
+    code, said = newcomer.types(*words, INFERD_CLIP__WEIGHTS="openai", INFERD_OFFLINE="true")
+
+    assert code == 78
+    assert "REST has no way to check tokens: set PUBLIC_KEY_PATH" in said
+    assert newcomer.types("serve", "--check", INFERD_HTTP__ENABLED="false")[0] == 0
+
+
 def test_a_setting_that_is_misspelt_in_the_file_is_guessed(
     newcomer: Newcomer, tmp_path: Path
 ) -> None:
