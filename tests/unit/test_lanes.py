@@ -40,6 +40,8 @@ class Gpu(ShortModel):
         self.running = threading.Event()
         self.is_dead = False
         self.clings = False
+        self.unloads = 0
+        """Tries among them."""
         self.weights = "short"
         self.prepared: list[int] = []
         self.looks_ahead = False
@@ -70,6 +72,7 @@ class Gpu(ShortModel):
         return np.ones(3)
 
     def unload(self) -> None:
+        self.unloads += 1
         if self.clings:
             raise RuntimeError("CUDA error: unspecified launch failure")
         super().unload()
@@ -355,9 +358,13 @@ async def test_what_does_not_fit_on_a_gpu_that_may_not_be_left_goes_to_another()
         runner = await rig.add(one, two, require_gpu=True)
 
         found = await told(ask(runner, 1, 2, 3, 4))
+        tried = list(one.sizes)
+        again = await told(ask(runner, 5))
 
         assert found == [(number, OTHER) for number in (1, 2, 3, 4)]
         assert memory.used["cpu"] == 0
+        assert again == [(5, OTHER)]
+        assert one.sizes == tried, "left out for a while"
 
 
 async def test_a_gpu_that_dies_costs_no_picture() -> None:
@@ -452,6 +459,43 @@ async def test_of_a_gpu_that_fails_at_letting_go_too_another_takes_the_batches()
         found = [await told(ask(runner, number)) for number in range(4)]
 
     assert found == [[(number, OTHER)] for number in range(4)]
+
+
+async def test_a_gpu_that_did_not_even_let_go_is_not_asked_with_every_batch() -> None:
+    one, two = Gpu(GPU), Gpu(OTHER)
+    async with lanes() as rig:
+        runner = await rig.add(one, two)
+        await runner.load()
+        one.is_dead = one.clings = True
+        with pytest.raises(RuntimeError, match="launch failure"):
+            await runner.test()
+        found = [await told(ask(runner, number)) for number in range(4)]
+
+        assert found == [[(number, OTHER)] for number in range(4)]
+        assert one.unloads == 2, "by the test, and by one batch"
+
+
+async def test_a_gpu_that_fails_its_test_at_the_load_is_left_out_for_a_while() -> None:
+    one, two = Gpu(GPU), Gpu(OTHER)
+    one.is_dead = True
+    async with lanes() as rig:
+        runner = await rig.add(one, two)
+        await runner.load()
+        found = [await told(ask(runner, number)) for number in range(4)]
+
+        assert found == [[(number, OTHER)] for number in range(4)]
+        assert one.loads == 1
+
+
+async def test_a_gpu_without_room_for_the_weights_is_left_out_for_a_while() -> None:
+    one, two = Gpu(GPU, Memory(gpu=0)), Gpu(OTHER)
+    async with lanes() as rig:
+        runner = await rig.add(one, two, require_gpu=True)
+        found = [await told(ask(runner, number)) for number in range(4)]
+
+        assert found == [[(number, OTHER)] for number in range(4)]
+        assert runner.copies[0].life.memory_steps["give_up"] == 1
+        assert runner.tell_copies()[0]["error"] == "model_error"
 
 
 async def test_a_model_alone_that_passes_its_test_again_is_well_after_the_next_picture() -> None:

@@ -350,6 +350,10 @@ def test_a_gpu_without_room_for_the_weights_is_left_alone_at_once() -> None:
     assert freed == ["cpu"], "what the try left there"
     assert it.state == ("cpu", 8)
 
+    it.model.memory.room[GPU] = PLENTY
+    it.now = 180
+    assert it.run(*EIGHT) == on(GPU), "it is not forgotten"
+
 
 @pytest.mark.parametrize("is_loaded", [True, False])
 def test_a_gpu_that_went_away_meanwhile_harms_no_job(is_loaded: bool) -> None:
