@@ -114,8 +114,13 @@ async def test_an_admin_needs_no_permission(rig: Rig, issuer: Issuer) -> None:
     ("method", "path"),
     [
         ("POST", "/job/image_embedding"),
+        ("POST", "/job/retry"),
         ("POST", f"/job/{JOB_ID}/retry"),
+        ("POST", f"/job/{JOB_ID}/cancel"),
         ("DELETE", f"/job/{JOB_ID}"),
+        ("DELETE", "/media/1"),
+        ("POST", "/queue/image_embedding/pause"),
+        ("POST", "/queue/image_embedding/resume"),
     ],
 )
 async def test_writing_without_the_permission_is_a_403(
@@ -134,9 +139,14 @@ async def test_writing_without_the_permission_is_a_403(
     [
         ("POST", "/job/image_embedding"),
         ("POST", "/job/mind_reading"),
+        ("POST", "/job/retry"),
         ("POST", f"/job/{JOB_ID}/retry"),
+        ("POST", f"/job/{JOB_ID}/cancel"),
         ("DELETE", f"/job/{JOB_ID}"),
         ("DELETE", "/job/1"),
+        ("DELETE", "/media/1"),
+        ("POST", "/queue/image_embedding/pause"),
+        ("POST", "/queue/image_embedding/resume"),
         ("GET", "/job"),
         ("GET", "/job?limit=0"),
     ],

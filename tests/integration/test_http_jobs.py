@@ -679,8 +679,9 @@ async def test_draining_takes_no_more_jobs_but_shows_them(rig: Rig) -> None:
     failed = await fail(rig)
     rig.health.is_draining = True
 
-    for path in ("/job/image_embedding", f"/job/{failed['job_id']}/retry"):
-        answer = await rig.ask("POST", path, json={"media_store_id": 1})
+    for path in ("/job/image_embedding", f"/job/{failed['job_id']}/retry", "/job/retry"):
+        body = {"code": "model_error"} if path == "/job/retry" else {"media_store_id": 1}
+        answer = await rig.ask("POST", path, json=body)
         assert (answer.status, answer.body["code"]) == (503, "draining")
         assert int(answer.headers["Retry-After"]) >= 1
     assert (await rig.ask("GET", f"/job/{failed['job_id']}")).status == 200

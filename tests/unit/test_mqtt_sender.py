@@ -1,6 +1,7 @@
 """What one connection sends: gmqtt's real client and its ids, and PUBACKs handed to it by hand."""
 
 import asyncio
+import base64
 import struct
 from types import SimpleNamespace
 from typing import Any
@@ -9,7 +10,7 @@ import gmqtt
 from pydantic import SecretStr
 
 from daemon.errors import PublishError
-from daemon.mqtt.sender import SPARE_IDS, Outgoing, Sender, TooLargeError
+from daemon.mqtt.sender import HEADER_BYTES, SPARE_IDS, Outgoing, Sender, TooLargeError
 from daemon.mqtt.vendor import SentIds
 from daemon.settings import MqttSettings
 
@@ -131,16 +132,21 @@ async def test_a_late_puback_confirms_no_message_of_an_ended_connection() -> Non
 
 async def test_what_is_too_large_is_not_sent_and_holds_up_nothing() -> None:
     line = Line()
-    messages: list[Outgoing] = [("large", b"x" * MOST_BYTES, None), ("small", b"{}", None)]
+    most = b"x" * (MOST_BYTES - HEADER_BYTES - len("topic"))
+    messages: list[Outgoing] = [
+        ("large", most + b"x", None),
+        ("large", b"{}", base64.b64encode(most).decode()),
+        ("topic", most, None),
+    ]
     publishing = asyncio.create_task(line.sender.publish(messages))
     await turns()
-    line.confirm("small")
+    line.confirm("topic")
 
-    large, small = await publishing
+    *large, fits = await publishing
 
-    assert isinstance(large, TooLargeError)
-    assert small == 0
-    assert list(line.sent) == ["small"]
+    assert [type(each) for each in large] == [TooLargeError] * 2
+    assert fits == 0
+    assert list(line.sent) == ["topic"]
 
 
 async def test_slots_are_given_back_however_often_they_are_used() -> None:
