@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from daemon.cli import model_change, models
+from demos.client import management
+from demos.client.http import call
 from tests.documents import openapi
 from tests.integration.test_search_command import Door, door
 
@@ -104,6 +106,23 @@ def test_what_cannot_be_meant_is_refused_before_anybody_is_asked(
     assert caught.value.code == 2
     assert why in capsys.readouterr().err
     assert door.asked == []
+
+
+def test_a_daemon_that_loads_the_model_is_given_the_time(
+    door: Door, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[float] = []
+
+    def noted(*place: Any, seconds: float, **request: Any) -> Any:
+        given.append(seconds)
+        return call(*place, seconds=seconds, **request)
+
+    monkeypatch.setattr(management, "call", noted)
+    door.body = DONE
+
+    assert run("use", "RN50") == 0
+    assert run("change") == 0
+    assert given == [model_change.LOAD_SECONDS, management.SECONDS]
 
 
 # ---- waiting
