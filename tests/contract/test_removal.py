@@ -22,7 +22,7 @@ from handlers.qdrant.qdrant_edge import EdgeEngine
 from handlers.qdrant.vector_engine import Point, SharedEngine
 from handlers.qdrant.vector_points import job_payload
 from handlers.search.stored_vectors import StoredVectors
-from tests.queue_bench import IMAGE, Bench, ManualClock, Told, open_bench
+from tests.queue_bench import FACES, IMAGE, Bench, ManualClock, Told, open_bench
 
 MODEL = "ViT-B-32-quickgelu:untrained-seed-7"
 Meanwhile: TypeAlias = Callable[["Two"], Awaitable[object]]
@@ -108,12 +108,13 @@ async def two(place: Path | str, tmp_path: Path) -> AsyncIterator[Two]:
 
 
 async def test_what_an_audit_asks_for_amid_a_removal_is_cancelled(two: Two) -> None:
+    await two.one.accept(1, FACES)
     two.meanwhile.append(Two.mend)
 
     removed = await two.removal.remove(1)
 
     assert await two.is_gone()
-    assert (removed.jobs, removed.cancelled, removed.left) == (1, 1, [])
+    assert (removed.jobs, removed.cancelled, removed.left) == (2, 2, [])
     assert removed.vectors == {"image_embeddings": 1}
     assert await two.told() == [removed.to_wire()]
 
