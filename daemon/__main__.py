@@ -1,29 +1,15 @@
 """Process entry: which sub-command runs, what ends it early, and which exit code that gets."""
 
-# ruff: noqa: E402 - Ctrl-C is answered first
-import os
-import signal
-import sys
-
-EXIT_INTERRUPTED = 130
-_INTERRUPTED = "inferd: interrupted\n"
-
-
-def _end(_number: int, _frame: object) -> None:
-    os.write(2, _INTERRUPTED.encode())
-    os._exit(EXIT_INTERRUPTED)
-
-
-_IS_OURS = __name__ == "__main__" or sys.argv[0].endswith("/inferd")
-if _IS_OURS and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    signal.signal(signal.SIGINT, _end)
-
 import contextlib
 import errno
 import importlib
+import os
+import signal
+import sys
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from types import FrameType
 
 from daemon.cli import COMMANDS
 from daemon.errors import ConfigError
@@ -35,6 +21,8 @@ EXIT_CONFIG = 78
 EXIT_LATER = 75
 """EX_TEMPFAIL: somebody else holds the queue's file, as during a long migration; try again."""
 EXIT_UNWRITABLE = 2
+EXIT_INTERRUPTED = 130
+_INTERRUPTED = "inferd: interrupted\n"
 _HELP = ("-h", "--help", "help")
 _VERSION = ("-V", "--version", "version")
 
@@ -101,7 +89,7 @@ def _ending_at_ctrl_c() -> Iterator[None]:
     Nothing is there yet that would have to be cleaned up. Afterwards each command answers it.
     """
     is_ours = threading.current_thread() is threading.main_thread()
-    if not is_ours or signal.getsignal(signal.SIGINT) not in (signal.default_int_handler, _end):
+    if not is_ours or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         # Somebody ignores it, as a shell's background job does.
         yield
         return
@@ -110,6 +98,11 @@ def _ending_at_ctrl_c() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _end(_number: int, _frame: FrameType | None) -> None:
+    os.write(2, _INTERRUPTED.encode())
+    os._exit(EXIT_INTERRUPTED)
 
 
 def _replace_closed_streams() -> None:

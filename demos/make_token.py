@@ -4,14 +4,6 @@ For development only: whoever reads the private key can make tokens. A real issu
 It is not named token.py, which would hide Python's own module from scripts run in this folder.
 """
 
-# ruff: noqa: E402 - Ctrl-C is answered first
-import signal
-
-_CTRL_C = signal.getsignal(signal.SIGINT)
-if __name__ == "__main__" and _CTRL_C is signal.default_int_handler:
-    # What is imported now takes its time, and nothing is begun that would have to be cleaned up.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
 import argparse
 import os
 import re
@@ -36,7 +28,6 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
-INTERRUPTED = 130
 WRITE_PERMISSION = "ai_inference_support"
 PRIVATE, PUBLIC = "dev-private.pem", "dev-public.pem"
 
@@ -67,8 +58,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (TokenError, OSError) as error:
         print(f"no token: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        return INTERRUPTED
     permissions = [] if asked.read_only else [WRITE_PERMISSION]
     token = make_token(
         key, asked.sub, hours=asked.hours, permissions=permissions, is_admin=asked.admin
@@ -142,5 +131,4 @@ def _create(path: Path, content: bytes) -> None:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, _CTRL_C)
     sys.exit(main())

@@ -251,25 +251,6 @@ def test_ctrl_c_while_a_command_is_still_being_imported_is_no_failure(
     assert capsys.readouterr().err == "inferd: interrupted\n"
 
 
-def test_ctrl_c_before_a_command_is_found_is_no_failure() -> None:
-    early = """
-import os, signal, sys
-sys.argv = ["/usr/bin/inferd", "workers"]
-class Interrupting:
-    def find_spec(self, name, path=None, target=None):
-        if name == "daemon.cli":
-            os.kill(os.getpid(), signal.SIGINT)
-sys.meta_path.insert(0, Interrupting())
-from daemon.__main__ import main
-"""
-
-    ended = subprocess.run(
-        [sys.executable, "-c", early], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-
-    assert (ended.returncode, ended.stderr) == (130, "inferd: interrupted\n")
-
-
 @pytest.mark.parametrize("handling", ["SIG_DFL", "SIG_IGN"])
 def test_ctrl_c_is_not_lost_in_an_import_that_swallows_it(handling: str) -> None:
     swallows = f"""

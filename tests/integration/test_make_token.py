@@ -1,7 +1,6 @@
 """`make token`: what it prints works against the real shim, and its key is kept to oneself."""
 
 import os
-import signal
 import stat
 import subprocess
 import sys
@@ -41,23 +40,6 @@ def as_a_person(tmp_path: Path) -> dict[str, str]:
     )
     assert "PRIVATE KEY" not in done.stdout + done.stderr
     return printed(done.stdout)
-
-
-def test_ctrl_c_while_it_is_being_imported_is_no_failure(tmp_path: Path) -> None:
-    (tmp_path / "jwt.py").write_text(
-        "import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nsignal.pause()\n", "utf-8"
-    )
-    ended = subprocess.run(
-        [sys.executable, "-m", "demos.make_token"],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
-
-    assert (ended.returncode, ended.stdout, ended.stderr) == (-signal.SIGINT, "", "")
 
 
 async def test_the_printed_token_works_with_the_printed_key(
