@@ -75,6 +75,18 @@ def test_a_small_picture_after_a_large_one_is_its_own(bad: DecoderProcess) -> No
     assert _is_well(bad)
 
 
+def test_what_a_large_picture_took_is_given_back(
+    bad: DecoderProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decoder_pool, "KEEP_FILE_BYTES", 1000)
+    monkeypatch.setattr(decoder_pool, "KEEP_PIXEL_BYTES", 1000)
+
+    assert _is_well(bad)
+
+    assert [os.fstat(each).st_size for each in (bad._source, bad._target)] == [0, 0]
+    assert _is_well(bad)
+
+
 def test_what_is_no_picture_has_its_code(bad: DecoderProcess) -> None:
     with pytest.raises(PermanentError, match=r"an HTML page.*sent as 'image/png'") as caught:
         bad.decode("upright", b"<html>", LIMITS, content_type="image/png")

@@ -533,6 +533,7 @@ async def test_a_gpu_that_is_gone_at_the_start_is_told_and_does_not_end_the_daem
         await runner.load()
 
         assert await told(ask(runner, 1)) == [(1, OTHER)]
+        assert runner.load_error is None, "one of them could be loaded"
         health = await HandlerSet(runners=[runner]).check_models()
         model = LoadedModel.model_validate(
             {key: value for key, value in health["m"].items() if key != "batch"}
@@ -586,6 +587,8 @@ async def test_where_no_gpu_works_the_cpu_does_if_it_may() -> None:
         assert first[0] == [(1, "cpu")]
         assert await told(ask(runner, 2, 3)) == [(2, "cpu"), (3, "cpu")]
         assert runner.error is None
+        with pytest.raises(OutOfMemoryError):
+            await told(ask(runner, 4, size=2000))
 
 
 async def test_where_no_gpu_works_and_one_is_demanded_the_start_fails() -> None:
