@@ -927,6 +927,15 @@ async def test_an_undelivered_result_is_due_at_its_moment(bench: Bench) -> None:
     assert (job.job_id, job.result) == (ID, {"a": 1})
 
 
+async def test_a_lease_gives_up_no_result_whose_moment_has_come(bench: Bench) -> None:
+    await sync_failed(bench, {"a": 1}, run_at=SOON)
+    bench.clock.advance(seconds=5)
+
+    assert await bench.lease() == []
+
+    assert [job.job_id for job in await bench.queue.due_syncs([FACES], 10)] == [ID]
+
+
 async def test_undelivered_results_of_others_do_not_crowd_out_ours(bench: Bench) -> None:
     # The oldest few were taken first and sorted out afterwards: with enough of another daemon's
     # task type at the head, ours were never tried.

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -108,6 +109,50 @@ async def test_a_job_that_went_on_since_it_was_found_failed_does_not_start_again
     assert await bench.queue.batches._requeue([row["id"] for row in before]) == []
 
     assert (await bench.row(ended.job.job_id), await bench.row(held.job.job_id)) == before
+
+
+async def test_leases_with_the_same_fence_are_told_apart_by_their_jobs(bench: Bench) -> None:
+    # On PostgreSQL it is the moment in microseconds, and jobs are leased together.
+    for number in (1, 2, 3):
+        await bench.accept(number)
+    leases = await bench.lease()
+    await bench.execute("UPDATE jobs SET fence = 7")
+    one, two, three = (replace(lease, fence=7) for lease in leases)
+    bench.clock.advance(seconds=5)
+
+    assert await bench.queue.renew([one], seconds=LEASE) == {one.job.job_id}
+    await asyncio.gather(*(bench.queue.complete(lease, {}) for lease in (one, two)))
+
+    row = await bench.row(three.job.job_id)
+    assert (row["status"], row["lease_until"]) == ("processing", NOON + LEASE * 1000)
+
+
+async def test_of_the_failures_of_a_picture_and_task_the_first_starts_again(
+    bench: Bench,
+) -> None:
+    jobs = [await failed_at_once(bench, 1) for _ in range(2)]
+
+    retried = await bench.queue.batches.retry_failed("away", limit=10)
+
+    assert (retried.retried, retried.left_out) == (1, 1)
+    assert (await bench.queue.get(jobs[0].job_id)).status is JobState.PENDING
+    assert (await bench.queue.get(jobs[1].job_id)).status is JobState.ERROR
+
+
+async def test_failures_start_again_beside_another_task_of_their_picture(bench: Bench) -> None:
+    job = await failed_at_once(bench, 1)
+    await bench.execute("UPDATE jobs SET waiting_since = ?", NOON)
+    await bench.accept(1, FACES)
+
+    assert (await bench.queue.batches.retry_failed("away", limit=10)).retried == 1
+    again = await bench.queue.get(job.job_id)
+    # Its wait for a dependency begins anew, too: it would be over at once.
+    assert (again.status, again.waiting_since) == (JobState.PENDING, None)
+
+
+async def failed_at_once(bench: Bench, media_store_id: int) -> Job:
+    (lease,) = await running(bench, media_store_id)
+    return await bench.queue.bury(lease, **ERROR)
 
 
 async def failed(bench: Bench, media_store_id: int, code: str, settle: Settle | None = None) -> Job:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from daemon.errors import ChangedError, InvalidRequestError
-from daemon.jobs import JobState
+from daemon.jobs import JobState, TaskType
 from daemon.queue.database import Database
 from daemon.queue.pauses import Pause, Seen
 from tests.queue_bench import (
@@ -242,6 +242,26 @@ async def test_a_wait_that_began_after_the_pause_goes_on(bench: Bench) -> None:
     bench.clock.advance(seconds=5)
 
     assert (await bench.lease_one()).job.waiting_since == now
+
+
+@pytest.mark.parametrize("is_suspect", [False, True], ids=["plain", "suspect"])
+async def test_a_pause_of_another_task_type_is_no_end_of_a_wait(
+    bench: Bench, is_suspect: bool
+) -> None:
+    await bench.accept()
+    lease = await bench.lease_one()
+    now = bench.clock()
+    await bench.queue.retry(lease, run_at=now, code="away", message="m", gives_back=True)
+    if is_suspect:
+        await bench.execute("UPDATE jobs SET lost = 1")
+    for task_type in (FACES, TaskType.FACE_EMBEDDING):
+        await bench.queue.pauses.pause(task_type)
+        bench.clock.advance(seconds=5)
+        await bench.queue.pauses.resume(task_type)
+
+    again = await (bench.suspect() if is_suspect else bench.lease_one())
+
+    assert again.job.waiting_since == now
 
 
 # -- the file ------------------------------------------------------------------------------------

@@ -138,6 +138,23 @@ async def test_a_job_id_that_comes_to_two_daemons_at_once_is_a_duplicate(
     assert outcome.job.seq == 2
 
 
+async def test_repeats_of_a_job_that_come_to_two_daemons_at_once_have_numbers_of_their_own(
+    two: tuple[Bench, Bench],
+) -> None:
+    # With one number their events would have one id, and be one to a client that drops doubles.
+    first, second = two
+    await first.accept(1, job_id=ID)
+    await first.accept(2, job_id=OTHER)
+    async with holding(first, admits(first, (1, ID, False))):
+        asking = asyncio.create_task(second.ask(1, job_id=ID))
+        await waits(first)
+    outcome = await asking
+
+    assert isinstance(outcome, Accepted)
+    assert outcome.job.seq == (await first.row(ID))["seq"] == 3
+    assert (await first.row(OTHER))["seq"] == 1
+
+
 async def test_events_that_one_daemon_takes_over_are_not_taken_from_it_by_the_next(
     two: tuple[Bench, Bench],
 ) -> None:
@@ -271,6 +288,34 @@ async def test_daemons_lease_side_by_side_and_never_the_same(two: tuple[Bench, B
         assert len(await second.lease(limit=20)) == 12
 
 
+async def test_a_suspect_goes_to_one_daemon_and_the_other_does_not_wait_for_it(
+    two: tuple[Bench, Bench],
+) -> None:
+    first, second = two
+    await first.accept(1)
+    await first.execute("UPDATE jobs SET lost = 1")
+
+    async def lease(connection: Connection) -> None:
+        parameters = ("a", NOON, NOON + 1000, dump_json([IMAGE.value]))
+        assert len(await connection.execute_fetchall(sql.LEASE_SUSPECT, parameters)) == 1
+
+    async with holding(first, lease):
+        assert await second.queue.lease_suspect([IMAGE], seconds=LEASE) is None
+
+
+async def test_nobody_waits_for_who_ends_the_wait_of_a_job(two: tuple[Bench, Bench]) -> None:
+    first, second = two
+    await first.accept(1)
+    await first.execute("UPDATE jobs SET run_at = ?", NOON)
+
+    async def promote(connection: Connection) -> None:
+        assert (await connection.execute(sql.PROMOTE, (NOON,))).rowcount == 1
+
+    async with holding(first, promote):
+        assert await second.lease() == []
+    assert len(await second.lease()) == 1
+
+
 async def test_a_lease_renewed_while_it_is_reclaimed_is_lost_or_kept_but_never_both(
     two: tuple[Bench, Bench],
 ) -> None:
@@ -401,6 +446,25 @@ async def test_many_failed_jobs_start_again_though_one_of_them_has_a_rival_by_no
     assert (retried.retried, retried.left_out) == (1, 1)
     assert (await first.queue.get(failed[1])).status is JobState.PENDING
     assert (await first.queue.get(failed[0])).status is JobState.ERROR
+
+
+async def test_failed_jobs_that_two_daemons_start_again_at_once_start_once(
+    two: tuple[Bench, Bench],
+) -> None:
+    first, second = two
+    job_id = await buried(first)
+    ((number,),) = await first.rows("SELECT id FROM jobs")
+
+    async def requeue(connection: Connection) -> None:
+        parameters = (dump_json([number]),)
+        assert len(await connection.execute_fetchall(sql.REQUEUE_ALL, parameters)) == 1
+
+    async with holding(first, requeue):
+        retrying = asyncio.create_task(second.queue.batches.retry_failed("broken", limit=10))
+        await waits(first)
+
+    assert (await retrying).retried == 0
+    assert (await first.row(job_id))["seq"] == 5
 
 
 async def test_a_result_is_delivered_late_or_replaced_but_not_both(

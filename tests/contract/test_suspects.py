@@ -46,6 +46,16 @@ async def test_a_job_that_never_lost_a_lease_is_no_suspect(bench: Bench) -> None
     assert await bench.queue.lease_suspect([IMAGE], seconds=LEASE) is None
 
 
+async def test_a_suspect_that_runs_or_has_ended_is_waited_for_no_more(bench: Bench) -> None:
+    await bench.accept(1)
+    await lose(bench, 1)
+    lease = await bench.suspect()
+
+    assert not await bench.queue.has_suspect([IMAGE])
+    await bench.queue.complete(lease, {})
+    assert not await bench.queue.has_suspect([IMAGE])
+
+
 async def test_the_most_urgent_suspect_is_next(bench: Bench) -> None:
     for number, priority in enumerate((3, 8, 5), start=1):
         await bench.accept(number, priority=priority)
