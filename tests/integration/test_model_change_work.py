@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from daemon.errors import OutOfMemoryError, PermanentError
+from daemon.errors import OutOfMemoryError, PermanentError, RetryableError
 from handlers.model_change import lease as model_lease
-from handlers.model_change import work
+from handlers.model_change import shadow, work
 from handlers.model_change.lease import LEASE_SECONDS, Lease
 from handlers.model_change.shadow import GROUP
 from handlers.qdrant.qdrant_edge import EdgeEngine
@@ -39,6 +39,35 @@ async def test_a_failed_picture_that_is_deleted_holds_up_the_change_no_longer(on
         await one.until_of("B")
 
     assert await one.active() == ("B", {1: "j"})
+
+
+async def test_what_fails_for_now_is_waited_for(one: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shadow, "TRIES", 10**9)
+    await one.job(1, "j")
+    one.embedder.errors[1] = RetryableError("slow", code="decode_timeout")
+    async with one.working():
+        await one.change.use(B)
+        await until(lambda: (one.change.stats() or {}).get("waits") == "media_store_error")
+        del one.embedder.errors[1]
+        await one.until_of("B")
+
+    assert await one.active() == ("B", {1: "j"})
+
+
+async def test_what_a_change_went_without_is_tried_again_by_the_next_one(one: Rig) -> None:
+    for number in (1, 2):
+        await one.job(number, "j")
+    one.embedder.errors[2] = PermanentError("gone", code="media_not_found")
+    async with one.working():
+        await one.change.use(B, allow_failed=1)
+        await one.until_of("B")
+        await one.change.rollback()
+        await one.until_of("A")
+        del one.embedder.errors[2]
+        await one.change.use(B)
+        await one.until_of("B")
+
+    assert await one.active() == ("B", {1: "j", 2: "j"})
 
 
 async def test_a_record_keeps_how_the_former_model_is_configured(one: Rig) -> None:
