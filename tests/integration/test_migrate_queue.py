@@ -80,6 +80,28 @@ async def test_everything_is_there_and_nothing_else(path: Path, cluster: Cluster
     assert moved.written >= sum(map(len, before.values()))
 
 
+async def test_a_role_that_does_not_wait_for_the_disk_is_overruled(
+    path: Path, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file is put away once the rows are there; they must be there for good."""
+    url = cluster.schema()
+    name = f"hasty_{schema_of(url)}"
+    cluster.psql(f"CREATE ROLE {name} LOGIN SUPERUSER")
+    cluster.psql(f"ALTER ROLE {name} SET synchronous_commit = off")
+    seen = []
+    copy = transfer_module._transfer
+
+    async def look_and_copy(file: Any, raw: Any, *arguments: Any) -> Any:
+        seen.append(await raw.fetchval("SHOW synchronous_commit"))
+        return await copy(file, raw, *arguments)
+
+    monkeypatch.setattr(transfer_module, "_transfer", look_and_copy)
+
+    await transfer(path, url.replace("//inferd@", f"//{name}@"))
+
+    assert seen == ["on"]
+
+
 async def test_a_daemon_goes_on_where_the_file_ended(path: Path, cluster: Cluster) -> None:
     url = cluster.schema()
     await transfer(path, url)

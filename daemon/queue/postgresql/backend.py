@@ -48,10 +48,6 @@ SERVER_SETTINGS = {
 }
 
 _NOW = "SELECT (extract(epoch FROM clock_timestamp()) * 1000)::float8"
-_SAFE_COMMITS = (
-    "SELECT set_config('synchronous_commit', 'on', false)"
-    " WHERE current_setting('synchronous_commit') = 'off'"
-)
 # By schema too: one database may hold several queues; `transfer` looks for it.
 _NAMED = "SELECT set_config('application_name', left('inferd ' || current_schema(), 63), false)"
 _TOUCH = "UPDATE schema_migrations SET name = name WHERE version = 1"
@@ -392,8 +388,7 @@ async def _transact(
 
 
 async def _prepare(raw: Any) -> None:
-    # A server or role that is set up so would break the promise of an acknowledgement.
-    await raw.execute(f"{_SAFE_COMMITS}; {_NAMED}")
+    await raw.execute(f"{schema.SAFE_COMMITS}; {_NAMED}")
 
 
 async def _touch(connection: PostgresConnection) -> None:

@@ -9,10 +9,15 @@ from daemon.queue.migration import Applied, Migration, check_ledger, released_mi
 
 log = logging.getLogger(__name__)
 
-OLDEST_MAJOR = 14
+OLDEST_MAJOR = 15
 """The oldest that PostgreSQL's own people still mend."""
 ENCODINGS = ("UTF8", "SQL_ASCII")
 """That take every text. Others refuse a letter, and with it all that came in the same commit."""
+SAFE_COMMITS = (
+    "SELECT set_config('synchronous_commit', 'on', false)"
+    " WHERE current_setting('synchronous_commit') = 'off'"
+)
+"""A server or role that is set up so would break the promise of an acknowledgement."""
 DIALECT = "postgresql"
 PATIENCE_SECONDS = 86_400.0
 """For a step, and for whoever is before us: the connection's own limit is meant for the verbs."""

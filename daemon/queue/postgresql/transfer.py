@@ -70,6 +70,7 @@ async def transfer(
             f"cannot open the queue {where}: {error}", code="queue_unusable"
         ) from error
     try:
+        await raw.execute(schema.SAFE_COMMITS)
         with _alone(path) as file:
             return await _transfer(file, raw, where, batch, told or (lambda _table, _rows: None))
     except (
