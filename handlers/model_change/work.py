@@ -73,7 +73,7 @@ class ChangeWork:
         self._lease: Lease | None = None
         self._failed = 0
         self._began_at: int | None = None
-        """Of the change whose progress is told."""
+        """Of the change that was worked on last; what is counted is of that one."""
         self._active: str | None = None
         """The collection that was active at the latest look."""
         self._alias_led_to: str | None = None
@@ -150,6 +150,9 @@ class ChangeWork:
             return False
         self._has_worked = True
         shadow = record.shadow
+        if shadow.since != self._began_at:
+            self._began_at = shadow.since
+            self._progress, self._tries, self._failed = Progress(), {}, 0
         lease = self._lease = self._lease or Lease(
             self._store.parts.engine,
             self._store.collection,
@@ -267,17 +270,17 @@ class ChangeWork:
         self._has_worked = time.monotonic() < self._freed_at + AFTER_SECONDS
 
     def _progress_of(self, record: Record, shadow: Part) -> JsonObject:
-        if shadow.since != self._began_at:
-            self._began_at = shadow.since
-            self._progress, self._tries, self._failed = Progress(), {}, 0
-        progress, waits = self._progress, self.waits
+        # Whoever tells of another change, read before or since, changes nothing of a pass's counts.
+        is_this = shadow.since == self._began_at
+        progress, failed = (self._progress, self._failed) if is_this else (Progress(), 0)
+        waits = self.waits
         return {
             "collection": self._store.collection,
             "from_model": record.active.named,
             "to_model": shadow.named,
             "done": progress.done,
             "total": progress.total,
-            "failed": self._failed,
+            "failed": failed,
             "allow_failed": shadow.allow_failed,
             "passes": progress.passes,
             "seconds_left": progress.seconds_left,

@@ -18,6 +18,7 @@ from handlers.image_store import QdrantImageStore
 from handlers.model_change import change, point_inventory, shadow
 from handlers.model_change import lease as model_lease
 from handlers.model_change.point_inventory import PointInventory
+from handlers.model_change.work import ChangeWork
 from handlers.qdrant.qdrant_edge import EdgeEngine
 from handlers.qdrant.qdrant_models import to_alias
 from handlers.qdrant.qdrant_server import ServerEngine
@@ -629,6 +630,46 @@ async def test_a_change_that_is_begun_anew_amid_the_last_look_is_not_done_by_tha
         await one.until_of("B")
 
     assert await one.active() == ("B", dict.fromkeys(range(3), "j"))
+
+
+async def test_who_tells_late_of_a_former_change_lets_no_failure_of_the_next_one_pass(
+    one: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in (1, 2):
+        await one.job(number, "j")
+    one.embedder.errors[2] = PermanentError("gone", code="media_not_found")
+    asked, answer, swapping = asyncio.Event(), asyncio.Event(), asyncio.Event()
+    collections, swap = one.store.parts.engine.collections, ChangeWork._swap
+
+    async def slow() -> Any:
+        found = await collections()
+        if not asked.is_set():
+            asked.set()
+            await answer.wait()
+        return found
+
+    async def noted(work: ChangeWork, *arguments: Any) -> bool:
+        swapping.set()
+        return await swap(work, *arguments)
+
+    monkeypatch.setattr(ChangeWork, "_swap", noted)
+    await one.change.use(B)
+    monkeypatch.setattr(one.store.parts.engine, "collections", slow)
+    telling = asyncio.create_task(one.change.told())
+    await asked.wait()
+    await one.change.abort()
+    await one.change.use(B)
+    async with one.working():
+        # As a way back has it while it loads a model.
+        async with one.change._work.turn:
+            async with asyncio.timeout(60):
+                await swapping.wait()
+            answer.set()
+            await telling
+        await until(lambda: (one.change.stats() or {"waits": "over"})["waits"])
+
+        assert (one.change.stats() or {}).get("waits") == "model_change_failures"
+        assert await one.is_of("A")
 
 
 async def test_a_way_back_needs_room_for_what_is_new_alone(
