@@ -205,7 +205,8 @@ async def read(reading: Awaitable[T]) -> T:
     try:
         return await reading
     except RetryableError as error:
-        if error.code not in PICTURES_FAULT:
+        # Where no decoder can be started it is no picture's.
+        if error.code not in PICTURES_FAULT or isinstance(error, DependencyDownError):
             raise
         raise PermanentError(error.message, code=error.code) from error
 

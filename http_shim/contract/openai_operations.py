@@ -48,7 +48,7 @@ OPENAI_OPERATIONS = (
                 404: ["model_not_found"],
                 429: ["busy"],
             },
-            {400: ["model_error", "decode_timeout", "decoder_crashed"]},
+            {400: ["model_error", "decode_timeout", "decoder_crashed"], 503: ["decoder_crashed"]},
         ),
         error_shape="openai",
     ),

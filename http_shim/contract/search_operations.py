@@ -160,7 +160,10 @@ SEARCH_OPERATIONS = (
         errors=(
             BODY_ERRORS,
             _ERRORS,
-            {422: [*_PICTURE_CODES, "model_error", "decode_timeout", "decoder_crashed"]},
+            {
+                422: [*_PICTURE_CODES, "model_error", "decode_timeout", "decoder_crashed"],
+                503: ["decoder_crashed"],
+            },
         ),
     ),
 )

@@ -319,6 +319,21 @@ async def test_a_picture_that_kills_its_decoder_is_422_and_the_next_is_answered(
     assert after.status == 200
 
 
+@pytest.mark.parametrize("path", [IMAGES, FACES])
+async def test_where_no_decoder_can_be_started_the_picture_may_be_asked_again(
+    world: World, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    search = world.handlers.search
+    parts = search._images if path == IMAGES else search._faces
+    assert parts is not None
+    async with Decoders(ImageSettings(decoders=1), command=("/nowhere/python",)) as absent:
+        monkeypatch.setattr(parts.handler, "_decoders", absent)
+        answer = await world.ask(path, encoded(two_people()))
+
+    assert (answer.status, answer.body["code"]) == (503, "decoder_crashed")
+    assert "Retry-After" in answer.headers
+
+
 # -- narrowed, and page by page -----------------------------------------------------------------
 
 
