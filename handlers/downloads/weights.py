@@ -51,8 +51,8 @@ _digests: dict[tuple[str, int, int], str] = {}
 def named_places(setting: str, models_dir: Path) -> list[Path]:
     """Return where a file that a setting names is looked for, in order."""
     named = Path(setting)
-    # There may be no such user.
-    with contextlib.suppress(RuntimeError):
+    # There may be no such user, and of some names there can be none.
+    with contextlib.suppress(RuntimeError, ValueError):
         named = named.expanduser()
     return [named, models_dir / named]
 

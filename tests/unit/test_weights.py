@@ -379,7 +379,9 @@ def test_a_folder_that_holds_something_else_is_left_alone(tmp_path: Path) -> Non
 # ---- names that cannot be
 
 
-@pytest.mark.parametrize("named", ["a" * 300 + ".onnx", "~nobody-of-this-name/x.onnx"])
+@pytest.mark.parametrize(
+    "named", ["a" * 300 + ".onnx", "~nobody-of-this-name/x.onnx", "~\0/x.onnx", "\0.onnx"]
+)
 def test_a_name_that_no_file_can_have_is_one_of_no_file(tmp_path: Path, named: str) -> None:
     """So is one in a folder that may not be entered, which raises the same."""
     assert asked_spec({"model": named}) == {"model": named}
