@@ -38,8 +38,12 @@ examples:
 """
 
 
-class _NoSuchProcessError(ConfigError):
-    """Nothing can be read of the process that was named."""
+class _ProcessError(ConfigError):
+    """Settings cannot be gone by as the process that was named does."""
+
+    def __init__(self, pid: int, why: str, mend: str) -> None:
+        super().__init__(f"--process {pid}: {why}")
+        self.mend = mend
 
 
 def main(argv: Sequence[str], *, prog: str) -> int:
@@ -56,8 +60,8 @@ def main(argv: Sequence[str], *, prog: str) -> int:
             facts = begin(settings, is_quick=arguments.quick)
         except ConfigError as error:
             mend = "set or unset the names above; docs/configuration.md has them all"
-            if isinstance(error, _NoSuchProcessError):
-                mend = "name a daemon of yours; `doctor` without it says which one listens here"
+            if isinstance(error, _ProcessError):
+                mend = error.mend
             report.add(fail("configuration", "config", error.message, mend))
             return report.end(EXIT_CONFIG)
         redact = FindingRedactor(settings)
@@ -94,14 +98,26 @@ def _stand_in_for(pid: int) -> None:
     """Go on with the environment and the folder that another process was started with.
 
     Raises:
-        _NoSuchProcessError: they cannot be read.
+        _ProcessError: they cannot be read, or the folder is gone.
     """
     try:
         environ, folder = environ_of(pid), folder_of(pid)
-        os.chdir(folder)
     except OSError as error:
         why = "there is none" if isinstance(error, FileNotFoundError) else error.strerror
-        raise _NoSuchProcessError(f"--process {pid}: its settings cannot be read: {why}") from error
+        raise _ProcessError(
+            pid,
+            f"its settings cannot be read: {why}",
+            "name a daemon of yours; `doctor` without it says which one listens here",
+        ) from error
+    try:
+        os.chdir(folder)
+    except OSError as error:
+        # As after an upgrade that put another folder in its place.
+        raise _ProcessError(
+            pid,
+            f"the folder that it works in cannot be entered: {folder}: {error.strerror}",
+            "restart it in a folder that stays",
+        ) from error
     os.environ.clear()
     os.environ.update(environ)
 

@@ -154,3 +154,20 @@ def test_doctor_goes_by_what_a_process_was_started_with(
         assert (found["code"], said[0] in found["found"]) == ("config", True)
         assert said[1] in found["mend"]
     assert Path.cwd() == tmp_path
+
+
+def test_a_daemon_whose_folder_is_gone_is_not_said_to_be(
+    start: Callable[..., tuple[int, int]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    # As where an upgrade removed the former version's folder under it.
+    pid, _ = start()
+    tmp_path.rmdir()
+
+    assert doctor.main(["--process", str(pid), "--json"], prog="doctor") == 78
+
+    (found,) = json.loads(capsys.readouterr().out)["findings"]
+    said = f"--process {pid}: the folder that it works in cannot be entered: {tmp_path}"
+    assert found["found"].startswith(said)
+    assert "restart it" in found["mend"]
