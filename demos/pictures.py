@@ -162,7 +162,8 @@ def _stay(stack: Stack) -> None:
     if stack.http_port != DOCUMENTED_PORTS[-1]:
         where = f"INFERD_CLIENT__INFERENCE_URL={stack.inferd_url} "
     command = Path(sys.executable).with_name("inferd")
-    typed = command if command.is_file() else f"{sys.executable} -m daemon"
+    words = [str(command)] if command.is_file() else [sys.executable, "-m", "daemon"]
+    typed = shlex.join(words)
     print(f"\n   look and search   {stack.inferd_url}/")
     print(f'   or type           {where}{typed} search --text "a dog"')
     print(f"   a picture by id   {stack.media_store_url}/entity/ID/file")

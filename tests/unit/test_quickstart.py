@@ -2,6 +2,8 @@
 
 import errno
 import os
+import shlex
+import sys
 import tempfile
 from pathlib import Path
 
@@ -30,6 +32,31 @@ def test_a_second_demo_beside_the_first_says_how_commands_find_it(
         "export INFERD_MQTT__URL=mqtt://127.0.0.1:11 INFERD_MEDIA_STORE__URL=http://127.0.0.1:12"
         " INFERD_HTTP__PORT=13\n"
     ) in told
+
+
+@pytest.mark.parametrize("is_installed", [True, False])
+def test_what_is_to_be_typed_is_a_command_wherever_inferd_lies(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    is_installed: bool,
+) -> None:
+    tools = tmp_path / "my tools"
+    tools.mkdir()
+    if is_installed:
+        (tools / "inferd").touch()
+    monkeypatch.setattr(sys, "executable", str(tools / "python"))
+    monkeypatch.setattr("demos.stack.time.sleep", ended)
+    stack = Stack(tmp_path / "my pictures", {}, ports=[11, 12, 8001])
+
+    with pytest.raises(KeyboardInterrupt):
+        pictures._stay(stack)
+
+    told = dict(line.strip().split("   ", 1) for line in capsys.readouterr().out.splitlines()[1:-1])
+    inferd = [str(tools / "inferd")] if is_installed else [str(tools / "python"), "-m", "daemon"]
+    data = f"INFERD_DATA_DIR={tmp_path / 'my pictures' / 'data'}"
+    assert shlex.split(told["back it up"]) == [data, *inferd, "backup", "~"]
+    assert shlex.split(told["or type"]) == [*inferd, "search", "--text", "a dog"]
 
 
 def test_a_demo_goes_on_where_its_picture_cannot_be_written(
