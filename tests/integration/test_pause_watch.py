@@ -135,6 +135,7 @@ async def test_the_end_of_a_pause_is_waited_for_and_not_polled(
 
     monkeypatch.setattr(bench.queue.pauses.changed, "wait", note)
     async with running(watch_of(bench, Link(), poll_seconds=30)):
+        await until(lambda: len(waits) == 1)
         for number, end in enumerate((10, 100, 0.001)):
             await bench.queue.pauses.pause(IMAGE, seconds=end)
             await until(lambda number=number: len(waits) == number + 2)  # type: ignore[misc]

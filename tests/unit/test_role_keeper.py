@@ -20,11 +20,9 @@ class Link:
     async def wait_up(self) -> None:
         """Be there."""
 
-    async def drain(self) -> None:
-        """Take nothing more."""
-
-    async def settle(self) -> None:
-        """Have nothing left."""
+    async def finish(self, _timeout_seconds: float) -> bool:
+        """Take nothing more, and have nothing left."""
+        return True
 
 
 class Roles:
