@@ -51,9 +51,13 @@ class Made:
         self.folder = folder
         self.port, self.tls_port = free_port(), free_port()
         config = (folder / "mosquitto.conf").read_text()
+        # mosquitto opens its listeners one after the other.
+        self._ports = [self.port]
         assert config.count("\nlistener 1883 127.0.0.1\n") == 1
         config = config.replace("listener 1883 ", f"listener {self.port} ")
-        config = config.replace("\nlistener 8883\n", f"\nlistener {self.tls_port} 127.0.0.1\n")
+        if "\nlistener 8883\n" in config:
+            config = config.replace("\nlistener 8883\n", f"\nlistener {self.tls_port} 127.0.0.1\n")
+            self._ports.append(self.tls_port)
         path = folder / "test.conf"
         path.write_text(config)
         with (folder / "log").open("wb") as log:
@@ -62,10 +66,7 @@ class Made:
     def wait(self) -> None:
         ends_at = time.monotonic() + DEADLINE
         while self._process.poll() is None and time.monotonic() < ends_at:
-            with (
-                contextlib.suppress(OSError),
-                socket.create_connection(("127.0.0.1", self.port), 1),
-            ):
+            if all(map(_is_open, self._ports)):
                 return
             time.sleep(0.01)
         pytest.fail(f"the broker does not start: {(self.folder / 'log').read_text()}")
@@ -92,6 +93,12 @@ class Made:
             }
         )
         return MqttLink(settings, subscriptions=[topics.REQUEST_FILTER], on_request=store_nothing)
+
+
+def _is_open(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+        return True
+    return False
 
 
 async def store_nothing(_request: MqttRequest) -> None:
@@ -261,8 +268,7 @@ async def test_a_server_of_another_name_is_refused(other: Path) -> None:
     with started(other) as broker:
         link = broker.link("localhost", other / "certs" / "ca.crt")
         async with running(link):
-            await until(lambda: link.last_error is not None)
-            assert "Hostname mismatch" in str(link.last_error)
+            await until(lambda: "Hostname mismatch" in str(link.last_error))
             assert "localhost" in str(link.last_error)
             assert link.connects == 0
 
@@ -279,7 +285,7 @@ async def test_plain_text_does_not_speak_to_the_tls_listener(made: Made) -> None
         on_request=store_nothing,
     )
     async with running(plain), running(link):
-        await until(lambda: plain.last_error is not None and link.is_up)
+        await until(lambda: "connection was lost" in str(plain.last_error) and link.is_up)
         assert plain.connects == 0
 
 
