@@ -7,6 +7,7 @@
     http_doors, health_checks, readings   app's: REST and the other APIs; what health looks at;
                                           what the metrics read of all parts
     intake       what came -> a job in the queue        outbox  events -> broker, until confirmed
+    hang_ups     which event a broker hangs up on
     worker/      leases jobs, has them handled, delivers and settles
     queue/       the jobs, their verbs, SQLite and PostgreSQL under them
     mqtt/        the link to the broker, and what is said on it besides jobs

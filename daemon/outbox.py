@@ -1,7 +1,6 @@
 """The relay: takes events from the outbox, publishes them, and ticks off what was confirmed."""
 
 import asyncio
-import json
 import logging
 from collections.abc import Sequence
 from typing import Protocol
@@ -9,6 +8,7 @@ from typing import Protocol
 from daemon.bell import Bell
 from daemon.errors import PublishError, StorageError
 from daemon.events import Message
+from daemon.hang_ups import HangUps, job_id, without_result
 from daemon.jobs import Clock, dump_json
 from daemon.metrics import Metrics
 from daemon.queue.backend import Connection, QueueBackend, Row
@@ -17,14 +17,10 @@ from daemon.worker.retry import backoff_ms
 
 log = logging.getLogger(__name__)
 
-BATCH = 256
 POLL_SECONDS = 1.0
 LOOK_MS = 500
 """How often refused events are looked for whose next try has come."""
 REFUSED_MAX_SECONDS = 300
-LOST_ALONE = 3
-"""How often an event may be lost with its connection, sent alone, before it is to blame: it loses
-its result then, and without one it has to wait."""
 
 
 class Publisher(Protocol):
@@ -64,11 +60,10 @@ class Outbox:
         self._clock = clock
         self._metrics = metrics or Metrics()
         self._relaying = asyncio.Lock()
-        self._at_once = BATCH
+        self._hang_ups = HangUps(clock)
         self._is_drained = False
         """The latest batch took all that there was."""
         self._looked_at = 0
-        self._lost_alone: dict[int, int] = {}
 
     async def run(self) -> None:
         """Relay until cancelled."""
@@ -103,8 +98,9 @@ class Outbox:
 
     async def _relay(self) -> int:
         await self._promote()
-        rows = await self._database.read(NEXT, (self._owner, 0, self._at_once))
-        self._is_drained = len(rows) < self._at_once
+        at_once = self._hang_ups.at_once
+        rows = await self._database.read(NEXT, (self._owner, 0, at_once))
+        self._is_drained = len(rows) < at_once
         if not rows:
             return 0
         was_up = self._publisher.is_up
@@ -123,15 +119,14 @@ class Outbox:
             if code > 0
         ]
         shortened: list[tuple[str, int, int]] = []
-        suspect = self._suspect(rows, outcomes, was_up=was_up)
-        if suspect is not None and self._is_poison(suspect):
-            shorter = _without_result(suspect["payload"])
-            if shorter != suspect["payload"]:
-                # A 3.1.1 broker does not say how much it takes: it hangs up on what is too large.
-                shortened = [(shorter, suspect["id"], suspect["created_at"])]
+        blamed = self._hang_ups.judge(rows, outcomes, was_up=was_up)
+        if blamed is not None:
+            shorter = self._hang_ups.shorten(blamed)
+            if shorter is not None:
+                shortened = [(shorter, blamed["id"], blamed["created_at"])]
             else:
-                run_at = self._clock() + _delay_ms(suspect["attempt"])
-                refused = [[suspect["id"], run_at, suspect["created_at"]]]
+                run_at = self._clock() + _delay_ms(blamed["attempt"])
+                refused = [[blamed["id"], run_at, blamed["created_at"]]]
 
         async def settle(connection: Connection) -> None:
             if confirmed:
@@ -144,33 +139,6 @@ class Outbox:
         if confirmed or refused or shortened:
             await self._database.write(settle)
         return len(confirmed)
-
-    def _suspect(self, rows: list[Row], outcomes: list[int], *, was_up: bool) -> Row | None:
-        """Return the event that was lost alone with its connection, if one was.
-
-        Where a whole batch is lost so, its first half goes alone, down to a single event; a broker
-        that hangs up on one thus holds up the others for a few connections.
-        """
-        if outcomes.count(-1) < len(rows):
-            self._at_once = min(BATCH, 2 * self._at_once)
-            self._lost_alone.clear()
-            return None
-        if not was_up:
-            return None
-        self._at_once = max(1, len(rows) // 2)
-        return rows[0] if len(rows) == 1 else None
-
-    def _is_poison(self, row: Row) -> bool:
-        """Whether an event was lost alone so often that the broker must be hanging up on it."""
-        self._lost_alone = {row["id"]: self._lost_alone.get(row["id"], 0) + 1}
-        if self._lost_alone[row["id"]] < LOST_ALONE:
-            return False
-        log.error(
-            "the broker hangs up on an event",
-            extra={"topic": row["topic"], "job_id": _job_id(row["payload"])},
-        )
-        self._lost_alone.clear()
-        return True
 
     async def _promote(self) -> None:
         now = self._clock()
@@ -186,10 +154,12 @@ class Outbox:
 
     async def _publish(self, rows: list[Row]) -> list[int]:
         """Return for each 0 for confirmed, 1 for refused, -1 for not sent."""
-        found = await self._publisher.publish_all([_message(row, row["payload"]) for row in rows])
+        found = await self._publisher.publish_all(
+            [_message(row, self._hang_ups.fitting(row["payload"])) for row in rows]
+        )
         large = [place for place, each in enumerate(found) if _is_too_large(each)]
         if large:
-            shorter = [_message(rows[i], _without_result(rows[i]["payload"])) for i in large]
+            shorter = [_message(rows[i], without_result(rows[i]["payload"])) for i in large]
             for place, outcome in zip(
                 large, await self._publisher.publish_all(shorter), strict=True
             ):
@@ -213,24 +183,10 @@ def _fate(row: Row, outcome: int | PublishError) -> int:
     log.error(
         "an event was not taken: %s",
         outcome.message,
-        extra={"topic": row["topic"], "job_id": _job_id(row["payload"])},
+        extra={"topic": row["topic"], "job_id": job_id(row["payload"])},
     )
     return 1
 
 
 def _delay_ms(attempt: int) -> int:
     return backoff_ms(attempt + 1, first_seconds=5, most_seconds=REFUSED_MAX_SECONDS)
-
-
-def _job_id(payload: str) -> str | None:
-    event = json.loads(payload)
-    return event.get("job_id") if isinstance(event, dict) else None
-
-
-def _without_result(payload: str) -> str:
-    """Return an event whose result the client must ask for, since the broker takes no more."""
-    event = json.loads(payload)
-    if isinstance(event.get("data"), dict) and event["data"].get("result") is not None:
-        event["data"]["result"] = None
-        event["result_truncated"] = True
-    return dump_json(event)

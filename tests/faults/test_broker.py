@@ -121,7 +121,7 @@ def test_a_session_that_the_broker_forgot_costs_nothing_that_was_accepted(
     check_all(tmp_path / "data", asker.promises, asker.client.received, lossy=True)
 
 
-@pytest.mark.parametrize("version", ["5", pytest.param("3.1.1", marks=pytest.mark.long)])
+@pytest.mark.parametrize("version", ["5", "3.1.1"])
 def test_an_event_larger_than_the_broker_takes_comes_without_its_result(
     tmp_path: Path, media_store: MediaStore, version: Version
 ) -> None:

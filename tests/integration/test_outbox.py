@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 
+from daemon import hang_ups
 from daemon import outbox as relaying
 from daemon.errors import PublishError, StorageError
 from daemon.events import Message
+from daemon.hang_ups import BATCH, LEARNED_MS, LOST_ALONE
 from daemon.mqtt.sender import TooLargeError
-from daemon.outbox import BATCH, LOOK_MS, Outbox
+from daemon.outbox import LOOK_MS, Outbox
 from daemon.queue.outbox_statements import NEXT
 from tests.queue_bench import DEADLINE, Bench, open_bench, until
 
@@ -303,7 +305,7 @@ async def test_a_new_event_wakes_the_relay(bench: Bench, link: Link, outbox: Out
 @pytest.fixture
 def reads(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What the relay reads, by batches of two; without a ring it waits for an hour."""
-    monkeypatch.setattr(relaying, "BATCH", 2)
+    monkeypatch.setattr(hang_ups, "BATCH", 2)
     monkeypatch.setattr(relaying, "POLL_SECONDS", 3600)
     found: list[str] = []
     read = bench.database.read
@@ -477,13 +479,15 @@ async def test_an_event_the_broker_hangs_up_on_does_not_hold_up_the_others(bench
     assert [row.topic for row in await bench.told()] == ["poison"]
 
 
+@dataclass
 class Narrow(Link):
     """A 3.1.1 broker: it tells nobody what it takes, and hangs up on what is too large."""
 
-    hung_up = False
+    hung_up: bool = False
+    most: int = 200
 
     async def publish(self, topic: str, payload: str, correlation_data: str | None) -> int:
-        self.hung_up = self.hung_up or len(payload) > 200
+        self.hung_up = self.hung_up or len(payload) > self.most
         if self.hung_up:
             raise NOT_SENT
         return await super().publish(topic, payload, correlation_data)
@@ -533,7 +537,82 @@ async def test_many_events_wait_only_a_few_connections_for_one_the_broker_hangs_
         lost += link.hung_up
 
     assert link.topics == good
-    assert lost < 20
+    assert lost == 1 + LOST_ALONE
+
+
+def event_of(size: int) -> str:
+    """Return an event with a result of so many characters."""
+    return json.dumps({"job_id": "j", "data": {"result": "x" * size, "status": "completed"}})
+
+
+async def connect_until_sent(bench: Bench, outbox: Outbox, link: Narrow) -> int:
+    """Relay until all is sent, over a new connection where one is lost; return how many were."""
+    lost = 0
+    while not await is_empty(bench):
+        link.hung_up = False
+        await outbox.relay()
+        lost += link.hung_up
+    return lost
+
+
+def results(link: Link) -> list[int | None]:
+    """Return the size of each result that the broker took."""
+    found = [json.loads(sent)["data"]["result"] for _, sent, _ in link.took]
+    return [None if result is None else len(result) for result in found]
+
+
+async def test_what_one_large_event_cost_no_other_costs_again(bench: Bench) -> None:
+    # Each took the connection down several times, and all others with it.
+    link = Narrow()
+    outbox = Outbox(bench.database, link, bench.queue.message_ready, owner=OWNER, clock=bench.clock)
+    await tell(bench, "one", payload=event_of(500))
+    assert await connect_until_sent(bench, outbox, link) == LOST_ALONE
+
+    for size in (500, 100, 501):
+        await tell(bench, "more", payload=event_of(size))
+    assert await connect_until_sent(bench, outbox, link) == 0
+    assert results(link) == [None, None, 100, None]
+
+    # Smaller, and too large all the same.
+    await tell(bench, "smaller", payload=event_of(400))
+    assert await connect_until_sent(bench, outbox, link) == LOST_ALONE
+    await tell(bench, "smaller", payload=event_of(400))
+    assert await connect_until_sent(bench, outbox, link) == 0
+
+
+async def test_what_is_known_of_a_brokers_size_is_tried_again_after_an_hour(bench: Bench) -> None:
+    link = Narrow()
+    outbox = Outbox(bench.database, link, bench.queue.message_ready, owner=OWNER, clock=bench.clock)
+    await tell(bench, "one", payload=event_of(500))
+    await connect_until_sent(bench, outbox, link)
+    link.most = 1000
+
+    bench.clock.now += LEARNED_MS - 1
+    await tell(bench, "early", payload=event_of(500))
+    await connect_until_sent(bench, outbox, link)
+    bench.clock.now += 1
+    await tell(bench, "late", payload=event_of(500))
+    await connect_until_sent(bench, outbox, link)
+
+    assert results(link) == [None, None, 500]
+
+
+async def test_a_size_that_was_taken_before_is_not_what_a_connection_was_lost_for(
+    bench: Bench,
+) -> None:
+    link = Narrow(most=1000)
+    outbox = Outbox(bench.database, link, bench.queue.message_ready, owner=OWNER, clock=bench.clock)
+    await tell(bench, "large", payload=event_of(500))
+    await connect_until_sent(bench, outbox, link)
+    await tell(bench, "unlucky", payload=event_of(400))
+    for _ in range(LOST_ALONE):
+        link.hung_up = True
+        await outbox.relay()
+
+    await tell(bench, "next", payload=event_of(450))
+    await connect_until_sent(bench, outbox, link)
+
+    assert results(link) == [500, None, 450]
 
 
 async def test_a_broker_that_is_away_makes_nothing_poison(bench: Bench) -> None:

@@ -64,6 +64,7 @@ LAYERS = (
         "daemon.worker.metered_handler",
         "daemon.upkeep.pruning",
         "daemon.worker.running_jobs",
+        "daemon.hang_ups",
     },
     {"daemon.worker.delivery"},
     {"daemon.worker.watchdog"},
