@@ -17,6 +17,7 @@ from tests.faults.invariants import check_events, check_points, check_rows
 from tests.faults.qdrant import Qdrant
 from tests.faults.rig import Asker, FaultyDaemon, picture
 from tests.faults.test_qdrant import is_upsert
+from tests.waiting import wait_until
 
 
 @contextmanager
@@ -67,6 +68,12 @@ def stand_still(daemon: FaultyDaemon, file: Path) -> None:
             return
         finally:
             other.close()
+
+
+def is_stopped(daemon: FaultyDaemon) -> bool:
+    """Whether it stands still; it must be a child of ours."""
+    found = os.waitid(os.P_PID, daemon.pid, os.WSTOPPED | os.WNOWAIT | os.WNOHANG)
+    return found is not None
 
 
 def server(between: Interposer) -> dict[str, str]:
@@ -171,6 +178,10 @@ def test_a_daemon_that_stands_still_while_it_holds_the_files_lock_is_waited_for(
             two.start()
             (tmp_path / "stop").touch()
             asker.ask_all(range(1, 8))
+            wait_until(lambda: is_stopped(one))
+            # The requests above may all be the other's: it took part in intake first.
+            status, refused = two.request("POST", "/job/image_embedding", {"media_store_id": 8})
+            assert (status, refused["code"]) == (503, "storage")
             report = two.wait_for_health(lambda report: not report["checks"]["database"]["ok"])
             assert "locked" in report["checks"]["database"]["message"]
             time.sleep(5)  # more than twice as long as a lease
