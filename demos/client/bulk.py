@@ -76,7 +76,7 @@ class Bulk(Generic[T]):
         wait: until the jobs end; else until they are accepted.
         timeout: seconds a request may be without an answer; a full queue is an answer.
         max_bytes: most bytes of a message; less is used once a daemon says that it takes less.
-        on_hold: told a sentence when the daemon's queue is full.
+        on_hold: told a sentence when the daemon's queue is full, and when nothing answers.
     """
 
     def __init__(
@@ -115,7 +115,9 @@ class Bulk(Generic[T]):
         self._down_since: float | None = self._began
         self._trouble = NO_ANSWER
         self._refusal: str | None = None
-        self._was_heard = self._is_fed = self._is_closed = self._is_holding = False
+        self._was_heard = self._is_fed = self._is_closed = False
+        self._is_holding = False
+        self._quiet: str | None = None
         self._link = connect(
             on_message=self._message,
             on_heard=self._heard,
@@ -208,6 +210,7 @@ class Bulk(Generic[T]):
                     # Looks at each request: too much work to be done at every turn.
                     looks_at = now + TICK_SECONDS
                     self._give_up(now)
+                    self._tell_quiet(now)
                     if is_heard:
                         found += self._ledger.take_repeats(now)
                     if self._is_stuck(now):
@@ -236,6 +239,19 @@ class Bulk(Generic[T]):
                 self._settle(entry, UnreachableError(self._refusal or self._trouble))
         for entry in self._ledger.overdue(now):
             self._settle(entry, self._no_answer(entry))
+
+    def _tell_quiet(self, now: float) -> None:
+        """Say so once where nothing answers; called with the lock."""
+        since, quiet = now - QUIET_SECONDS, None
+        if self._down_since is not None:
+            if self._was_heard and self._ledger and self._down_since < since:
+                quiet = f"the broker is away ({self._trouble})"
+        elif self._ledger.is_silent(since):
+            quiet = "no daemon answers, though the broker does"
+        if quiet not in {None, self._quiet}:
+            how = "asking over REST too" if self._has_rest else "asking again"
+            self._on_hold(f"{quiet}; {how}, for up to {self._timeout:g} s a request")
+        self._quiet = quiet
 
     def _no_answer(self, entry: Entry[T]) -> NoAnswerError:
         if entry.submitted is not None:
