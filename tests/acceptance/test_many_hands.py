@@ -3,7 +3,16 @@
 from pathlib import Path
 
 from tests.acceptance.conftest import PICTURE
-from tests.acceptance.rig import Daemon, MediaStore, answer, ask, event_of, events, finished
+from tests.acceptance.rig import (
+    Daemon,
+    Held,
+    MediaStore,
+    answer,
+    ask,
+    event_of,
+    events,
+    finished,
+)
 from tests.broker import Broker, Client
 
 
@@ -67,9 +76,13 @@ def test_two_daemons_on_one_queue_do_each_job_once(
         Daemon(folders[1], broker, media_store, INFERD_MQTT__CLIENT_ID="two", **shared),
     ):
         asked = []
+        held = Held(answer(200, portrait, "image/png"))
         for media_id in range(100, 130):
-            media_store.put(media_id, portrait, "image/png")
+            media_store.behaviours[media_id] = held
             asked.append(ask(client, media_id))
+        # Neither has done all before the other one began.
+        media_store.wait_until(lambda: len(media_store.fetched) >= 4)
+        held.release()
 
         workers = {finished(client, each)["worker_id"] for each in asked}
 

@@ -11,7 +11,7 @@ import pytest
 
 from daemon.queue.migration import released_migrations
 from tests.acceptance.conftest import PICTURE
-from tests.acceptance.rig import ROOT, Daemon, MediaStore, ask, events, finished
+from tests.acceptance.rig import ROOT, Asked, Daemon, Held, MediaStore, ask, events, finished
 from tests.broker import Broker, Client
 
 OLDER = "76022dccf685fd66f2eccdbfcfb8c9fcebd41a9c"
@@ -51,6 +51,17 @@ def older(tmp_path: Path) -> Path:
     return tree
 
 
+def asked_of_both(client: Client, media_store: MediaStore, media_ids: range) -> list[Asked]:
+    """Ask for pictures that come only once two daemons, each with room for two, have begun."""
+    held = Held(media_store.behaviours[PICTURE])
+    before = len(media_store.fetched)
+    media_store.behaviours.update(dict.fromkeys(media_ids, held))
+    asked = [ask(client, media_id) for media_id in media_ids]
+    media_store.wait_until(lambda: len(media_store.fetched) >= before + 4)
+    held.release()
+    return asked
+
+
 def test_an_older_daemon_goes_on_while_a_newer_one_joins_and_takes_over(
     tmp_path: Path,
     older: Path,
@@ -75,7 +86,7 @@ def test_an_older_daemon_goes_on_while_a_newer_one_joins_and_takes_over(
         assert {finished(client, each)["worker_id"] for each in first} == {"one"}
         # It changes the schema under the older one's feet.
         with after:
-            both = [ask(client, media_id) for media_id in range(110, 140)]
+            both = asked_of_both(client, media_store, range(110, 140))
             ended = [finished(client, each) for each in both]
             assert {each["status"] for each in ended} == {"completed"}
             assert {each["worker_id"] for each in ended} == {"one", "two"}
@@ -126,7 +137,7 @@ def test_an_older_daemon_starts_again_on_a_newer_schema_that_allows_for_it(
         before.start()
         warned = [line["message"] for line in before.log() if line["level"] == "warning"]
         assert any("and may still serve it" in each for each in warned)
-        both = [ask(client, media_id) for media_id in range(100, 130)]
+        both = asked_of_both(client, media_store, range(100, 130))
         ended = [finished(client, each) for each in both]
         assert {each["status"] for each in ended} == {"completed"}
         assert {each["worker_id"] for each in ended} == {"one", "two"}
