@@ -30,7 +30,7 @@ def test_a_running_and_a_waiting_job_are_cancelled(tmp_path: Path) -> None:
             assert event["status"] == "error"
             assert event["data"]["error_message"].startswith("cancelled: ")
             assert daemon.job(asked.job_id)["status"] == "error"
-        event_of(client, running, "failed")
+            event_of(client, asked, "failed")
         assert events(client, waiting) == ["accepted", "completed", "failed"]
         assert events(client, running) == ["accepted", "started", "completed", "failed"]
 
