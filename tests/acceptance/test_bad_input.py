@@ -15,6 +15,7 @@ from PIL import Image
 
 from tests.acceptance.conftest import PICTURE
 from tests.acceptance.rig import (
+    Asked,
     Behaviour,
     Daemon,
     Held,
@@ -26,6 +27,7 @@ from tests.acceptance.rig import (
     finished,
 )
 from tests.broker import Broker, Client
+from tests.ports import free_port
 
 JOB_ID = "6f1c1c7e-8f3a-4a4e-9d58-0d1e6a1f0c55"
 
@@ -44,8 +46,6 @@ def world(
             folder,
             broker,
             media_store,
-            INFERD_MEDIA_STORE__READ_TIMEOUT_SECONDS="0.5",
-            INFERD_MEDIA_STORE__TOTAL_TIMEOUT_SECONDS="2",
             INFERD_MEDIA_STORE__MAX_BYTES="2000000",
             INFERD_MQTT__MAX_REQUEST_BYTES="1048576",
         ) as daemon,
@@ -212,7 +212,6 @@ ENDS_IN_ERROR: dict[str, tuple[Callable[[], Behaviour], str]] = {
     ),
     "truncated JPEG": (lambda: answer(200, _truncated_jpeg()), "decode_error"),
     "decompression bomb": (lambda: answer(200, _png_bomb(), "image/png"), "too_many_pixels"),
-    "silence": (lambda: Held(answer(200, b"late")), "media_store_timeout"),
 }
 
 
@@ -223,14 +222,25 @@ def test_a_bad_picture_or_media_store_ends_in_a_named_error(
     client, daemon, media_store = world
     make, code = ENDS_IN_ERROR[case]
     media_id = 1000 + list(ENDS_IN_ERROR).index(case)
-    behaviour = make()
-    media_store.behaviours[media_id] = behaviour
+    media_store.behaviours[media_id] = make()
 
-    asked = ask(client, media_id)
+    ends_in(client, daemon, ask(client, media_id), code)
+
+
+def test_a_media_store_that_falls_silent_ends_in_a_named_error(
+    tmp_path: Path, broker: Broker, client: Client, media_store: MediaStore
+) -> None:
+    # A daemon of its own: a slow machine is silent for so long, too.
+    silence = {"INFERD_MEDIA_STORE__READ_TIMEOUT_SECONDS": "0.2"}
+    media_store.behaviours[2] = held = Held(answer(200, b"late"))
+    with Daemon(tmp_path, broker, media_store, **silence) as daemon:
+        ends_in(client, daemon, ask(client, 2), "media_store_timeout")
+        held.release()
+
+
+def ends_in(client: Client, daemon: Daemon, asked: Asked, code: str) -> None:
     event = finished(client, asked)
     failed = event_of(client, asked, "failed").json()
-    if isinstance(behaviour, Held):
-        behaviour.release()
 
     assert event["status"] == "error"
     assert event["data"]["error_message"].startswith(f"{code}: ")
@@ -258,11 +268,13 @@ def test_good_pictures_among_bad_ones_are_all_right(
 
 
 def test_a_media_store_that_is_down_is_waited_for_and_then_named(
-    tmp_path: Path, broker: Broker, client: Client
+    tmp_path: Path, broker: Broker, client: Client, media_store: MediaStore
 ) -> None:
-    with MediaStore() as store:
-        store.put(PICTURE, b"never fetched")
-    with Daemon(tmp_path, broker, store, INFERD_QUEUE__DEPENDENCY_WAIT_SECONDS="1") as daemon:
+    away = {
+        "INFERD_MEDIA_STORE__URL": f"http://127.0.0.1:{free_port()}",
+        "INFERD_QUEUE__DEPENDENCY_WAIT_SECONDS": "1",
+    }
+    with Daemon(tmp_path, broker, media_store, **away) as daemon:
         asked = ask(client, PICTURE)
 
         event = finished(client, asked)
