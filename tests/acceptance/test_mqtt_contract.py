@@ -15,6 +15,7 @@ from demos.client import InferdClient
 from tests.acceptance.rig import Asked, Daemon, Held, MediaStore, answer, ask, event_of, finished
 from tests.broker import Broker, Client, Message
 from tests.documents import Mqtt
+from tests.waiting import wait_until
 
 GOOD, MISSING, HELD, WAITING, UNDELIVERABLE = 1, 2, 3, 4, 5
 FLOOD = range(100, 140)
@@ -186,6 +187,8 @@ class Life:
         body = {"requests": [{"media_store_id": number} for number in FLOOD]}
         self.client.publish("inference/request/face_detection", body)
         self.wait_for_letter("face_detection", "queue_full")
+        # What comes next has room.
+        wait_until(lambda: not self.daemon.request("GET", "/queue")[1]["pending"])
 
     def undelivered_faces(self) -> None:
         """Let the media store refuse results until the job gave up, and then take them."""
@@ -224,7 +227,10 @@ class Life:
         with Client(self.broker.port) as late:
             late.subscribe("homeassistant/#")
             late.subscribe("inference/#")
-            late.wait_for(lambda message: message.topic.endswith("/stats"))
+            late.subscribe("end")
+            late.publish("end")
+            # What is retained comes before it.
+            late.wait_for(lambda message: message.topic == "end")
             self.found.retained = [each for each in late.received if each.is_retained]
         assert self.daemon.terminate() == 0
         self.wait_for_state("offline", "shutdown")
