@@ -285,7 +285,7 @@ def test_no_way_to_the_daemon_is_exit_code_3_and_the_rest_is_not_tried(
 
     ran = submit(
         environ, *map(str, range(50)), "--broker", f"mqtt://{closed}", "--in-flight", "2",
-        "--timeout", "1",
+        "--timeout", "2",
     )  # fmt: skip
 
     assert ran.code == 3
@@ -311,7 +311,7 @@ def test_a_media_store_that_is_away_is_exit_code_3(
 def test_no_daemon_behind_the_broker_is_exit_code_4(world: World, tmp_path: Path) -> None:
     with Broker(tmp_path) as empty:
         environ = world.environ | {"INFERD_MQTT__URL": empty.url, "INFERD_HTTP__PORT": "0"}
-        ran = submit(environ, "1", "2", "--timeout", "1")
+        ran = submit(environ, "1", "2", "--timeout", "2")
 
     assert ran.code == 4
     assert [line["status"] for line in ran.lines] == ["no_answer"] * 2
