@@ -30,11 +30,13 @@ def test_all_events_of_a_batch_reach_the_response_topic(tmp_path: Path) -> None:
             correlation_data=SECRET,
         )
 
-        def is_last(message: Message) -> bool:
-            return message.topic == REPLY and message.json()["event"] == "job_failed"
+        def is_copy(message: Message, event: str) -> bool:
+            return message.topic == REPLY and message.json()["event"] == event
 
-        client.wait_for(is_last, 60)
-        client.wait_for(lambda message: message.topic == f"inference/job/{ids[1]}/rejected")
+        client.wait_for(lambda message: is_copy(message, "job_failed"), 60)
+        client.wait_for(lambda message: is_copy(message, "job_rejected"))
+        for topic in (f"inference/job/{ids[0]}/failed", f"inference/job/{ids[1]}/rejected"):
+            client.wait_for(lambda message, topic=topic: message.topic == topic)  # type: ignore[misc]
         copies = [each for each in client.received if each.topic == REPLY]
         originals = {each.payload for each in client.received if each.topic != REPLY}
 
