@@ -148,10 +148,12 @@ class Daemon:
         """Return the first log line that fits, from line number `after` on."""
         deadline = time.monotonic() + START_SECONDS
         while time.monotonic() < deadline:
+            # Asked before the log is read: its last line may be the one.
+            has_ended = self._process is not None and self._process.poll() is not None
             for line in self.log()[after:]:
                 if predicate(line):
                     return line
-            assert self._process is None or self._process.poll() is None, self.text()
+            assert not has_ended, self.text()
             time.sleep(0.02)
         raise AssertionError(f"no such log line:\n{self.text()}")
 
