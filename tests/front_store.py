@@ -21,11 +21,11 @@ class FrontStore(ThreadedServer):
         class Handler(QuietHandler, http.server.BaseHTTPRequestHandler):
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
-                names = re.findall(rb'name="(\w+)"; filename=', body)
-                front.fields.append(names[0].decode())
+                field = re.findall(rb'name="(\w+)"; filename=', body)[0].decode()
+                front.fields.append(field)
                 front.bodies.append(body)
                 front.tokens.append(self.headers["Authorization"])
-                status, told = answer(front.fields[-1])
+                status, told = answer(field)
                 self.answer(status, json.dumps(told).encode())
 
         super().__init__(Handler)
