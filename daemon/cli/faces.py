@@ -16,7 +16,8 @@ from demos.client.terminal import print_out
 
 _EPILOG = """\
 By the newest result of face_embedding, else of face_detection. A face whose vector is stored is
-found by `search --like ID --faces --face-index N`.
+found by `search --like ID --faces --face-index N`. Where no result tells of a face any more, those
+whose vector is stored are shown, with a ? for what only the result told.
 
 exit codes:
   0  shown, also where the picture has none
@@ -47,9 +48,10 @@ def main(argv: Sequence[str], *, prog: str) -> int:
     if options.json:
         print_out(json.dumps(found))
         return COMPLETED
-    for face in found["faces"]:
+    # Vectors outlast the results, and may be all that is left.
+    for face in found["faces"] or _only_stored(found["vectors"] or ()):
         print_out(_row(face))
-    if not found["faces"]:
+    if not found["faces"] and not found["vectors"]:
         print_out("no faces")
     return COMPLETED
 
@@ -67,7 +69,12 @@ def make_parser(prog: str, settings: Settings) -> argparse.ArgumentParser:
     return parser
 
 
+def _only_stored(vectors: Sequence[JsonObject]) -> list[JsonObject]:
+    return [{"face_index": each["face_index"], "stored": True} for each in vectors]
+
+
 def _row(face: JsonObject) -> str:
-    box, confidence = box_text(face["bbox"]), face["confidence"]
+    box, confidence = box_text(face.get("bbox")), face.get("confidence")
+    sure = "?" if confidence is None else f"{confidence:.2f}"
     stored = {True: "stored", False: "no vector", None: "?"}[face["stored"]]
-    return f"face {face['face_index']}  box {box}  confidence {confidence:.2f}  {stored}"
+    return f"face {face['face_index']}  box {box}  confidence {sure}  {stored}"

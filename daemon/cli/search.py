@@ -88,7 +88,11 @@ def main(argv: Sequence[str], *, prog: str) -> int:
 
 
 def _all_pages(ask: Callable[[int, int], Answer]) -> Answer:
-    """Return all pages as one answer, or the first that is none."""
+    """Return all pages as one answer, or the first that is none.
+
+    Raises:
+        UnreachableError: the collection changed its model between two of them.
+    """
     answer = ask(MAX_RESULTS, 0)
     whole = answer.body if isinstance(answer.body, dict) else {}
     seen = {each.get("point_id") for each in whole.get("results") or ()}
@@ -97,12 +101,22 @@ def _all_pages(ask: Callable[[int, int], Answer]) -> Answer:
         more = page.body.get("results") if isinstance(page.body, dict) else None
         if page.status != HTTPStatus.OK or not isinstance(more, list):
             return page
+        if _weights(page.body) != _weights(whole):
+            raise UnreachableError(
+                "its model changed meanwhile: search again, since scores of two do not compare"
+            )
         # With an index, what is about equally near may stand elsewhere in a longer search.
         fresh = [each for each in more if each["point_id"] not in seen]
         seen.update(each["point_id"] for each in fresh)
         whole["results"] += fresh
         whole["next"] = page.body.get("next")
     return answer
+
+
+def _weights(answer: JsonObject) -> tuple[object, object]:
+    """Return what was compared; where it ran may differ from page to page."""
+    model = answer.get("model") or {}
+    return model.get("model"), model.get("weights")
 
 
 def _find_duplicates(door: Door, options: argparse.Namespace) -> int:

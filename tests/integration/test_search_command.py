@@ -312,6 +312,21 @@ def test_all_pages_are_one_table(door: Door, capsys: pytest.CaptureFixture[str])
     assert {query["limit"] for _, _, query, _, _ in door.asked} == {"1000"}
 
 
+def test_pages_of_two_models_are_not_mixed(door: Door, capsys: pytest.CaptureFixture[str]) -> None:
+    moved = MODEL | {"device": "cuda:1", "precision": "bf16"}
+    door.pages = [
+        answered(found(0.5, 1), next=1000),
+        answered(found(0.4, 2), next=2000, model=moved),
+        answered(found(0.3, 3), next=None, model=MODEL | {"weights": "another"}),
+    ]
+
+    assert search("--text", "x", "--all") == 3
+
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "its model changed meanwhile: search again" in said.err
+
+
 def test_a_page_that_fails_is_no_end(door: Door, capsys: pytest.CaptureFixture[str]) -> None:
     door.pages = [answered(found(0.5, 1), next=1000), "gone wrong"]
 
