@@ -119,6 +119,17 @@ async def test_what_is_kept_is_bounded_and_grows_old(monkeypatch: pytest.MonkeyP
         assert len(store.fetched) == 5
 
 
+async def test_what_is_kept_anew_is_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else all that is kept would go in time, and each look cost a decoding."""
+    monkeypatch.setattr(previews_module, "MOST_WAITING", 1)
+    store = Store()
+    async with opened(store) as previews:
+        for _ in range(3):
+            assert await previews.add(photo(), "a.jpg", "image/jpeg") == 7
+        size = len((await previews.show(7, FIRST_SIDE)).data)
+        assert previews._bytes == size
+
+
 async def test_what_is_no_picture_says_so_and_nothing_of_it_gets_out() -> None:
     store = Store({1: b"<html><script>alert(1)</script></html>"})
     async with opened(store) as previews:

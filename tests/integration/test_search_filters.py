@@ -114,6 +114,53 @@ async def test_a_filter_that_means_nothing_is_refused_by_its_name(
     assert searcher.asked == []
 
 
+async def test_the_least_and_the_most_of_a_filter_narrow_too(rig: Rig, searcher: Scripted) -> None:
+    ids = tuple(range(200))
+    words = tuple(map(str, ids))
+    exact = 2**53 - 1
+    least, most = -(2**63), 2**63 - 1
+    for query in (
+        {"stored_after": "0", "min_media_store_id": "0", "max_media_store_id": "0"},
+        {"stored_before": "0"},
+        {"min_media_store_id": str(exact), "max_media_store_id": str(exact)},
+        {"media_store_ids": ",".join(words)},
+        {"payload": json.dumps({"n" * 128: [least, most], "label": list(words)})},
+        {"payload": json.dumps({"label": ["x" * 1024, ""], **{f"f{n}": n for n in range(9)}})},
+    ):
+        answer = await rig.ask("GET", f"{IMAGES}?{urlencode({'text': 'dog', **query})}")
+        assert answer.status == 200, answer.body
+
+    assert [where for _, where in searcher.narrowed] == [
+        StoredFilter(stored_after=0, min_media_store_id=0, max_media_store_id=0),
+        StoredFilter(stored_before=0),
+        StoredFilter(min_media_store_id=exact, max_media_store_id=exact),
+        StoredFilter(media_store_ids=ids),
+        StoredFilter(payload={"n" * 128: (least, most), "label": words}),
+        StoredFilter(payload={"label": ("x" * 1024, ""), **{f"f{n}": (n,) for n in range(9)}}),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("max_media_store_id", 2**53),
+        ("payload", json.dumps({"label": list(range(201))})),
+        ("payload", json.dumps({"label": -(2**63) - 1})),
+        ("payload", json.dumps({"label": "a\nb"})),
+        ("payload", json.dumps({"n" * 129: 1})),
+        ("payload", '{"label": [true]}'),
+        ("payload", '{"a..b": 1}'),
+    ],
+)
+async def test_a_filter_of_a_little_more_is_refused(
+    rig: Rig, searcher: Scripted, name: str, value: object
+) -> None:
+    answer = await rig.ask("GET", f"{IMAGES}?{urlencode({'text': 'dog', name: value})}")
+
+    assert (answer.status, answer.body["field"]) == (422, name)
+    assert searcher.asked == []
+
+
 async def test_a_picture_is_not_read_for_a_bad_filter(rig: Rig, searcher: Scripted) -> None:
     answer = await rig.ask(
         "POST", f"{IMAGES}?stored_after=5&stored_before=5", data=b"bytes", headers=PNG

@@ -32,6 +32,7 @@ from tests.waiting import until
 
 IMAGES = "/search/image_embeddings"
 FACES = "/search/face_embeddings"
+DUPLICATES = f"{IMAGES}/7/duplicates"
 POST_HEAD = b"POST /search/image_embeddings HTTP/1.1\r\nHost: x\r\n"
 
 
@@ -169,6 +170,65 @@ async def test_what_is_asked_reaches_the_searcher(rig: Rig, searcher: Scripted) 
         ("picture", "face_embeddings", b"bytes", "image/jpeg", 0, 10, None),
         ("picture", "face_embeddings", b"bytes", "image/jpeg", None, 10, None),
     ]
+
+
+async def test_the_least_and_the_most_that_may_be_asked_is_asked(
+    rig: Rig, searcher: Scripted
+) -> None:
+    """Picture 0 and a score of 0 are some, and no word that nothing was given."""
+    for path in (
+        f"{IMAGES}?like=0&min_score=0",
+        f"{FACES}?like=0&face_index=1000000&min_score=1",
+        DUPLICATES,
+        f"{DUPLICATES}?min_score=0.5&limit=1000",
+        f"{DUPLICATES}?min_score=1&limit=1",
+    ):
+        assert (await rig.ask("GET", path)).status == 200, path
+
+    assert searcher.asked == [
+        ("like", "image_embeddings", 0, 0, 10, 0.0),
+        ("like", "face_embeddings", 0, 1_000_000, 10, 1.0),
+        ("duplicates", 7, 0.95, 100),
+        ("duplicates", 7, 0.5, 1000),
+        ("duplicates", 7, 1.0, 1),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("path", "field"),
+    [
+        (f"{IMAGES}?text=dog&min_score=-1.01", "min_score"),
+        (f"{DUPLICATES}?min_score=0.49", "min_score"),
+        (f"{DUPLICATES}?min_score=1.01", "min_score"),
+        (f"{DUPLICATES}?limit=0", "limit"),
+        (f"{DUPLICATES}?limit=1001", "limit"),
+        (f"/search/image_embeddings/{2**63}/duplicates", "media_store_id"),
+    ],
+)
+async def test_a_little_more_or_less_than_that_is_refused(
+    rig: Rig, searcher: Scripted, path: str, field: str
+) -> None:
+    answer = await rig.ask("GET", path)
+
+    assert (answer.status, answer.body["field"]) == (422, field)
+    assert searcher.asked == []
+
+
+async def test_a_cluster_is_let_in_as_a_search_is(
+    rig: Rig, searcher: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    searcher.collections = ["face_embeddings"]
+    absent = await rig.ask("GET", DUPLICATES)
+    searcher.collections = ["image_embeddings"]
+    monkeypatch.setattr("http_shim.search_door.MAX_SEARCHES", 0)
+    busy = await rig.ask("GET", DUPLICATES)
+    rig.health.is_draining = True
+    draining = await rig.ask("GET", DUPLICATES)
+
+    answers = absent, busy, draining
+    assert [answer.status for answer in answers] == [404, 503, 503]
+    assert [answer.body["code"] for answer in answers] == ["not_configured", "busy", "draining"]
+    assert searcher.asked == []
 
 
 @pytest.mark.parametrize(
