@@ -25,6 +25,7 @@ from bench.capacity_limits import (
     hosts_until,
     limits_of,
 )
+from tests.fuzz.profiles import effort
 
 ROOT = Path(__file__).parents[2]
 PLAIN = Calibration(
@@ -178,6 +179,7 @@ def test_memory_of_vectors_in_int8_and_two_copies_fits_twelve_nodes() -> None:
 # ---- order
 
 
+@effort(100)
 @given(images=st.floats(1, 1e12), more=st.floats(1, 1e3), hosts=st.integers(1, 5000))
 def test_more_pictures_never_take_less(images: float, more: float, hosts: int) -> None:
     deployment = replace(MANY, hosts=hosts)
@@ -187,6 +189,7 @@ def test_more_pictures_never_take_less(images: float, more: float, hosts: int) -
         assert many[name] >= value * 0.999999, name
 
 
+@effort(100)
 @given(hosts=st.integers(1, 5000), factor=st.integers(1, 20))
 def test_more_hosts_never_do_less_and_load_what_they_share_more(hosts: int, factor: int) -> None:
     few, many = (limits_of(replace(MANY, hosts=each), PLAIN) for each in (hosts, hosts * factor))
@@ -197,6 +200,7 @@ def test_more_hosts_never_do_less_and_load_what_they_share_more(hosts: int, fact
         assert one.jobs_per_second == other.jobs_per_second or not one.shared
 
 
+@effort(100)
 @given(hosts=st.integers(1, 5000))
 def test_what_breaks_is_what_fewer_hosts_fill(hosts: int) -> None:
     deployment = replace(MANY, hosts=hosts)

@@ -16,6 +16,7 @@ from handlers.media.origin import (
     frame_of,
     preview_origin,
 )
+from tests.fuzz.profiles import effort
 
 LANDMARKS = np.array([[10, 20], [30, 20], [20, 30], [12, 40], [28, 40]], np.float32)
 FACE = Face((5, 10, 40, 50), LANDMARKS, 0.9)
@@ -83,6 +84,7 @@ def test_sides_that_are_told_as_they_lie_in_the_file_are_turned() -> None:
     assert (frame.width, frame.height) == (3024, 4032)
 
 
+@effort(100)
 @given(
     width=st.integers(1, 60_000),
     height=st.integers(1, 60_000),
