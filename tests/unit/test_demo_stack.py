@@ -135,7 +135,7 @@ def test_a_demo_does_not_start_beside_whoever_has_its_port(tmp_path: Path) -> No
 def test_a_second_ctrl_c_leaves_no_process(tmp_path: Path) -> None:
     stack = Stack(tmp_path, {}, ports=[1, 2, 3])
     stubborn = (
-        "import signal,sys,time; signal.signal(15, signal.SIG_IGN);"
+        "import signal,time; signal.signal(15, lambda *_: print('asked', flush=True));"
         " print('up', flush=True); time.sleep(60)"
     )
     parts = {
@@ -148,11 +148,20 @@ def test_a_second_ctrl_c_leaves_no_process(tmp_path: Path) -> None:
         assert part.stdout is not None
         part.stdout.readline()
     stack._processes = dict(parts)
-    impatient = threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGINT))
+
+    def interrupt() -> None:
+        # Not before it is waited for: elsewhere Ctrl-C would end all tests.
+        asked = parts["daemon"].stdout
+        assert asked is not None
+        assert asked.readline() == b"asked\n"
+        os.kill(os.getpid(), signal.SIGINT)
+
+    impatient = threading.Thread(target=interrupt)
     impatient.start()
 
     with pytest.raises(KeyboardInterrupt):
         stack.close()
+    impatient.join()
 
     assert all(part.poll() is not None for part in parts.values())
     for part in parts.values():
