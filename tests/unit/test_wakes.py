@@ -25,14 +25,20 @@ class Rig:
         self.bells = {each: Bell() for each in TaskType}
         self.has_room = False
         self.is_alone = False
+        self.looks = 0
+        """How often it was asked whether there is room, for whatever was rung."""
         self.wakes = WakeUps(
             self,
             self.bells,
             worker_id="me",
             clock=lambda: 7,
-            has_room=lambda _: self.has_room,
+            has_room=self.look,
             is_alone=lambda: self.is_alone,
         )
+
+    def look(self, _: TaskType) -> bool:
+        self.looks += 1
+        return self.has_room
 
     def send(self, topic: str, payload: bytes) -> bool:
         self.sent.append((topic, json.loads(payload)))
@@ -70,7 +76,7 @@ async def test_others_are_called_when_our_hands_are_full(rig: Rig) -> None:
 async def test_nobody_is_called_for_nothing(rig: Rig, why: str) -> None:
     setattr(rig, why, True)
     rig.bells[FACES].ring()
-    await asyncio.sleep(0.1)
+    await until(lambda: rig.looks)
 
     await rig.settle()
     assert rig.sent == []
