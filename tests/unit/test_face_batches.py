@@ -180,10 +180,12 @@ def test_threads_of_passes_end_with_the_model(tmp_path: Path) -> None:
     before = set(threading.enumerate())
     found = detector(path, 1, passes=2)
     found.detect_batch(pictures(2))
-    assert set(threading.enumerate()) > before
+    # Those of an earlier test may end at any time.
+    crew = set(threading.enumerate()) - before
+    assert crew
     found.unload()
 
-    assert set(threading.enumerate()) == before
+    assert not crew & set(threading.enumerate())
 
 
 def test_a_pass_for_each_core_and_no_more_than_a_few_on_a_cpu_alone(

@@ -314,9 +314,12 @@ async def test_a_caller_can_stay_to_the_end_of_its_batch_though_it_is_cancelled(
         assert (oven.running, oven.batches) == (0, [[1]])
 
 
-async def test_what_failed_after_its_caller_was_cancelled_is_no_lost_error(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+async def test_what_failed_after_its_caller_was_cancelled_is_no_lost_error() -> None:
+    # Of this loop alone: what an earlier test has left behind may be collected here.
+    complaints: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(
+        lambda _loop, context: complaints.append(context)
+    )
     oven = Oven()
     async with Stage("s", oven.bake) as stage:
         staying = asyncio.create_task(stage.submit_to_end(-1))
@@ -329,7 +332,7 @@ async def test_what_failed_after_its_caller_was_cancelled_is_no_lost_error(
     del staying
     gc.collect()
 
-    assert "never retrieved" not in caplog.text
+    assert complaints == []
 
 
 async def test_closing_tells_everyone_who_waits() -> None:
