@@ -43,6 +43,8 @@ def test_a_terminal_shows_what_is_waited_for_and_is_clean_afterwards(
 
 
 def test_a_wait_that_is_soon_over_shows_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Whatever stands still meanwhile, it is over sooner.
+    monkeypatch.setattr(terminal, "TICK_SECONDS", 60.0)
     ours, theirs = pty.openpty()
     with os.fdopen(theirs, "w") as screen:
         monkeypatch.setattr(sys, "stderr", screen)
