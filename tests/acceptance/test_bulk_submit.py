@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -157,12 +158,22 @@ def test_no_picture_of_a_folder_is_uploaded_twice(world: World, tmp_path: Path) 
     for number in range(60):
         (folder / f"{number}.png").write_bytes(b"\x89PNG\r\n\x1a\n%d" % number)
     numbers = itertools.count(1)
-    with FrontStore(lambda _: (201, {"id": next(numbers)})) as front:
+    was_interrupted = threading.Event()
+
+    def give_an_id(_: str) -> tuple[int, Any]:
+        number = next(numbers)
+        if number > 30:
+            # So that it cannot be done before Ctrl-C comes.
+            was_interrupted.wait(SECONDS)
+        return 201, {"id": number}
+
+    with FrontStore(give_an_id) as front:
         words = (
             *("--folder", folder, "--media-store", front.url, "--resume", tmp_path / "state"),
             *("--task", "image_embedding"),
         )
         first = interrupt(world, 10, *words, "--in-flight", "4")
+        was_interrupted.set()
         second = submit(world.environ, *words)
         uploads = len(front.tokens)
         (folder / "new.png").write_bytes(b"\x89PNG\r\n\x1a\nnew")
