@@ -55,7 +55,8 @@ def test_a_few_at_a_time() -> None:
             going += 1
             most = max(most, going)
             changed.notify_all()
-            # Until as many are there as may be, or for long enough that one more would have come.
+            # Until as many are there as may be, and for long enough that one more would have come.
+            changed.wait_for(lambda: most >= AT_A_TIME, 30)
             changed.wait_for(lambda: most > AT_A_TIME, 0.3)
             going -= 1
         return 201, {"id": 1}
@@ -68,6 +69,6 @@ def test_a_few_at_a_time() -> None:
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(30)
+            thread.join(60)
 
     assert most == AT_A_TIME
