@@ -54,7 +54,7 @@ class Server(ThreadedServer):
         super().__init__(Handler)
 
     def settings(self, **changes: Any) -> QdrantSettings:
-        usual = {"url": self.url, "api_key": SecretStr(KEY), "grpc_port": 0, "timeout_seconds": 5}
+        usual = {"url": self.url, "api_key": SecretStr(KEY), "grpc_port": 0, "timeout_seconds": 60}
         return QdrantSettings(**{**usual, **changes})
 
 
