@@ -27,7 +27,9 @@ def browser() -> Iterator[Browser]:
             pytest.fail(reason)
         pytest.skip(reason)
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=found, headless=True, args=FLAGS)
+        browser = playwright.chromium.launch(
+            executable_path=found, headless=True, args=FLAGS, timeout=SECONDS * 1000
+        )
         yield browser
         browser.close()
 

@@ -337,7 +337,7 @@ async def test_clip_gives_the_same_vectors_beside_others_although_it_is_unloaded
         asked = [asyncio.create_task(clip.infer(crop)) for crop in crops]
         await until(lambda: lane.in_hand > 1)
         await lane.run(inference.unload)
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(150):
             found = np.stack(await asyncio.gather(*asked))
 
     assert (found * expected).sum(axis=1).min() > 0.999999

@@ -48,7 +48,9 @@ class _Answering(http.server.BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def part() -> Iterator[Part]:
+def part(monkeypatch: pytest.MonkeyPatch) -> Iterator[Part]:
+    # However late its thread is, it answers.
+    monkeypatch.setattr(readiness, "ASK_SECONDS", 60.0)
     with Part(("127.0.0.1", 0), _Answering) as server:
         server.answers = []
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
@@ -99,8 +101,9 @@ def test_what_may_pass_is_waited_for_and_told_once(
 
 
 def test_a_part_that_is_soon_ready_is_not_spoken_of(
-    part: Part, capsys: pytest.CaptureFixture[str]
+    part: Part, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setattr(readiness, "TELL_SECONDS", 60.0)
     part.unready(broker=BROKER)
     asked = Readiness("daemon", part.url)
 

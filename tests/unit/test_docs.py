@@ -63,7 +63,7 @@ def test_a_python_snippet_runs(block: str, tmp_path: Path) -> None:
         env={"PYTHONPATH": str(ROOT), "HOME": str(tmp_path), "PATH": ""},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=170,
         check=False,
     )
 
