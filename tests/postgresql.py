@@ -8,6 +8,7 @@
 PostgreSQL refuses to run as root: then its programs run as the user `postgres`.
 """
 
+import contextlib
 import itertools
 import os
 import re
@@ -60,10 +61,16 @@ class Cluster:
         fsync: off but where a test wants to see what a crash leaves.
         address: where it listens beside its socket; all who come are let in.
         tls: the PEM files of its key and certificate: who comes to the address must use TLS.
+        standby_of: the running server that it follows; see `promote`.
     """
 
     def __init__(
-        self, *, fsync: bool = False, address: str = "", tls: tuple[Path, Path] | None = None
+        self,
+        *,
+        fsync: bool = False,
+        address: str = "",
+        tls: tuple[Path, Path] | None = None,
+        standby_of: "Cluster | None" = None,
     ) -> None:
         self._programs = programs()
         # pytest's folders are closed to others, and too long for a socket's name.
@@ -71,25 +78,14 @@ class Cluster:
         self._fsync = fsync
         self._address = address
         self._tls = tls
+        self._primary = standby_of
         self._schemas = itertools.count(1)
         self._server: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
         if os.geteuid() == 0:
             shutil.chown(self.folder, "postgres", "postgres")
-        words: list[str | Path] = [
-            "-D",
-            self.folder / "data",
-            "-U",
-            "inferd",
-            "-A",
-            "trust",
-            "-E",
-            "UTF8",
-        ]
-        initdb = _as_its_user(self._programs / "initdb", *words, "--no-sync", "--locale=C.UTF-8")
-        done = subprocess.run(initdb, capture_output=True, check=False, cwd="/tmp")
-        assert done.returncode == 0, done.stderr.decode()
+        self._initialise() if self._primary is None else self._copy(self._primary)
         if self._address:
             with (self.folder / "data" / "pg_hba.conf").open("a", encoding="utf-8") as file:
                 kind = "hostssl" if self._tls else "host"
@@ -110,6 +106,28 @@ class Cluster:
     ) -> None:
         self.stop()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _initialise(self) -> None:
+        words: list[str | Path] = [
+            "-D",
+            self.folder / "data",
+            "-U",
+            "inferd",
+            "-A",
+            "trust",
+            "-E",
+            "UTF8",
+        ]
+        self._make("initdb", *words, "--no-sync", "--locale=C.UTF-8")
+
+    def _copy(self, primary: "Cluster") -> None:
+        words: list[str | Path] = ["-h", primary.folder, "-U", "inferd", "-D", self.folder / "data"]
+        self._make("pg_basebackup", *words, "--write-recovery-conf", "--no-sync", "-c", "fast")
+
+    def _make(self, program: str, *words: str | Path) -> None:
+        command = _as_its_user(self._programs / program, *words)
+        done = subprocess.run(command, capture_output=True, check=False, cwd="/tmp")
+        assert done.returncode == 0, done.stderr.decode()
 
     def start(self) -> None:
         """Start, and return once it answers."""
@@ -144,16 +162,28 @@ class Cluster:
         self._server.wait(DEADLINE)
         self._server = None
 
+    def follow_in_step(self) -> None:
+        """Let a commit of the primary wait for this standby, from now on."""
+        primary = self._primary
+        assert primary is not None
+        primary.psql("ALTER SYSTEM SET synchronous_standby_names = '*'")
+        primary.psql("SELECT pg_reload_conf()")
+        state = "SELECT sync_state FROM pg_stat_replication"
+        self._until(lambda: primary.psql(state) == "sync", "it does not follow in step")
+
+    def promote(self) -> None:
+        """Make a standby the primary."""
+        assert self.psql("SELECT pg_promote()") == "t"
+
     def kill(self) -> None:
         """End it by SIGKILL, all its processes, as a power cut would."""
         pid = int((self.folder / "data" / "postmaster.pid").read_text().splitlines()[0])
-        family = [pid, *_children(pid)]
-        for each in family:
-            os.kill(each, signal.SIGKILL)
+        for each in (pid, *_children(pid)):
+            _kill(each)
         assert self._server is not None
         self._server.wait(DEADLINE)
         self._server = None
-        self._until(lambda: not any(_lives(each) for each in family), "it did not die")
+        self._until(self._is_gone, "it did not die")
 
     def schema(self) -> str:
         """Return the URL of a new and empty place."""
@@ -192,6 +222,13 @@ class Cluster:
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()
 
+    def _is_gone(self) -> bool:
+        """Whether none of its processes lives; one that was forked late is killed now."""
+        left = _living_in(self.folder / "data")
+        for pid in left:
+            _kill(pid)
+        return not left
+
     def _until(self, is_true: Callable[[], bool], what: str) -> None:
         ends_at = time.monotonic() + DEADLINE
         while not is_true():
@@ -200,6 +237,13 @@ class Cluster:
             assert self._server is None or self._server.poll() is None, said
             assert time.monotonic() < ends_at, said
             time.sleep(0.02)
+
+
+def url_of_servers(*places: Cluster | Path, schema: str = "public") -> str:
+    """Return a URL that names several servers, by themselves or the folders of their sockets."""
+    folders = [str(each.folder if isinstance(each, Cluster) else each) for each in places]
+    hosts = ",".join(quote(each, safe="") for each in folders)
+    return f"postgresql://inferd@/postgres?host={hosts}&search_path={schema}"
 
 
 def schema_of(url: str) -> str:
@@ -221,9 +265,17 @@ def _children(pid: int) -> list[int]:
     return found
 
 
-def _lives(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return False
-    return state not in "ZX"
+def _living_in(folder: Path) -> list[int]:
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        # Of a zombie it cannot be read.
+        with contextlib.suppress(OSError):
+            if (entry / "cwd").readlink() == folder:
+                found.append(int(entry.name))
+    return found
+
+
+def _kill(pid: int) -> None:
+    """Kill a process; one whose server has just been killed may have gone by itself."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)

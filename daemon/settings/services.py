@@ -89,8 +89,8 @@ class QueueSettings(Group):
     url: QueueUrl = Field(
         "",
         validate_default=False,
-        description="sqlite:///path or postgresql://user:pw@host/database; empty: queue.db in the"
-        " data folder",
+        description="sqlite:///path or postgresql://user:pw@host[,host...]/database; empty:"
+        " queue.db in the data folder",
     )
     aging_seconds: float = Field(
         60, ge=0, description="waiting time worth one priority level; 0 = strict priority"

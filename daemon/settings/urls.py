@@ -2,7 +2,7 @@
 
 from ipaddress import ip_address
 from typing import Annotated
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 from pydantic import AfterValidator, SecretStr
 
@@ -61,18 +61,48 @@ def _mqtt_url(value: SecretStr) -> SecretStr:
     return value
 
 
+def postgresql_servers(url: str) -> list[tuple[str, int | None]]:
+    """Return host (or a socket's folder) and port, if it is told, of each server of a URL.
+
+    As libpq and asyncpg read it: `host:port` parted by commas, or the parameters host and port.
+
+    Raises:
+        ValueError: a port is none, or there are not as many as hosts.
+    """
+    parts = urlsplit(url)
+    options = parse_qs(parts.query)
+    named = parts.netloc.rpartition("@")[2]
+    if named:
+        found = [_host_and_port(each) for each in named.split(",")]
+    else:
+        hosts = options.get("host", [""])[-1].split(",")
+        told = options.get("port", [""])[-1].split(",")
+        # One port is that of all.
+        ports = [int(each) if each else None for each in told] * (len(hosts) if not told[1:] else 1)
+        found = list(zip(hosts, ports, strict=True))
+    if any(port == 0 for _, port in found):
+        raise ValueError("no server listens at port 0")
+    return found
+
+
+def _host_and_port(text: str) -> tuple[str, int | None]:
+    port = urlsplit(f"//{text}").port
+    # urlsplit's own host is in small letters, which a socket's folder may not be.
+    host = text[1:].partition("]")[0] if text.startswith("[") else text.partition(":")[0]
+    return unquote(host), port
+
+
 def _queue_url(value: str) -> str:
     if value.startswith(POSTGRESQL):
         try:
-            parts = urlsplit(value)
-            options = parse_qs(parts.query, keep_blank_values=True)
-            is_whole = bool(parts.hostname or "host" in options) and parts.port != 0
+            options = parse_qs(urlsplit(value).query, keep_blank_values=True)
+            is_whole = all(host for host, _ in postgresql_servers(value))
         except ValueError:
             is_whole = False
         if not is_whole:
             raise ValueError(
-                "must be postgresql://user:password@host[:port]/database[?search_path=schema],"
-                " special characters written as %XX"
+                "must be postgresql://user:password@host[:port][,host[:port]...]/database"
+                "[?search_path=schema], special characters written as %XX"
             )
         if "password" in options:
             # Only before the @ is it hidden wherever the URL is shown.

@@ -116,6 +116,7 @@ LAYERS = (
     },
     {
         "daemon.queue.postgresql.clock",
+        "daemon.queue.postgresql.hosts",
         "daemon.queue.postgresql.schema",
         "daemon.queue.postgresql.statements",
         "daemon.queue.postgresql.vitals",
@@ -239,6 +240,7 @@ VENDORS = {
     "aiosqlite": {"daemon.queue.database"},
     "asyncpg": {
         "daemon.queue.postgresql.backend",
+        "daemon.queue.postgresql.hosts",
         "daemon.queue.postgresql.inspection",
         "daemon.queue.postgresql.transfer",
     },

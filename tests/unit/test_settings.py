@@ -8,6 +8,7 @@ import pytest
 from daemon.errors import ConfigError
 from daemon.redaction import secrets_of
 from daemon.settings import Settings
+from daemon.settings.urls import postgresql_servers
 
 SECRET = "hunter2"
 
@@ -154,6 +155,10 @@ def test_names_that_are_not_ours_are_left_alone() -> None:
         ("QUEUE__URL", "postgresql:///q"),
         ("QUEUE__URL", "postgresql://localhost:99999/q"),
         ("QUEUE__URL", "postgresql://localhost/q?password=secret"),
+        ("QUEUE__URL", "postgresql://one:5432,two:99999/q"),
+        ("QUEUE__URL", "postgresql://one,:5432/q"),
+        ("QUEUE__URL", "postgresql://one:0,two/q"),
+        ("QUEUE__URL", "postgresql://me@/q?host=one,two&port=1,2,3"),
         ("QUEUE__URL", "sqlite:///"),
         ("QUEUE__URL", "queue.db"),
         ("QUEUE__LEASE_SECONDS", "0"),
@@ -375,6 +380,24 @@ def test_a_queue_in_postgresql_is_no_file() -> None:
 
 def test_a_queue_in_postgresql_may_be_reached_by_a_socket() -> None:
     assert read(INFERD_QUEUE__URL="postgresql://me@/db?host=/run/postgresql").queue.is_postgresql
+
+
+@pytest.mark.parametrize(
+    ("url", "servers"),
+    [
+        ("postgresql://u:p,w@One:5433,two/q", [("One", 5433), ("two", None)]),
+        ("postgresql://[::1]:5433,[::2]/q", [("::1", 5433), ("::2", None)]),
+        ("postgresql://%2FRun%2Fpg,two:/q", [("/Run/pg", None), ("two", None)]),
+        ("postgresql:///q?host=/a,/b&port=5433", [("/a", 5433), ("/b", 5433)]),
+        ("postgresql:///q?host=a,b,c&port=1,,3", [("a", 1), ("b", None), ("c", 3)]),
+    ],
+)
+def test_a_queue_may_have_several_servers(url: str, servers: list[tuple[str, int | None]]) -> None:
+    settings = read(INFERD_QUEUE__URL=url)
+
+    assert settings.queue.is_postgresql
+    assert postgresql_servers(url) == servers
+    assert "p,w" not in f"{settings!r}"
 
 
 def test_the_password_of_the_queue_may_come_from_a_file(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from daemon.queue.backend import Row, TakenError, Turn, Vital
 from daemon.queue.migration import Migration
 from daemon.queue.postgresql import schema
 from daemon.queue.postgresql.clock import DatabaseClock, steady_ms
+from daemon.queue.postgresql.hosts import Hosts
 from daemon.queue.postgresql.statements import text_of
 from daemon.queue.postgresql.vitals import Effort, read_vitals
 from daemon.redaction import without_password
@@ -158,7 +159,7 @@ class PostgresDatabase:
         *,
         start_seconds: float = START_SECONDS,
     ) -> None:
-        self._url = url
+        self._hosts = Hosts(url)
         self._start_seconds = start_seconds
         self._where = without_password(url)
         self._is_released = migrations is None
@@ -328,11 +329,11 @@ class PostgresDatabase:
         while True:
             try:
                 pool = await asyncpg.create_pool(
-                    self._url,
                     # One that is kept at all times is asked for again and again, with a traceback
                     # in the log each time, while the server is away.
                     min_size=0,
                     max_size=POOL,
+                    connect=self._hosts.connect,
                     timeout=ACQUIRE_SECONDS,
                     command_timeout=COMMAND_SECONDS,
                     server_settings=SERVER_SETTINGS,

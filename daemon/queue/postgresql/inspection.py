@@ -10,6 +10,7 @@ import asyncpg
 from daemon.errors import ConfigError
 from daemon.queue.migration import Applied, Migration, check_ledger
 from daemon.queue.postgresql import schema
+from daemon.queue.postgresql.hosts import Hosts
 from daemon.queue.postgresql.vitals import OLDEST
 from daemon.redaction import without_password
 
@@ -74,8 +75,7 @@ async def inspect(url: str, *, counts: bool = True) -> Inspection:
     """
     where = without_password(url)
     try:
-        raw = await asyncpg.connect(
-            url,
+        raw = await Hosts(url).connect(
             timeout=SECONDS,
             command_timeout=SECONDS,
             server_settings={"default_transaction_read_only": "on"},

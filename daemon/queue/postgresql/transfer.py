@@ -17,6 +17,7 @@ import asyncpg
 from daemon.errors import ConfigError
 from daemon.queue.migration import check_ledger, released_migrations, to_ledger
 from daemon.queue.postgresql import schema
+from daemon.queue.postgresql.hosts import Hosts
 from daemon.redaction import without_password
 
 BATCH = 5000
@@ -64,7 +65,7 @@ async def transfer(
     """
     where = without_password(url)
     try:
-        raw = await asyncpg.connect(url, timeout=10)
+        raw = await Hosts(url).connect(timeout=10)
     except (OSError, TimeoutError, ValueError, asyncpg.PostgresError) as error:
         raise ConfigError(
             f"cannot open the queue {where}: {error}", code="queue_unusable"

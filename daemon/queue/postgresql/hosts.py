@@ -1,0 +1,88 @@
+"""Which server to connect to: of a URL's several hosts the one that is the primary.
+
+asyncpg asks them one after the other too, but within one time limit for all: a first host that is
+silent, as one is that lost its power, would use it up, each time.
+"""
+
+import logging
+from typing import Any
+
+import asyncpg
+
+from daemon.settings.urls import postgresql_servers
+
+log = logging.getLogger(__name__)
+
+_NOT_THERE = (
+    OSError,
+    TimeoutError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+    asyncpg.PostgresError,
+)
+
+
+class Hosts:
+    """The servers of a URL, and which of them was the primary last."""
+
+    def __init__(self, url: str) -> None:
+        """Take the URL, which has been validated."""
+        self._url = url
+        self._servers = postgresql_servers(url)
+        self._latest: int | None = None
+
+    async def connect(
+        self,
+        _dsn: None = None,
+        *,
+        timeout: float,  # noqa: ASYNC109 - asyncpg's own name
+        **options: Any,
+    ) -> Any:
+        """Return a connection to the only host, or to that of several that takes writes.
+
+        Args:
+            _dsn: what a pool gives first.
+            timeout: seconds for all hosts together.
+            options: what asyncpg's `connect` takes.
+
+        Raises:
+            OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError,
+                asyncpg.InternalClientError: the only host cannot be used.
+            ConnectionError: none of several can; it says why of each.
+            asyncpg.PostgresError: none can, and this is what one of them answered.
+            ValueError: the URL is wrong.
+        """
+        if len(self._servers) == 1:
+            return await asyncpg.connect(self._url, timeout=timeout, **options)
+        failures: list[Exception] = []
+        for place in sorted(range(len(self._servers)), key=lambda each: each != self._latest):
+            host, port = self._servers[place]
+            try:
+                raw = await asyncpg.connect(
+                    self._url,
+                    host=host,
+                    port=port,
+                    target_session_attrs="primary",
+                    # The last one's share must end before the caller's own patience does.
+                    timeout=timeout / (len(self._servers) + 1),
+                    **options,
+                )
+            except _NOT_THERE as error:
+                failures.append(error)
+                continue
+            if place != self._latest:
+                level = logging.INFO if self._latest is None else logging.WARNING
+                log.log(level, "the queue's primary is %s now", host)
+                self._latest = place
+            return raw
+        for failure in failures:
+            if isinstance(failure, asyncpg.PostgresError):
+                raise failure
+        said = "; ".join(map(_said, failures))
+        raise ConnectionError(f"no host of the queue's URL is a primary: {said}")
+
+
+def _said(error: Exception) -> str:
+    if isinstance(error, asyncpg.TargetServerAttributeNotMatched):
+        return "it is a standby"
+    return str(error) or type(error).__name__
