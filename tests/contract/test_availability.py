@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from daemon.errors import PublishError
+from daemon.mqtt import client as mqtt_client
 from daemon.mqtt.link import MqttLink
 from tests.broker import AsyncClient, Broker, Version
 from tests.contract.test_mqtt_link import Setup, both, cut, until
@@ -19,6 +20,12 @@ SOON = 1_767_268_860_000
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
     with Broker(tmp_path_factory.mktemp("mqtt")) as broker:
         yield broker
+
+
+@pytest.fixture(autouse=True)
+def late_will(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no break be so long, on however slow a machine, that the broker tells of it."""
+    monkeypatch.setattr(mqtt_client, "WILL_DELAY_SECONDS", 60)
 
 
 class Listener:

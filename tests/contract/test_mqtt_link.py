@@ -117,7 +117,9 @@ class Setup:
         self.root = f"test/{self.client_id}"
         self.url = url
         self.version = version
-        self.options = options
+        # No stall of this machine is an answer that never came, unless a test says so.
+        patience = {"connect_timeout_seconds": DEADLINE, "publish_timeout_seconds": DEADLINE}
+        self.options = patience | options
         self.requests = Requests()
 
     @property
@@ -161,6 +163,16 @@ async def until(predicate: Callable[[], object], seconds: float = DEADLINE) -> N
 
 async def is_up_again(link: MqttLink, connects: int) -> None:
     await until(lambda: link.is_up and link.connects == connects)
+
+
+async def publish_at_last(link: MqttLink) -> None:
+    """Return once the broker confirmed a message; what was lost or too late is sent again."""
+    async with asyncio.timeout(DEADLINE):
+        while True:
+            with contextlib.suppress(PublishError):
+                await link.publish("event", b"")
+                return
+            await sleep(0.05)
 
 
 def unconfirmed(link: MqttLink) -> int:
@@ -473,7 +485,7 @@ async def test_publish_that_is_not_confirmed_in_time_fails(broker: Broker) -> No
     setup = Setup(broker.url, "5", publish_timeout_seconds=0.3)
     async with setup.running() as link:
         # Nothing else is under way, whose end would take the connection with it.
-        await link.publish("event", b"")
+        await publish_at_last(link)
         broker.freeze()
         with pytest.raises(PublishError, match="in time"):
             await link.publish("event", b"")
@@ -529,15 +541,8 @@ async def test_unconfirmed_publishes_do_not_use_up_the_packet_ids(
                 assert {type(outcome) for outcome in outcomes} == {expected}
             broker.thaw()
 
-            async def publish() -> None:
-                while True:  # too early, until the broker has caught up
-                    with contextlib.suppress(PublishError):
-                        await link.publish("event", b"")
-                        return
-                    await sleep(0.05)
-
-            async with asyncio.timeout(DEADLINE):
-                await asyncio.gather(*(publish() for _ in range(100)))
+            # Too early, until the broker has caught up.
+            await asyncio.gather(*(publish_at_last(link) for _ in range(100)))
 
 
 async def test_payload_beyond_the_brokers_limit(tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -668,6 +673,9 @@ async def test_frozen_broker_is_noticed_with_unsent_bytes(broker: Broker) -> Non
         for version in ("5", "3.1.1")
     ]
     async with setups[0].running() as five, setups[1].running() as old:
+        # Nothing else is under way: what waits for `online` is given up otherwise.
+        for link in (five, old):
+            await link.publish("event", b"")
         broker.freeze()
         began = time.monotonic()
         tasks = [
@@ -720,8 +728,7 @@ async def test_wrong_password_is_told_and_outlived(
     with Broker(tmp_path_factory.mktemp("mqtt"), passwords={"daemon": "other"}) as broker:
         setup = Setup(broker.url_for("daemon", "p%40ss%2Fword"), version)
         async with setup.running(up=False) as link:
-            await until(lambda: link.last_error)
-            assert "not authori" in (link.last_error or "").lower()
+            await until(lambda: "not authori" in (link.last_error or "").lower())
             assert "word" not in (link.last_error or "")
             broker.set_passwords({"daemon": "p@ss/word"})
             await until(lambda: link.is_up)
@@ -760,8 +767,8 @@ async def test_two_daemons_with_one_name_do_not_storm_the_broker(
         async with first.running(up=False) as rival:
             await until(lambda: survivor.connects >= 8 and rival.connects >= 8)
             assert max(waits) > 5
-        await until(lambda: survivor.is_up)
-        await survivor.publish(f"{second.root}/event", b"")
+        # The rival's last CONNECT may be on its way still.
+        await publish_at_last(survivor)
         assert survivor.is_up
 
 
@@ -910,8 +917,10 @@ async def test_broker_without_mqtt_5_is_told(stays: bool) -> None:
     async with played(refuse) as (url, peers):
         setup = Setup(url, "5", connect_timeout_seconds=0.5)
         async with setup.running(up=False) as link:
-            await until(lambda: len(peers) >= 2)
-            assert "INFERD_MQTT__VERSION" in (link.last_error or "")
+            # A try that took too long for this machine says something else.
+            await until(lambda: "INFERD_MQTT__VERSION" in (link.last_error or ""))
+            told = len(peers)
+            await until(lambda: len(peers) > told)
 
 
 async def test_refused_subscription_is_told_and_tried_again() -> None:
@@ -1055,7 +1064,8 @@ async def test_broker_that_confirms_nothing_is_left() -> None:
             for _ in range(2):  # the first may still see the PUBACK of `online`
                 with pytest.raises(PublishError):
                     await link.publish("event", b"")
-            await until(lambda: len(peers) == 2 and link.is_up)
+            # More, where `online` was confirmed too late for this machine.
+            await until(lambda: len(peers) >= 2 and link.is_up)
 
 
 async def test_confirmation_after_the_caller_gave_up_confirms_nothing_else() -> None:
@@ -1152,16 +1162,24 @@ async def test_clean_shutdown_leaves_no_will(
     assert said == [("online", "started"), ("offline", "shutdown"), ("marker", "")]
 
 
-async def test_short_break_is_not_told_as_offline(shared: Broker) -> None:
+async def test_short_break_is_not_told_as_offline(
+    shared: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # However slow this machine is, the break is shorter.
+    monkeypatch.setattr(mqtt_client, "WILL_DELAY_SECONDS", 60)
     setup = Setup(shared.url, "5")
     async with AsyncClient(shared.port) as client, setup.running() as link:
         await client.subscribe(setup.availability)
+        await client.wait_for()
         cut(link)
         await client.wait_until(lambda received: len(received) == 2)
         assert [message.json()["state"] for message in client.received] == ["online", "online"]
 
 
-async def test_drained_link_says_so_again_after_a_break(shared: Broker) -> None:
+async def test_drained_link_says_so_again_after_a_break(
+    shared: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mqtt_client, "WILL_DELAY_SECONDS", 60)
     setup = Setup(shared.url, "5")
     async with AsyncClient(shared.port) as client, setup.running() as link:
         await link.drain()
