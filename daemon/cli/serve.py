@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from daemon.command_line import Parser, settings_for
 from daemon.logs import log_what_nobody_catches, set_up_logging
+from daemon.mqtt.broker_tls import broker_tls
 from daemon.redaction import Redactor, secrets_of
 from daemon.settings import Settings
 
@@ -42,6 +43,8 @@ def main(argv: Sequence[str], *, prog: str) -> int:
     if settings.http.enabled:
         # Else only said after models were downloaded.
         settings.auth.require_way()
+    # The same; later, files that cannot be used are a broker that is away.
+    broker_tls(settings.mqtt)
     if arguments.check:
         sys.stdout.write(settings.model_dump_json(indent=2) + "\n")
         return 0

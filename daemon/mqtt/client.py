@@ -15,6 +15,7 @@ import gmqtt
 from gmqtt.mqtt.constants import MQTTv50, MQTTv311
 
 from daemon import topics
+from daemon.errors import ConfigError
 from daemon.mqtt.broker_tls import broker_tls
 from daemon.mqtt.vendor import REFUSED, SentIds, disconnect, gather_writes
 from daemon.settings import MqttSettings
@@ -22,6 +23,11 @@ from daemon.settings import MqttSettings
 log = logging.getLogger(__name__)
 
 WILL_DELAY_SECONDS = 5
+REFUSABLE_BYTES = 16 * 1024 * 1024
+"""What a packet may be larger than the largest request, and still be answered. The broker drops
+what is larger yet: it would come before all else at each connect, and gmqtt takes ever longer."""
+MOST_PACKET_BYTES = 0xFFFFFFFF
+"""Largest number that the property holds."""
 NEVER_RECONNECT = -2
 """gmqtt reconnects once with 0 and for ever with -1."""
 TAKEN_OVER = b"\x8e"
@@ -55,7 +61,12 @@ def make_client(settings: MqttSettings, sent: SentIds, *, will: bytes | None) ->
         will: what the broker says on our availability topic if we are lost; None: nothing.
     """
     is_five = settings.version == "5"
-    five = {"session_expiry_interval": 0xFFFFFFFF, "receive_maximum": settings.receive_maximum}
+    largest = settings.max_request_bytes + REFUSABLE_BYTES
+    five = {
+        "session_expiry_interval": 0xFFFFFFFF,
+        "receive_maximum": settings.receive_maximum,
+        "maximum_packet_size": min(largest, MOST_PACKET_BYTES),
+    }
     delay = {"will_delay_interval": WILL_DELAY_SECONDS}
     client = gmqtt.Client(
         settings.client_id,
@@ -121,6 +132,9 @@ async def open_client(
     client.on_disconnect = on_disconnect
     client.on_subscribe = on_subscribe
     await _dial(client, settings)
+    if not client._connection.keepalive:  # noqa: SLF001 - no public way
+        # The broker wants none; gmqtt would not ping, and any silence be taken for the end.
+        client._connection.keepalive = settings.keepalive_seconds  # noqa: SLF001 - as above
     gather_writes(client)
     # Retained requests are refused: we want to see the flag, and not again at every
     # subscribe. A 3.1.1 broker must hang up on options that it does not know.
@@ -165,11 +179,19 @@ async def end_session(settings: MqttSettings) -> None:
     """
     client = gmqtt.Client(settings.client_id, clean_session=True)
     client.set_config({"reconnect_retries": NEVER_RECONNECT})
-    # It would wait for an answer without an end.
-    client.on_disconnect = lambda *_: client._connack_received.set()  # noqa: SLF001 - as above
+    is_lost = False
+
+    def on_disconnect(*_: Any) -> None:
+        nonlocal is_lost
+        is_lost = True
+        client._connack_received.set()  # noqa: SLF001 - gmqtt would wait without an end
+
+    client.on_disconnect = on_disconnect
     try:
         async with asyncio.timeout(settings.connect_timeout_seconds):
             await _dial(client, settings)
+        if is_lost:
+            raise ConnectionResetError("the connection was lost before the broker let us in")
     except ConnectRefusedError as error:
         raise ConnectionRefusedError(str(error) or type(error).__name__) from error
     finally:
@@ -181,10 +203,15 @@ async def _dial(client: Any, settings: MqttSettings) -> None:
     if url.username:
         password = unquote(url.password) if url.password else None
         client.set_auth_credentials(unquote(url.username), password)
+    try:
+        tls = broker_tls(settings)
+    except ConfigError as error:
+        # They were sound at the start: somebody replaces them just now.
+        raise ConnectionError(error.message) from error
     await client.connect(
         url.hostname,
         url.port or (8883 if url.scheme == "mqtts" else 1883),
-        ssl=broker_tls(settings) if url.scheme == "mqtts" else False,
+        ssl=tls,
         keepalive=settings.keepalive_seconds,
         version=MQTTv50 if settings.version == "5" else MQTTv311,
     )

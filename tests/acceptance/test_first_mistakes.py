@@ -76,6 +76,22 @@ def test_that_nothing_says_who_may_ask_is_told_before_models_are_looked_for(
     assert newcomer.types("serve", "--check", INFERD_HTTP__ENABLED="false")[0] == 0
 
 
+@pytest.mark.parametrize("words", [("serve", "--check"), ("serve",)])
+def test_a_ca_file_that_is_not_there_is_told_before_models_are_looked_for(
+    newcomer: Newcomer, words: tuple[str, ...]
+) -> None:
+    code, said = newcomer.types(
+        *words,
+        INFERD_MQTT__URL="mqtts://localhost",
+        INFERD_MQTT__CA_FILE="/nowhere",
+        INFERD_CLIP__WEIGHTS="openai",
+        INFERD_OFFLINE="true",
+    )
+
+    assert code == 78
+    assert "INFERD_MQTT__CA_FILE: [Errno 2] No such file or directory" in said
+
+
 def test_a_setting_that_is_misspelt_in_the_file_is_guessed(
     newcomer: Newcomer, tmp_path: Path
 ) -> None:
