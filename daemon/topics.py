@@ -38,7 +38,7 @@ def is_reply_topic(text: str) -> bool:
 
     Anything else would let one client make the daemon write into another's topics.
     """
-    return bool(_REPLY.fullmatch(text)) and len(text.encode(errors="replace")) <= MAX_REPLY_BYTES
+    return len(text.encode(errors="replace")) <= MAX_REPLY_BYTES and bool(_REPLY.fullmatch(text))
 
 
 def job_event(job_id: str, event: str) -> str:

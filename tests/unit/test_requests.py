@@ -81,6 +81,18 @@ def test_a_refusal_hides_no_cause(body: bytes) -> None:
     assert caught.value.__suppress_context__
 
 
+@pytest.mark.parametrize(
+    ("body", "why"),
+    [(b"[" * 100_000, "nested too deeply"), (b'{"a": "hunter2 \xff"}', "broken UTF-8")],
+    ids=["deep", "UTF-8"],
+)
+def test_what_no_decoder_says_in_few_words_is_told_in_our_own(body: bytes, why: str) -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        parse_json(body)
+
+    assert caught.value.message == f"the body is not JSON: {why}"
+
+
 # -- fields ------------------------------------------------------------------------------------
 
 
@@ -195,8 +207,9 @@ def test_a_refusal_carries_the_ids_that_are_usable() -> None:
 
 
 @pytest.mark.parametrize("wrong", [7, "x", "\ud800", None, [], ID + "\n"])
-def test_a_refusal_carries_no_id_that_is_not_usable(wrong: Any) -> None:
-    error = refusal({"job_id": wrong, "request_id": ["a"], "priority": 11})
+@pytest.mark.parametrize("word", [["a"], "x" * 257, "a\nb"])
+def test_a_refusal_carries_no_id_that_is_not_usable(wrong: Any, word: Any) -> None:
+    error = refusal({"job_id": wrong, "request_id": word, "priority": 11})
 
     assert (error.job_id, error.request_id) == (None, None)
 
