@@ -119,7 +119,8 @@ async def test_where_no_host_is_a_primary_each_says_why(
     lasting: tuple[Cluster, Cluster], tmp_path: Path
 ) -> None:
     primary, standby = lasting
-    with pytest.raises(ConnectionError, match=r"it is a standby; .*No such file"):
+    why = rf"{standby.folder}: it is a standby; {tmp_path}: .*No such file"
+    with pytest.raises(ConnectionError, match=why):
         await Hosts(url_of_servers(standby, tmp_path)).connect(timeout=30)
 
     # What a server says of us comes before what is known of those that say nothing.

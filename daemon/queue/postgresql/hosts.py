@@ -54,7 +54,7 @@ class Hosts:
         """
         if len(self._servers) == 1:
             return await asyncpg.connect(self._url, timeout=timeout, **options)
-        failures: list[Exception] = []
+        failures: dict[str, Exception] = {}
         for place in sorted(range(len(self._servers)), key=lambda each: each != self._latest):
             host, port = self._servers[place]
             try:
@@ -68,17 +68,17 @@ class Hosts:
                     **options,
                 )
             except _NOT_THERE as error:
-                failures.append(error)
+                failures[host if port is None else f"{host}:{port}"] = error
                 continue
             if place != self._latest:
                 level = logging.INFO if self._latest is None else logging.WARNING
                 log.log(level, "the queue's primary is %s now", host)
                 self._latest = place
             return raw
-        for failure in failures:
+        for failure in failures.values():
             if isinstance(failure, asyncpg.PostgresError):
                 raise failure
-        said = "; ".join(map(_said, failures))
+        said = "; ".join(f"{host}: {_said(error)}" for host, error in failures.items())
         raise ConnectionError(f"no host of the queue's URL is a primary: {said}")
 
 
