@@ -31,6 +31,10 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+EXACT = models.QuantizationSearchParams(rescore=True, oversampling=2.0)
+"""Of a quantized collection the exact vectors decide, among twice what is asked for. By itself a
+server does so for binary codes only: by int8 a picture has 0.996 with itself."""
+
 
 class ServerEngine:
     """Collections of a Qdrant server, which other daemons may use at the same time.
@@ -193,7 +197,7 @@ class ServerEngine:
             vector, limit=limit, offset=offset, min_score=min_score, where=where
         )
         # How many points there are only the server knows, and asking it would cost a call.
-        params = models.SearchParams(hnsw_ef=search_width(offset + limit))
+        params = models.SearchParams(hnsw_ef=search_width(offset + limit), quantization=EXACT)
         found = await self._call(
             self._client.query_points(collection, **asked, search_params=params)
         )

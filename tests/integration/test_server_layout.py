@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator
 from typing import Any
 
+import numpy as np
 import pytest
 from aiohttp import web
 from pydantic import SecretStr
@@ -23,10 +24,14 @@ class Asked:
 
     def __init__(self) -> None:
         self.made: dict[str, models.CreateCollection] = {}
+        self.searched: list[models.QueryRequest] = []
         self.url = ""
 
     async def answer(self, request: web.Request) -> web.Response:
         name = request.path.split("/")[2]
+        if request.path.endswith("/points/query"):
+            self.searched.append(models.QueryRequest.model_validate(await request.json()))
+            return self._result({"points": []})
         if request.method == "PUT" and request.path == f"/collections/{name}":
             asked = models.CreateCollection.model_validate(await request.json(), strict=False)
             self.made[name] = asked
@@ -124,3 +129,23 @@ async def test_claims_are_copied_as_vectors_are_and_neither_split_nor_compressed
     assert (made.replication_factor, made.write_consistency_factor) == (3, 2)
     assert (made.shard_number, made.quantization_config) == (None, None)
     assert made.vectors.on_disk is None
+
+
+async def test_scores_are_the_exact_vectors_also_where_others_are_looked_at_first(
+    server: Asked,
+) -> None:
+    """A server leaves them out by itself where vectors are int8: scores are off by up to 0.004."""
+    engine = ServerEngine(server.url)
+    await engine.open()
+    try:
+        await engine.search("image_embeddings", np.ones(512, np.float32), limit=10)
+    finally:
+        await engine.close()
+
+    (asked,) = server.searched
+    assert asked.params is not None
+    how = asked.params.quantization
+    assert how is not None
+    assert (how.rescore, how.ignore) == (True, False)
+    assert how.oversampling is not None
+    assert how.oversampling >= 2
