@@ -62,7 +62,7 @@ def _payload(value: str) -> dict[str, Values]:
     try:
         said = parse_json(value.encode(errors="surrogatepass"))
     except InvalidRequestError as error:
-        raise ValueError(error.message.replace("the body", "payload")) from None
+        raise ValueError(error.message.replace("the body", "it")) from None
     if len(said) > MAX_FIELDS:
         raise ValueError(f"may name {MAX_FIELDS} fields at most")
     return {_field(name): _values(name, each) for name, each in said.items()}

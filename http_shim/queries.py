@@ -55,4 +55,5 @@ def _refusal(error: ValidationError, model: type[BaseModel], where: str) -> Inva
         return InvalidRequestError(f"the {where} may hold {known} and nothing else")
     if first["type"] == "missing":
         return InvalidRequestError(f"{field} is missing", field=field)
-    return InvalidRequestError(f"{field}: {first['msg']}", field=field)
+    reason = first["msg"].removeprefix("Value error, ")
+    return InvalidRequestError(f"{field}: {reason}", field=field)

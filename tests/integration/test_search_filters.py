@@ -161,6 +161,24 @@ async def test_a_filter_of_a_little_more_is_refused(
     assert searcher.asked == []
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "detail"),
+    [
+        ("media_store_ids", "1,x", "must be a media_store_id in decimal digits"),
+        ("payload", "[1]", "it must be a JSON object"),
+        ("payload", "[" * 2000, "it is not JSON: nested too deeply"),
+        ("payload", '{"label": "a\nb"}', "it is not JSON: "),
+        ("stored_after", "soon", "Input should be a valid integer"),
+    ],
+)
+async def test_a_refusal_says_what_it_should_have_been(
+    rig: Rig, name: str, value: str, detail: str
+) -> None:
+    answer = await rig.ask("GET", f"{IMAGES}?{urlencode({'text': 'dog', name: value})}")
+
+    assert answer.body["detail"].startswith(f"{name}: {detail}")
+
+
 async def test_a_picture_is_not_read_for_a_bad_filter(rig: Rig, searcher: Scripted) -> None:
     answer = await rig.ask(
         "POST", f"{IMAGES}?stored_after=5&stored_before=5", data=b"bytes", headers=PNG
