@@ -256,7 +256,6 @@ class _Window:
 
 async def _near(parts: ImageParts | FaceParts, vector: Vector, window: _Window) -> list[Match]:
     """Return what is wanted, and one more where more follows."""
-    await parts.handler.claim.require()
     found = await parts.store.find(
         vector,
         limit=window.limit + 1,
