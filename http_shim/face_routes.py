@@ -33,7 +33,7 @@ async def show_faces(request: web.Request) -> web.Response:
             f"no faces are known of picture {media_store_id}: ask for face_embedding or"
             " face_detection"
         )
-    result: JsonObject = {} if job is None or job.result is None else job.result
+    result: JsonObject = (job and job.result) or {}
     # Another model may have found other faces since that result: the same number is not enough.
     stored = (
         None
@@ -60,11 +60,15 @@ async def show_faces(request: web.Request) -> web.Response:
 
 
 def _newest(jobs: Sequence[Job]) -> Job | None:
-    """Return the job whose result is shown; one that stored vectors before one that did not."""
+    """Return the job whose result is shown; one that stored vectors before one that did not.
+
+    Args:
+        jobs: the oldest first; one whose result is not delivered yet has not ended.
+    """
     for task_type in _FACES:
-        ended = [job for job in jobs if job.task_type is task_type and job.result is not None]
-        if ended:
-            return max(ended, key=lambda job: job.completed_at or 0)
+        for job in reversed(jobs):
+            if job.task_type is task_type and job.result is not None:
+                return job
     return None
 
 

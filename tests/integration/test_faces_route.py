@@ -87,6 +87,24 @@ async def test_a_result_with_vectors_is_shown_before_a_newer_one_without(rig: Ri
     assert told["image"] == RAN["image"]
 
 
+async def test_a_result_that_waits_for_the_media_store_is_shown_before_an_older_one(
+    rig: Rig,
+) -> None:
+    left = {"code": "media_store_error", "message": "it is away"}
+    later = rig.clock.now + 60_000
+    for x in (1.0, 2.0):
+        asked = await rig.ask("POST", "/job/face_detection", json=AGAIN)
+        lease, result = await rig.lease(TaskType.FACE_DETECTION), {"faces": [face(0, x)], **RAN}
+        if x == 1.0:
+            await rig.queue.give_up_sync(lease, result, run_at=None, **left)
+        else:
+            await rig.queue.keep(lease, result, run_at=later, **left)
+
+    told = await shown(rig)
+    assert told["job_id"] == asked.body["job_id"]
+    assert told["faces"] == [face(0, 2.0) | {"stored": False}]
+
+
 async def test_a_face_is_stored_where_its_number_and_its_box_are(
     rig: Rig, searcher: Scripted
 ) -> None:
