@@ -76,6 +76,8 @@ async def test_the_limit_bounds_it_and_says_so(store: QdrantImageStore) -> None:
     exact = await cluster_of(store, 0, min_score=0.95, limit=19)
     assert (len(exact.members), exact.is_complete) == (19, True)
     assert max(member.score for member in exact.members) <= 1
+    one = await cluster_of(store, 0, min_score=0.95, limit=1)
+    assert (ids(one), one.is_complete) == ([1], False)
 
 
 async def test_a_picture_without_a_vector_is_told(store: QdrantImageStore) -> None:

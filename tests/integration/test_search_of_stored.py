@@ -145,8 +145,10 @@ async def test_the_picture_itself_need_not_be_among_those_meant(rig: Rig) -> Non
 
 
 async def test_a_text_finds_all_that_is_stored_and_is_told(rig: Rig) -> None:
+    whole = await rig.search.by_text("dog", limit=6)
     found = await rig.search.by_text("dog", limit=3, offset=1, min_score=0.8)
 
+    assert (ids(whole), whole["next"]) == (list(NUMBERS), None)
     assert found["query"] == {"kind": "text", "text": "dog"}
     assert (ids(found), found["next"]) == ([1, 2], None)
 
