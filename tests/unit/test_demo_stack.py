@@ -54,7 +54,7 @@ def test_a_demo_of_an_installed_inferd_says_what_it_lacks(
 
     with (
         pytest.raises(StackError, match="is missing: run demos from inferd's checkout"),
-        Stack(tmp_path / "demo", {}),
+        Stack(tmp_path / "demo", {}, ports=any_ports(3)),
     ):
         pass
 

@@ -12,6 +12,7 @@ import pytest
 from daemon.jobs import TaskType
 from demos import pictures, quickstart
 from demos.stack import Stack
+from tests.unit.test_demo_stack import any_ports
 
 
 def ended(_: float) -> None:
@@ -86,6 +87,8 @@ def test_a_full_disk_ends_a_demo_without_a_traceback(
         monkeypatch.setattr(demo, "talk_to_a_person", lambda: None)
     monkeypatch.setattr(tempfile, "TemporaryDirectory", full)
     monkeypatch.setattr(Stack, "_start_broker", full)
+    # The documented ones may be a demo's of another test.
+    monkeypatch.setattr("demos.stack.DOCUMENTED_PORTS", any_ports(3))
 
     codes = [quickstart.main([]), pictures.main([str(tmp_path), "--keep", str(tmp_path / "kept")])]
 
