@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import socket
-from collections.abc import Awaitable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,7 +14,7 @@ from daemon.errors import ConfigError, StorageError
 from daemon.queue.postgresql import backend, inspection
 from daemon.queue.postgresql.hosts import Hosts
 from tests.postgresql import Cluster, schema_of, url_of_servers
-from tests.queue_bench import open_bench, until
+from tests.queue_bench import DEADLINE, open_bench, until
 
 
 @contextmanager
@@ -148,3 +148,47 @@ def asked(listener: socket.socket) -> int:
             listener.accept()[0].close()
             count += 1
     return count
+
+
+@contextlib.asynccontextmanager
+async def pooler(server: Path) -> AsyncIterator[Path]:
+    """Stand before a server, as a pooler that ignores startup parameters; yield the folder."""
+
+    async def pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while data := await reader.read(65_536):
+                writer.write(data)
+        writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        serving.append(asyncio.current_task())
+        size = int.from_bytes(await reader.readexactly(4))
+        asked = await reader.readexactly(size - 4)
+        version, words = asked[:4], asked[4:].split(b"\0")
+        user = words[words.index(b"user") + 1]
+        startup = version + b"user\0%b\0database\0postgres\0\0" % user
+        back, forth = await asyncio.open_unix_connection(f"{server}/.s.PGSQL.5432")
+        forth.write((len(startup) + 4).to_bytes(4) + startup)
+        await asyncio.gather(pass_on(reader, forth), pass_on(back, writer))
+
+    serving: list[asyncio.Task[None] | None] = []
+    with TemporaryDirectory() as folder:
+        listener = await asyncio.start_unix_server(serve, f"{folder}/.s.PGSQL.5432")
+        async with listener:
+            yield Path(folder)
+        async with asyncio.timeout(DEADLINE):
+            await asyncio.gather(*filter(None, serving))
+
+
+async def test_a_pooler_that_ignores_what_a_session_asks_for_is_refused(cluster: Cluster) -> None:
+    # The queue of another place would be used, or changed by who only wants to look.
+    place = schema_of(cluster.schema())
+    async with pooler(cluster.folder) as folder:
+        with pytest.raises(ConfigError, match=r"search_path is .*not to a pooler") as told:
+            async with open_bench(url_of_servers(folder, schema=place)):
+                pass
+        assert told.value.code == "queue_unusable"
+        with pytest.raises(ConfigError, match="default_transaction_read_only is 'off'"):
+            await inspection.inspect(url_of_servers(folder).partition("&search_path")[0])

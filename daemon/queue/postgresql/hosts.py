@@ -1,11 +1,13 @@
-"""Which server to connect to: of a URL's several hosts the one that is the primary.
+"""Connects to the queue's server: of a URL's several hosts to the one that is the primary.
 
 asyncpg asks them one after the other too, but within one time limit for all: a first host that is
 silent, as one is that lost its power, would use it up, each time.
 """
 
 import logging
+from collections.abc import Mapping
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import asyncpg
 
@@ -21,6 +23,9 @@ _NOT_THERE = (
     asyncpg.PostgresError,
 )
 
+_DECISIVE = ("default_transaction_isolation", "default_transaction_read_only")
+"""Without these, and without the URL's search_path, something would be silently wrong."""
+
 
 class Hosts:
     """The servers of a URL, and which of them was the primary last."""
@@ -30,6 +35,8 @@ class Hosts:
         self._url = url
         self._servers = postgresql_servers(url)
         self._latest: int | None = None
+        named = parse_qs(urlsplit(url).query)
+        self._named = {name: named[name][-1] for name in ("search_path",) if name in named}
 
     async def connect(
         self,
@@ -50,10 +57,36 @@ class Hosts:
                 asyncpg.InternalClientError: the only host cannot be used.
             ConnectionError: none of several can; it says why of each.
             asyncpg.PostgresError: none can, and this is what one of them answered.
+            asyncpg.ClientConfigurationError: the session is not as it was asked for.
             ValueError: the URL is wrong.
         """
         if len(self._servers) == 1:
-            return await asyncpg.connect(self._url, timeout=timeout, **options)
+            raw = await asyncpg.connect(self._url, timeout=timeout, **options)
+        else:
+            raw = await self._connect_to_primary(timeout, options)
+        try:
+            await self._check(raw, options.get("server_settings") or {})
+        except BaseException:
+            raw.terminate()
+            raise
+        return raw
+
+    async def _check(self, raw: Any, wanted: Mapping[str, str]) -> None:
+        """Let nothing be written where a pooler has dropped what was asked of the session.
+
+        Raises:
+            asyncpg.ClientConfigurationError: it has.
+        """
+        asked = {**self._named, **{name: wanted[name] for name in _DECISIVE if name in wanted}}
+        for name, value in asked.items():
+            found: str = await raw.fetchval("SELECT current_setting($1)", name)
+            if found != value:
+                raise asyncpg.ClientConfigurationError(
+                    f"{name} is {found!r}, not {value!r} as asked for: connect to the server"
+                    " itself, not to a pooler that ignores startup parameters"
+                )
+
+    async def _connect_to_primary(self, timeout: float, options: Mapping[str, Any]) -> Any:  # noqa: ASYNC109 - as above
         failures: dict[str, Exception] = {}
         for place in sorted(range(len(self._servers)), key=lambda each: each != self._latest):
             host, port = self._servers[place]
