@@ -64,6 +64,8 @@ async def test_it_changes_goes_back_and_is_dropped_with_every_vector_exact(
             await first.job(100, "during")
             await first.until_of("B")
             await first.job(101, "after")
+            # The record says B before all of the change is done.
+            await until(lambda: first.models.needed)
         assert await first.active() == ("B", pictures)
         record = await first.store.record()
         assert record is not None
@@ -387,11 +389,22 @@ async def test_only_one_of_two_daemons_embeds(tmp_path: Path) -> None:
         other.embedder.pictures = one.embedder.pictures
         for number in range(60):
             await one.job(number, "j")
-        async with one.working(), other.working():
+        begun, go_on = asyncio.Event(), asyncio.Event()
+
+        def hold(_media_id: int) -> Any:
+            begun.set()
+            return go_on.wait()
+
+        one.embedder.on_embed = hold
+        async with one.working():
             await one.change.use(B)
-            await other.until_of("B")
-        counts = len(one.embedder.embedded), len(other.embedder.embedded)
-        assert sorted(counts) == [0, 60]
+            await begun.wait()
+            async with other.working():
+                # What two find that look at the very same moment is up to SETTLE_SECONDS.
+                await until(lambda: getattr(other.change._work._lease, "told", None))
+                go_on.set()
+                await other.until_of("B")
+        assert (len(one.embedder.embedded), len(other.embedder.embedded)) == (60, 0)
         assert (await other.active())[0] == "B"
 
 
