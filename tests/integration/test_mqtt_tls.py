@@ -230,9 +230,8 @@ async def test_what_can_be_trusted_gets_the_password(
         listening(authority.certificate(), version) as (port, came),
         running(link_to(port, authority.ca_file)),
     ):
-        await until(lambda: bool(came))
-
-    assert b"a-password" in came[0]
+        # On a slow machine a try may end between its handshake and its first word.
+        await until(lambda: any(b"a-password" in data for data in came))
 
 
 def test_the_daemon_works_over_tls_with_certificates_on_both_sides(tmp_path: Path) -> None:
