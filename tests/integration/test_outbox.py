@@ -375,7 +375,7 @@ async def test_a_flush_sends_what_is_there(bench: Bench, link: Link, outbox: Out
     topics = [f"t{number}" for number in range(BATCH + 1)]
     await asyncio.gather(*(tell(bench, topic) for topic in topics))
 
-    await outbox.flush(timeout_seconds=10)
+    await outbox.flush(timeout_seconds=DEADLINE)
 
     assert await waiting(bench) == []
 

@@ -14,6 +14,7 @@ from handlers.face_store import QdrantFaceStore
 from handlers.image_store import QdrantImageStore
 from handlers.qdrant.qdrant_edge import EdgeEngine
 from handlers.qdrant.vector_engine import CollectionSpec, Point, SharedEngine
+from tests.waiting import until
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -134,9 +135,7 @@ async def test_points_are_synced_to_the_disk_while_idle(tmp_path: Path) -> None:
     await engine.ensure_collection(CollectionSpec("c", 4))
     await engine.upsert("c", [Point(1, np.ones(4, np.float32))])
 
-    async with asyncio.timeout(10):
-        while engine._shards["c"].is_unflushed:  # noqa: ASYNC110 - no event tells of it
-            await asyncio.sleep(0.005)
+    await until(lambda: not engine._shards["c"].is_unflushed)
 
     assert await engine.count("c") == 1
     await engine.close()
@@ -145,7 +144,8 @@ async def test_points_are_synced_to_the_disk_while_idle(tmp_path: Path) -> None:
 async def test_a_flush_that_fails_is_told_and_frees_the_folder(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    engine = EdgeEngine(tmp_path)
+    # Flushed by its close alone.
+    engine = EdgeEngine(tmp_path, flush_seconds=3600)
     await engine.open()
     await engine.ensure_collection(CollectionSpec("c", 4))
     await engine.upsert("c", [Point(1, np.ones(4, np.float32))])

@@ -395,17 +395,21 @@ async def test_grpc_with_a_wrong_key(
 
 
 @pytest.mark.parametrize(
-    ("status", "said"),
-    [(grpc.StatusCode.INTERNAL, "answered INTERNAL: because"), (None, "did not answer within 1 s")],
+    ("status", "seconds", "said"),
+    [
+        (grpc.StatusCode.INTERNAL, 60, "answered INTERNAL: because"),
+        (None, 1, "did not answer within 1 s"),
+    ],
 )
 async def test_grpc_that_fails(
     connect: Connect,
     serve_grpc: Callable[[Refusing], Awaitable[int]],
     status: grpc.StatusCode | None,
+    seconds: float,
     said: str,
 ) -> None:
     port = await serve_grpc(Refusing(status))
-    engine = await connect("http://127.0.0.1:6333", grpc_port=port, timeout_seconds=1)
+    engine = await connect("http://127.0.0.1:6333", grpc_port=port, timeout_seconds=seconds)
 
     error = await failure(engine.upsert("c", [POINT]))
 

@@ -194,7 +194,7 @@ def test_two_that_make_one_preview_at_once_both_have_it(
     both, replace, failed = threading.Barrier(2), Path.replace, list[OSError]()
 
     def together(self: Path, target: Path) -> Path:
-        both.wait(10)
+        both.wait(60)
         return replace(self, target)
 
     def make() -> None:

@@ -9,6 +9,7 @@ import pytest
 from daemon.errors import DependencyDownError
 from daemon.jobs import Job, JobState, JsonObject
 from daemon.stage import Stage
+from daemon.worker import worker as worker_module
 from tests.integration.test_worker import Gate, Handler, raising, reaches, turns, working
 from tests.queue_bench import IMAGE, Bench, open_bench, until
 
@@ -116,8 +117,9 @@ async def test_a_worker_that_drains_begins_nothing_however_urgent(bench: Bench) 
 
 
 async def test_while_a_dependency_is_away_an_urgent_job_takes_no_more_than_one_try(
-    bench: Bench,
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(worker_module, "HOLD_SECONDS", FOR_EVER)
     away = DependencyDownError("nobody answers", code="media_store_unreachable")
     handler = Handler(raising(away))
     await bench.accept(1)

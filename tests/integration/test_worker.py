@@ -424,8 +424,8 @@ async def test_task_types_run_side_by_side(bench: Bench) -> None:
     image, faces = Gate(), Gate()
 
     async with working(bench, Handler(image, IMAGE), Handler(faces, FACES)):
-        await asyncio.wait_for(image.began.wait(), 10)
-        await asyncio.wait_for(faces.began.wait(), 10)
+        await asyncio.wait_for(image.began.wait(), DEADLINE)
+        await asyncio.wait_for(faces.began.wait(), DEADLINE)
         image.open()
         await reaches(bench, ID, "completed")
 
@@ -621,7 +621,7 @@ async def test_a_lost_lease_stops_the_handler(bench: Bench) -> None:
     async with working(bench, Handler(gate), queue={"lease_seconds": 1}) as worker:
         await gate.began.wait()
         await somebody_else_takes(bench, ID)
-        await asyncio.wait_for(gate.cancelled.wait(), 10)
+        await asyncio.wait_for(gate.cancelled.wait(), DEADLINE)
         await until(lambda: is_idle(worker), "the job is no longer in flight")
 
         row = await bench.row(ID)
