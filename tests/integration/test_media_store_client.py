@@ -32,13 +32,13 @@ TLS_PARTS = ("-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/
 
 
 def settings(url: str, **options: Any) -> MediaStoreSettings:
-    quick = {
-        "connect_timeout_seconds": 2,
-        "read_timeout_seconds": 2,
-        "total_timeout_seconds": 5,
+    patient = {
+        "connect_timeout_seconds": 30,
+        "read_timeout_seconds": 30,
+        "total_timeout_seconds": 60,
         "max_bytes": 100_000,
     }
-    return MediaStoreSettings.model_validate({"url": url} | quick | options)
+    return MediaStoreSettings.model_validate({"url": url} | patient | options)
 
 
 @asynccontextmanager
@@ -576,7 +576,8 @@ async def test_silence_ends_in_a_timeout(head: bytes) -> None:
         await until_gone(reader)
 
     async with raw(serve) as url:
-        error = await failure(url, read_timeout_seconds=0.2)
+        # The store is asked once more, whether it is there at all, for twice the connect timeout.
+        error = await failure(url, read_timeout_seconds=0.2, connect_timeout_seconds=1)
 
     assert isinstance(error, RetryableError)
     assert error.code == "media_store_timeout"
@@ -657,7 +658,7 @@ async def test_a_refused_connection_is_a_dependency_that_is_down() -> None:
 
 
 async def test_an_unknown_host_is_a_dependency_that_is_down() -> None:
-    assert_unreachable(await failure("http://no-such-host.invalid"))
+    assert_unreachable(await failure("http://no-such-host.invalid", connect_timeout_seconds=2))
 
 
 async def test_a_tls_handshake_that_is_never_answered_is_a_dependency_that_is_down() -> None:
@@ -703,7 +704,7 @@ async def test_a_check_of_a_silent_store_ends() -> None:
 
     async with (
         raw(serve) as url,
-        MediaStoreClient(settings(url, connect_timeout_seconds=0.1)) as client,
+        MediaStoreClient(settings(url, connect_timeout_seconds=0.5)) as client,
     ):
         with pytest.raises(RetryableError) as caught:
             await client.check()
