@@ -225,10 +225,10 @@ async def test_it_runs_as_a_module(tmp_path: Path) -> None:
     )
     try:
         assert process.stdout is not None
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             line = await process.stdout.readline()
         assert b"Running on http://127.0.0.1:" in line
         assert (tmp_path / "new" / "folder").is_dir()
     finally:
         process.terminate()
-        await asyncio.wait_for(process.communicate(), 30)
+        await asyncio.wait_for(process.communicate(), 60)
