@@ -17,7 +17,9 @@ SMALLEST = Options(size="smallest")
 
 
 @pytest.fixture
-def settings() -> Any:
+def settings(monkeypatch: pytest.MonkeyPatch) -> Any:
+    # A replay operator by operator takes minutes of the real one where the cores are busy.
+    monkeypatch.setattr("handlers.clip.weights.architecture", lambda _model: clip_models.TINY)
     return clip_models.settings(clip__weights="untrained", clip__batch_size=2)
 
 
