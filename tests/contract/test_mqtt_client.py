@@ -20,8 +20,9 @@ from daemon.errors import ConfigError
 from daemon.mqtt import client as mqtt_client
 from daemon.mqtt.broker_tls import broker_tls
 from daemon.mqtt.link import MqttLink
+from daemon.mqtt.vendor import abort
 from daemon.settings import MqttSettings
-from tests.broker import AsyncClient, Broker
+from tests.broker import AsyncClient, Broker, Version
 from tests.contract.test_mqtt_link import Peer, Requests, Setup, played, until
 
 PASSWORD = b"a password"
@@ -121,3 +122,29 @@ async def test_a_session_has_not_ended_where_the_broker_hung_up_before_its_answe
         settings = MqttSettings(url=SecretStr(url), client_id="ending", connect_timeout_seconds=60)
         with pytest.raises(ConnectionResetError, match="lost"):
             await mqtt_client.end_session(settings)
+
+
+@pytest.mark.parametrize("version", ["5", "3.1.1"])
+async def test_the_will_stays_for_whoever_looks_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: Version
+) -> None:
+    monkeypatch.setattr(mqtt_client, "WILL_DELAY_SECONDS", 0)
+    with Broker(tmp_path) as broker:
+        setup = Setup(broker.url, version)
+        async with AsyncClient(broker.port) as client:
+            await client.subscribe(setup.availability)
+            link = setup.link()
+            task = asyncio.create_task(link.run())
+            await client.wait_for(lambda message: message.json()["state"] == "online")
+            await until(lambda: link.is_up)
+            abort(link._client)
+            await until(lambda: not link.is_up)
+            task.cancel()
+            await asyncio.wait([task])
+            said = await client.wait_for(lambda message: message.json()["state"] == "offline")
+        async with AsyncClient(broker.port) as late:
+            await late.subscribe(setup.availability)
+            found = await late.wait_for()
+
+    assert (found.payload, found.is_retained) == (said.payload, True)
+    assert (said.qos, said.json()["reason"]) == (1, "connection_lost")

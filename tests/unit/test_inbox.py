@@ -39,6 +39,9 @@ class Parts:
         ("inference/request/no_such_task", "intake"),
         ("inference/cancel/some-job", "cancellation"),
         ("inference/delete/12", "removal"),
+        # The filters take an empty level, too; its answer is theirs.
+        ("inference/cancel/", "cancellation"),
+        ("inference/delete/", "removal"),
         (SWITCH, "home"),
         ("inference/request/_probe", None),
         ("inference/cancel/_probe", None),

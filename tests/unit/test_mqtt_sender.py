@@ -2,11 +2,13 @@
 
 import asyncio
 import base64
+import gc
 import struct
 from types import SimpleNamespace
 from typing import Any
 
 import gmqtt
+import pytest
 from pydantic import SecretStr
 
 from daemon.errors import PublishError
@@ -193,3 +195,25 @@ async def test_a_broker_that_confirms_something_in_time_keeps_its_connection() -
     assert str(late) == "the broker did not confirm in time"
     assert confirmed == 0
     assert transport.aborts == 0
+
+
+@pytest.mark.parametrize("is_cancelled", [True, False], ids=["cancelled", "too late"])
+async def test_the_end_of_a_connection_is_no_fault_of_a_message_that_nobody_waits_for(
+    is_cancelled: bool,
+) -> None:
+    # asyncio tells of an exception that nobody asks for, with a traceback.
+    told: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _loop, context: told.append(context))
+    line = Line(publish_timeout_seconds=60 if is_cancelled else 0.01)
+    Transport(line)
+    publishing = line.publish("a")
+    await turns()
+    if is_cancelled:
+        publishing.cancel()
+    await asyncio.wait([publishing])
+
+    line.sender.end()
+
+    del line, publishing
+    gc.collect()
+    assert told == []
