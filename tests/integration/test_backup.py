@@ -183,6 +183,7 @@ async def test_tar_reads_it_too(tmp_path: Path, made: tuple[Path, Path]) -> None
     assert archive.stat().st_size < whole / 2
 
 
+@pytest.mark.timeout(600)
 async def test_it_is_checked_and_wherever_it_is_damaged_it_is_refused(
     tmp_path: Path, made: tuple[Path, Path]
 ) -> None:

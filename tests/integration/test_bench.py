@@ -5,11 +5,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from PIL import Image
 
 from tests.unit.face_rig import astronaut
 
 ROOT = Path(__file__).parent.parent.parent
+SECONDS = 290
 
 
 def run_decoding(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -59,6 +61,7 @@ def test_a_folder_without_pictures_is_told(tmp_path: Path) -> None:
     assert "holds no JPEG" in done.stderr
 
 
+@pytest.mark.timeout(SECONDS + 10)
 def test_memory_is_shown_for_each_life_of_the_daemon() -> None:
     small = ("--rows", "120", "--pictures", "120", "--events", "70")
     done = subprocess.run(
@@ -66,7 +69,7 @@ def test_memory_is_shown_for_each_life_of_the_daemon() -> None:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=170,
+        timeout=SECONDS,
         check=False,
     )
 
