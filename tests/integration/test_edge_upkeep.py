@@ -30,6 +30,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SPEC = CollectionSpec("c", 512, {"media_store_id": "integer"})
 MANY = 6000
 """So many vectors of 512 numbers get an index; the engine finds fewer not worth it."""
+ALL_DAY = "00:00-00:00"
 
 
 def vectors(count: int, seed: int = 0) -> Vector:
@@ -205,14 +206,14 @@ async def test_it_begins_by_itself_within_the_hours(
 ) -> None:
     monkeypatch.setattr(edge_upkeep, "CHECK_SECONDS", 0.05)
     monkeypatch.setattr("handlers.qdrant.edge_schedule.LEAST_CHANGED", MANY)
-    engine = EdgeEngine(tmp_path, schedule=Schedule.parse("00:00-23:59"), board=board)
+    engine = EdgeEngine(tmp_path, schedule=Schedule.parse(ALL_DAY), board=board)
     await engine.open()
     await fill(engine, vectors(MANY - 1))
     await until(lambda: board.state("c").changed == MANY - 1)
     assert not board.state("c").is_optimising
 
     await fill(engine, vectors(1), first=MANY)
-    await until(lambda: board.state("c").optimised == 1, seconds=60)
+    await until(lambda: board.state("c").optimised == 1, seconds=120)
 
     assert board.state("c").changed == 0
     assert board.state("c").seconds > 0
@@ -389,7 +390,7 @@ async def test_a_failure_is_not_tried_again_at_once(
 ) -> None:
     await fill(engine, vectors(10))
     monkeypatch.setattr("handlers.qdrant.edge_schedule.LEAST_CHANGED", 1)
-    engine._upkeep._schedule = Schedule.parse("00:00-23:59")
+    engine._upkeep._schedule = Schedule.parse(ALL_DAY)
     assert await engine._upkeep._due() == ["c"]
     monkeypatch.setattr(sys, "executable", shutil.which("false"))
 
@@ -409,7 +410,7 @@ async def test_closing_does_not_wait_for_the_end(tmp_path: Path) -> None:
     working = engine._upkeep._task = asyncio.create_task(work())
     await until(lambda: working_copy(tmp_path / "c").exists())
 
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         await engine.close()
 
     assert working.cancelled()
