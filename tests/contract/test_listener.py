@@ -8,6 +8,7 @@ from daemon.errors import StorageError
 from daemon.events import Message
 from daemon.intake import Intake
 from daemon.jobs import TaskType
+from daemon.queue.announcer import Announcer
 from daemon.queue.backend import Connection
 from daemon.queue.database import Database
 from daemon.queue.job_queue import JobQueue
@@ -60,3 +61,21 @@ async def test_what_is_rolled_back_is_never_heard(tmp_path: Path) -> None:
         await database.write(work)
 
     assert heard == ["of the work"]
+
+
+async def test_what_was_to_be_told_of_a_failure_is_never_heard(tmp_path: Path) -> None:
+    heard: list[Message] = []
+    announcer = Announcer(owner="w", worker_id="w", clock=lambda: NOON, listener=heard.extend)
+    message = Message("a", "{}")
+    async with Database(tmp_path / "queue.db") as database:
+
+        async def fail(connection: Connection) -> None:
+            await announcer.write(connection, [message])
+            await connection.execute("INSERT INTO nowhere VALUES (1)")
+
+        with pytest.raises(StorageError):
+            await database.write(fail)
+        assert heard == []
+        await database.write(lambda connection: announcer.write(connection, [message]))
+
+    assert heard == [message]

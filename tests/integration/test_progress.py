@@ -103,6 +103,31 @@ async def test_so_many_are_told_in_a_second_and_no_more(broker: Broker, tmp_path
     assert told[-1].json()["data"]["stage"] == "infer"
 
 
+class Counter:
+    """A link that counts what it is given to send."""
+
+    is_up = True
+    sent = 0
+
+    def send(self, *_: object, **__: object) -> bool:
+        self.sent += 1
+        return True
+
+
+def test_a_clock_that_is_put_back_silences_no_progress() -> None:
+    now = 3_600_000
+    link = Counter()
+    progress = Progress(link, clock=lambda: now, worker_id="w")
+    for number in range(2 * MOST_A_SECOND):
+        progress.report(JOB, f"stage {number}")
+    assert link.sent == MOST_A_SECOND
+    now = 0
+
+    progress.report(JOB, "infer")
+
+    assert link.sent == MOST_A_SECOND + 1
+
+
 async def test_it_can_be_turned_off(broker: Broker, tmp_path: Path) -> None:
     async with Daemon(broker, tmp_path / "queue.db") as daemon, client_of(broker) as client:
         a_progress(daemon, is_on=False).report(JOB, "fetch")

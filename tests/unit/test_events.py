@@ -14,7 +14,9 @@ from daemon.events import (
     Event,
     Message,
     job_messages,
+    progress_messages,
     rejection_messages,
+    removal_messages,
     terminal_events,
     terminal_messages,
 )
@@ -231,8 +233,30 @@ def test_a_redelivered_request_repeats_its_rejection() -> None:
     assert first["event_id"] == again["event_id"]
 
 
-def test_another_reason_is_another_event() -> None:
-    assert body(rejected(ID))["event_id"] != body(rejected(ID, code="queue_full"))["event_id"]
+@pytest.mark.parametrize("changes", [{"code": "queue_full"}, {"topic_task": "image_embedding"}])
+def test_another_reason_or_task_is_another_event(changes: dict[str, Any]) -> None:
+    assert body(rejected(ID))["event_id"] != body(rejected(ID, **changes))["event_id"]
+
+
+def test_the_first_entry_of_a_batch_has_a_place_too() -> None:
+    assert body(rejected(ID, index=0))["data"]["index"] == 0
+
+
+@pytest.mark.parametrize("changes", [{"seq": 5}, {"created_at": 2}, {"job_id": ID.lower()}])
+def test_the_same_stage_of_another_attempt_or_job_is_another_event(changes: dict[str, Any]) -> None:
+    ids = {
+        body(message)["event_id"]
+        for job in (JOB, JOB, replace(JOB, **changes))
+        for message in progress_messages(job, "infer", fraction=0.6, worker_id="w", now=9)
+    }
+
+    assert len(ids) == 2
+
+
+def test_each_removal_of_a_picture_is_an_event_of_its_own() -> None:
+    told = [removal_messages(7, {"jobs": 0}, worker_id="w", now=9) for _ in range(2)]
+
+    assert len({body(message)["event_id"] for (message,) in told}) == 2
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
