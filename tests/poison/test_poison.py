@@ -19,13 +19,16 @@ from tests.poison.rig import PoisonedDaemon, Supervisor
 from tests.waiting import wait_until
 
 ENDS = {
-    "hang": (EXIT_STALLED, 4),
-    "hang the loop": (EXIT_STALLED, 2),
-    "hang with the interpreter": (1, 2),
-    "segfault": (-signal.SIGSEGV, 2),
-    "exit": (CODE, 2),
+    "hang": (EXIT_STALLED, 4, "0.6"),
+    "hang the loop": (EXIT_STALLED, 2, "0.6"),
+    "hang with the interpreter": (1, 2, "0.6"),
+    "segfault": (-signal.SIGSEGV, 2, "60"),
+    "exit": (CODE, 2, "60"),
 }
-"""By what the picture does: the exit code, and how many attempts it is given."""
+"""By what the picture does: the exit code, how many attempts it is given, and after how many
+seconds a call hangs."""
+PATIENCE = 150.0
+"""For the longest of them: it starts a daemon five times."""
 STACKS = {"segfault": "Segmentation fault", "hang with the interpreter": "Timeout"}
 
 
@@ -33,13 +36,13 @@ STACKS = {"segfault": "Segmentation fault", "hang with the interpreter": "Timeou
 def test_a_picture_that_a_model_cannot_bear_is_buried_and_all_others_complete(
     tmp_path: Path, broker: Broker, media_store: MediaStore, asker: Asker, deed: str
 ) -> None:
-    code, attempts = ENDS[deed]
+    code, attempts, stall_seconds = ENDS[deed]
     daemon = PoisonedDaemon(
         tmp_path / "d",
         broker,
         media_store,
         TEST_POISON=deed,
-        INFERD_WORKER__STALL_SECONDS="0.6",
+        INFERD_WORKER__STALL_SECONDS=stall_seconds,
         INFERD_QUEUE__MAX_ATTEMPTS=str(attempts),
     )
     with daemon:
@@ -48,7 +51,7 @@ def test_a_picture_that_a_model_cannot_bear_is_buried_and_all_others_complete(
         good += [asker.ask(media_id) for media_id in GOOD[6:]]
         others = asker.ask_all(range(1, 4), ("face_detection", "face_embedding"))
         with Supervisor(daemon) as supervisor:
-            asker.settle()
+            asker.settle(PATIENCE)
 
         ends = {promise.job_id: daemon.row(promise.job_id) for promise in (*good, *others)}
         assert {row["status"] for row in ends.values()} == {"completed"}
@@ -184,13 +187,13 @@ def test_a_daemon_that_was_frozen_for_long_hung_nowhere(
         broker,
         media_store,
         TEST_POISON="hang",
-        INFERD_WORKER__STALL_SECONDS="0.5",
+        INFERD_WORKER__STALL_SECONDS="1",
     )
     with daemon:
         assert daemon._process is not None
         daemon._process.send_signal(signal.SIGSTOP)
-        # Longer than twice the limit, shorter than faulthandler waits.
-        time.sleep(1.5)
+        # Longer than twice the limit, and far shorter than faulthandler waits.
+        time.sleep(2.2)
         daemon._process.send_signal(signal.SIGCONT)
         good = asker.ask(GOOD[0])
         with contextlib.suppress(AssertionError):
