@@ -14,7 +14,7 @@ from paho.mqtt.properties import Properties
 
 from daemon.jobs import TaskType
 from tests.acceptance.rig import Daemon, MediaStore
-from tests.broker import Broker, Client, Message
+from tests.broker import DEADLINE, Broker, Client, Message
 from tests.documents import Mqtt
 from tests.fuzz.answers import asked, check_topic
 from tests.fuzz.messages import INJECTIONS, payloads
@@ -86,7 +86,7 @@ class Fuzzer(Client):
         told = self._paho.publish(
             sent.topic, sent.payload, sent.qos, sent.is_retained, properties=properties
         )
-        told.wait_for_publish(10)
+        told.wait_for_publish(DEADLINE)
         assert told.is_published(), "the broker does not take it"
 
 
