@@ -123,8 +123,9 @@ async def strange_uploads(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
         yield b"x"
         await asyncio.sleep(DEADLINE)
 
-    monkeypatch.setattr(bodies, "BODY_SECONDS", 0.05)
-    late = await rig.ask("POST", "/console/upload", data=slowly(), headers=JPEG)
+    with monkeypatch.context() as patched:
+        patched.setattr(bodies, "BODY_SECONDS", 0.05)
+        late = await rig.ask("POST", "/console/upload", data=slowly(), headers=JPEG)
     assert late.status == 408
 
 

@@ -403,19 +403,19 @@ async def test_a_form_that_is_packed_or_never_ends_is_refused(
 async def test_an_endless_stream_before_the_first_field_is_cut_off(
     door: Door, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bodies, "BODY_SECONDS", 0.2)
-
     async def endless() -> AsyncIterator[bytes]:
         while True:
             yield b"no boundary\r\n" * 100
             await asyncio.sleep(0.001)
 
     headers = {"Content-Type": "multipart/form-data; boundary=b"}
-    try:
-        answer = await asyncio.wait_for(door.send(endless(), headers=headers), 20)
-        assert answer.status == 408
-    except aiohttp.ClientConnectionError:
-        pass  # the door closed while the client still wrote
+    with monkeypatch.context() as patched:
+        patched.setattr(bodies, "BODY_SECONDS", 0.2)
+        try:
+            answer = await asyncio.wait_for(door.send(endless(), headers=headers), 20)
+            assert answer.status == 408
+        except aiohttp.ClientConnectionError:
+            pass  # the door closed while the client still wrote
 
     assert (await door.predict(VISUAL, image=b"x")).status == 200
 
