@@ -187,7 +187,7 @@ def test_a_switch_pauses_and_resumes_one_task_type(
         for key in ("pause_face_detection", "pause_face_embedding"):
             home.turn(key, on=False)
         home.wait(lambda: home.state("state") == "online")
-        assert home.state("pause_face_detection") == "OFF"
+        home.wait(lambda: home.state("pause_face_detection") == "OFF")
         # What REST does is shown as well.
         assert daemon.request("POST", "/queue/face_embedding/pause")[0] == 200
         home.wait(lambda: home.state("pause_face_embedding") == "ON")
