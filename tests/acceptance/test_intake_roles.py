@@ -22,8 +22,11 @@ def daemons(folder: Path, broker: Broker, media_store: MediaStore, **environ: st
                 media_store,
                 INFERD_MQTT__CLIENT_ID=name,
                 INFERD_QUEUE__URL=f"sqlite:///{folder / 'shared.db'}",
-                INFERD_QUEUE__LEASE_SECONDS="2",
-                **{"INFERD_MQTT__INTAKE_ROLES": "3", **environ},
+                **{
+                    "INFERD_MQTT__INTAKE_ROLES": "3",
+                    "INFERD_QUEUE__LEASE_SECONDS": "2",
+                    **environ,
+                },
             )
         )
     return found
@@ -106,6 +109,8 @@ def test_a_daemon_with_free_hands_is_woken_by_one_whose_hands_are_full(
 ) -> None:
     # Nobody looks by itself within this test's time.
     slow = {"INFERD_WORKER__POLL_SECONDS": "600", "INFERD_WORKER__MAX_IN_FLIGHT": "1"}
+    # And nobody loses what it has, however slow the machine.
+    slow["INFERD_QUEUE__LEASE_SECONDS"] = "600"
     held = Held(answer(200, portrait, "image/png"))
     media_store.behaviours[70] = media_store.behaviours[71] = held
     one, two, _ = daemons(tmp_path, broker, media_store, **slow, INFERD_MQTT__INTAKE_ROLES="0")
