@@ -110,7 +110,8 @@ def test_a_daemon_whose_task_types_are_all_paused_is_paused_until_the_end_that_w
         asked = ask(client, PICTURE)
         event_of(client, asked, "accepted")
 
-        _, body = daemon.request("POST", f"/queue/{FACES}/pause", {"seconds": 0.5})
+        # Long enough to be told before it is over.
+        _, body = daemon.request("POST", f"/queue/{FACES}/pause", {"seconds": 2})
 
         said = client.wait_for(says(paused_until={FACES: body["paused_until"]})).json()
         assert said["state"] == "paused"
