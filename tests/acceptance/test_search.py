@@ -163,7 +163,8 @@ def test_a_text_is_compared_though_no_job_ever_loaded_its_tower(world: World) ->
 
 def test_nobody_searches_without_a_token(world: World) -> None:
     for path, picture in ((f"{IMAGES}?like=2", None), (IMAGES, b"bytes")):
-        for token in ("", "forged", f"{world.token[:-3]}abc"):
+        signed, _, signature = world.token.rpartition(".")
+        for token in ("", "forged", f"{signed}.{'A' * len(signature)}"):
             status, body = world.ask(path, picture, token=token)
 
             assert (status, body["code"]) == (401, "unauthorized")
