@@ -1,7 +1,6 @@
 """Who sees what: with a token and without, while the daemon is away, and switched off."""
 
 import re
-import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ from tests.acceptance.rig import CASCADE_ONLY
 from tests.console.conftest import Opener
 from tests.console.pages import Watched
 from tests.console.rig import Stack, stack
+from tests.ports import free_port
 
 Tokens = Callable[..., str]
 
@@ -139,8 +139,8 @@ def test_nothing_is_told_without_a_token(guarded: Stack, token: Tokens) -> None:
 def test_it_comes_back_by_itself_with_what_happened_meanwhile(
     tmp_path: Path, portrait: bytes, open_page: Opener
 ) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = str(server.getsockname()[1])
+    # None that the system may give to somebody while the daemon is away.
+    port = str(free_port())
     with stack(tmp_path, **CASCADE_ONLY, INFERD_HTTP__PORT=port) as running:
         page = open_page(running)
         expect(page.by("#link")).to_have_text("All well")
