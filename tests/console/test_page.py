@@ -87,7 +87,10 @@ def test_results_are_pictures_with_boxes_and_landmarks_where_the_job_has_them(
     ]
     assert tile.locator("path.mark").count() == 5
     assert tile.locator("svg").get_attribute("viewBox") == "0 0 512 512"
-    size = tile.locator("img").evaluate("each => [each.naturalWidth, each.naturalHeight]")
+    # It is there before it is decoded.
+    size = tile.locator("img").evaluate(
+        "each => each.decode().then(() => [each.naturalWidth, each.naturalHeight])"
+    )
     assert size == [480, 480]
 
 
