@@ -13,6 +13,7 @@ import contextlib
 import ctypes
 import json
 import os
+import select
 import signal
 import sys
 import traceback
@@ -29,42 +30,46 @@ from tests.crash import faults, stand_ins
 
 IMPORTED = (app, migrate, serve, qdrant_edge)
 CLONE_NEWNET = 0x40000000
+REAP_SECONDS = 0.01
 
 
 def main() -> int:
     """Fork lives until the input ends."""
     numbers: dict[int, int] = {}
-
-    def reap(*_: object) -> None:
-        with contextlib.suppress(ChildProcessError):
-            while True:
-                pid, status = os.waitpid(-1, os.WNOHANG)
-                if not pid:
-                    return
-                code = os.waitstatus_to_exitcode(status)
-                _say({"number": numbers.pop(pid), "code": code})
-
-    signal.signal(signal.SIGCHLD, reap)
     # Ctrl-C is for whoever started us, and who ends us then.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    for line in sys.stdin:
-        wanted = json.loads(line)
-        # Not reaped before its number is known.
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
-        pid = os.fork()
-        if not pid:
-            _live(wanted)
-        numbers[pid] = wanted["number"]
-        _say({"number": wanted["number"], "pid": pid})
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
+    unread = b""
+    while True:
+        # Not by SIGCHLD: one that comes right before a read that waits would be heard after it.
+        if select.select([0], [], [], REAP_SECONDS)[0]:
+            read = os.read(0, 65536)
+            if not read:
+                break
+            *lines, unread = (unread + read).split(b"\n")
+            for line in lines:
+                wanted = json.loads(line)
+                pid = os.fork()
+                if not pid:
+                    _live(wanted)
+                numbers[pid] = wanted["number"]
+                _say({"number": wanted["number"], "pid": pid})
+        _reap(numbers)
     for pid in list(numbers):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     return 0
 
 
+def _reap(numbers: dict[int, int]) -> None:
+    with contextlib.suppress(ChildProcessError):
+        while True:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            if not pid:
+                return
+            _say({"number": numbers.pop(pid), "code": os.waitstatus_to_exitcode(status)})
+
+
 def _say(what: Mapping[str, int]) -> None:
-    # One write, since the handler of SIGCHLD may come in between two.
     os.write(1, json.dumps(what).encode() + b"\n")
 
 
@@ -80,9 +85,7 @@ def _live(wanted: Mapping[str, Any]) -> NoReturn:
     """Be a daemon from here on."""
     code = 1
     try:
-        for number in (signal.SIGCHLD, signal.SIGINT):
-            signal.signal(number, signal.SIG_DFL)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
         os.environ.clear()
         os.environ.update(wanted["environ"])
         nothing = os.open(os.devnull, os.O_RDONLY)
