@@ -82,7 +82,7 @@ class Script:
 
         self._finish(asked)
         self.succession.pass_phase(Phase.LATE)
-        self._wait(self._has_all_ended, f"all jobs have ended; not so: {self._open_jobs()}")
+        self._wait(self._is_over, f"all jobs have ended; not so: {self._open_jobs()}")
 
     # -- the steps -----------------------------------------------------------------------------
 
@@ -246,8 +246,11 @@ class Script:
         asked = [job for job in self.expected if job.first_seq == 1]
         return all(self.heard.is_answered(job.job_id) for job in asked)
 
-    def _has_all_ended(self) -> bool:
-        return not self._open_jobs()
+    def _is_over(self) -> bool:
+        """Whether all has ended: a job that is tried again has told of its first end before."""
+        status, found = self._try_rest("GET", "/queue", None)
+        is_idle = status == 200 and not any(found[what] for what in ("pending", "processing"))
+        return is_idle and not self._open_jobs()
 
     def _open_jobs(self) -> list[str]:
         return [
