@@ -10,7 +10,7 @@ from pathlib import Path
 from tests.broker import Broker, Client
 from tests.crash.invariants import Expected, Verdict, judge
 from tests.crash.lives import Fault, Forge, Moment
-from tests.crash.queues import File, Queue
+from tests.crash.queues import LEAVING_SECONDS, File, Queue
 from tests.crash.recorder import Heard
 from tests.crash.script import Script
 from tests.crash.store import Store
@@ -73,7 +73,7 @@ def run_case(
             script.run()
             store.release()
             code = succession.end()
-            heard.listen()
+            heard.listen_to_the_end()
         finally:
             succession.abandon()
     verdict = judge(
@@ -156,7 +156,14 @@ def _prepare(queue: Queue, store: Store) -> list[Expected]:
 
 
 def _survivors(folder: Path) -> list[int]:
-    """Return the processes that were started for this case and are still there."""
+    """Return the processes that were started for this case and do not go."""
+    ends_at = time.monotonic() + LEAVING_SECONDS
+    while (found := _started_for(folder)) and time.monotonic() < ends_at:
+        time.sleep(0.05)
+    return found
+
+
+def _started_for(folder: Path) -> list[int]:
     mark = f"INFERD_DATA_DIR={folder}/".encode()
     found = []
     for entry in Path("/proc").glob("[0-9]*"):

@@ -13,8 +13,8 @@ from daemon.queue.database import Database
 from daemon.queue.postgresql.backend import PostgresDatabase
 from tests.postgresql import Cluster, schema_of
 
-LEAVING_SECONDS = 10.0
-"""How long the server may take to notice that a daemon has gone."""
+LEAVING_SECONDS = 30.0
+"""How long whoever hangs on a daemon may take to notice that it has gone."""
 Rows = dict[str, Mapping[str, Any]]
 """The queue's jobs, by job_id."""
 

@@ -1,5 +1,6 @@
 """What a subscriber with a lasting session heard: the events of each job, doubles included."""
 
+import uuid
 from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import Any
@@ -36,6 +37,14 @@ class Heard:
                 self.dead_letters.append(said)
             elif message.event == "availability":
                 self.states.append(said)
+
+    def listen_to_the_end(self) -> None:
+        """Take all that the broker has by now: what it sends to us comes in its order."""
+        last = f"test/{uuid.uuid4()}"
+        self.client.subscribe(last)
+        self.client.publish(last, b"null")
+        self.client.wait_for(lambda message: message.topic == last)
+        self.listen()
 
     def names(self, job_id: str) -> list[str]:
         """Return the events' names of a job in the order they came."""

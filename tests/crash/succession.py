@@ -162,6 +162,7 @@ def _is_idle(life: Life) -> bool:
     """Whether a daemon serves, is connected, and has neither jobs nor events left."""
     if life.port is None or not life.is_connected:
         return False
-    with urllib.request.urlopen(f"http://127.0.0.1:{life.port}/queue", timeout=5) as answer:
+    url = f"http://127.0.0.1:{life.port}/queue"
+    with urllib.request.urlopen(url, timeout=LIFE_SECONDS) as answer:
         found = json.loads(answer.read())
     return not any((found["pending"], found["processing"], found["outbox"]))

@@ -63,13 +63,14 @@ class House:
             life.signal(signal.SIGKILL)
         self._stack.close()
 
-    def start(self, name: str, fault: Fault | None = None) -> Life:
-        """Start a daemon; return once it takes requests."""
+    def start(self, name: str, fault: Fault | None = None, **more: str) -> Life:
+        """Start a daemon, with more settings; return once it takes requests."""
         variables = environ(self._folder, self._broker, self.store)
         variables |= {
             "INFERD_DATA_DIR": str(self._folder / name),
             "INFERD_MQTT__CLIENT_ID": f"inferd-{name}",
             "INFERD_QUEUE__URL": f"sqlite:///{self.queue}",
+            **more,
         }
         life = self._forge.start(variables, self._folder / f"{name}.log", fault=fault)
         self.daemons[name] = life
@@ -117,7 +118,7 @@ class House:
     def get(self, name: str, path: str) -> Any:
         """Return what a daemon answers over REST."""
         url = f"http://127.0.0.1:{self.daemons[name].port}{path}"
-        with urllib.request.urlopen(url, timeout=10) as answer:
+        with urllib.request.urlopen(url, timeout=DEADLINE) as answer:
             return json.loads(answer.read())
 
     def judge(self) -> Verdict:
@@ -126,7 +127,7 @@ class House:
             if not life.dead.is_set():
                 life.signal(signal.SIGTERM)
                 assert life.wait() == 0, life.text()
-        self.heard.listen()
+        self.heard.listen_to_the_end()
         return judge(
             self.expected,
             self.heard,
@@ -244,8 +245,9 @@ def test_the_second_daemon_ends_what_the_first_one_died_of_and_says_so(
 
 def test_daemons_on_one_queue_do_each_job_once(forge: Forge, tmp_path: Path) -> None:
     with House(forge, tmp_path) as house:
-        house.start("first")
-        house.start("second")
+        # Longer than either may stand still: a lease that runs out is another's to take.
+        for name in ("first", "second"):
+            house.start(name, INFERD_QUEUE__LEASE_SECONDS="60")
         for task in ("image_embedding", "face_detection", "face_embedding"):
             for _ in range(8):
                 house.ask(task)
