@@ -36,7 +36,11 @@ from tests.ports import free_port
 from tests.queue_bench import Bench, open_bench
 
 SECRET = "not-for-anybodys-eyes"
-WAIT_SECONDS = "1"
+SHORT = {
+    "INFERD_MQTT__CONNECT_TIMEOUT_SECONDS": "1",
+    "INFERD_MEDIA_STORE__CONNECT_TIMEOUT_SECONDS": "1",
+}
+"""Where nothing answers for as long as it is waited for."""
 
 
 @dataclass(frozen=True)
@@ -76,9 +80,9 @@ class Patient:
             "INFERD_MODELS_DIR": str(folder / "models"),
             "INFERD_MQTT__URL": f"mqtt://127.0.0.1:{free_port()}",
             "INFERD_MQTT__CLIENT_ID": "inferd-test",
-            "INFERD_MQTT__CONNECT_TIMEOUT_SECONDS": WAIT_SECONDS,
+            "INFERD_MQTT__CONNECT_TIMEOUT_SECONDS": "30",
             "INFERD_MEDIA_STORE__URL": f"http://127.0.0.1:{free_port()}",
-            "INFERD_MEDIA_STORE__CONNECT_TIMEOUT_SECONDS": WAIT_SECONDS,
+            "INFERD_MEDIA_STORE__CONNECT_TIMEOUT_SECONDS": "30",
             "INFERD_HTTP__PORT": str(free_port()),
             **CASCADE_ONLY,
         }
@@ -235,7 +239,7 @@ def test_a_broker_that_stands_still_is_told_apart_from_none(
 ) -> None:
     broker.freeze()
 
-    said = patient.examine("--quick", INFERD_MQTT__URL=broker.url)
+    said = patient.examine("--quick", INFERD_MQTT__URL=broker.url, **SHORT)
 
     broker.thaw()
     assert said.exit_code == 1
