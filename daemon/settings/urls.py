@@ -13,7 +13,9 @@ def _is_url(value: str, schemes: tuple[str, ...]) -> bool:
     # urlsplit's own errors quote the URL, and with it the password.
     try:
         parts = urlsplit(value)
-        return parts.scheme in schemes and bool(parts.hostname) and parts.port != 0
+        # What no resolver can be asked for: `a..b`, a label of 64 letters.
+        host = (parts.hostname or "").encode("idna")
+        return parts.scheme in schemes and bool(host) and parts.port != 0
     except ValueError:
         return False
 

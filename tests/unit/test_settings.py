@@ -149,6 +149,8 @@ def test_names_that_are_not_ours_are_left_alone() -> None:
         ("MEDIA_STORE__URL", "localhost:8000"),
         ("MEDIA_STORE__URL", "http://host:99999"),
         ("MEDIA_STORE__URL", "http://host:port"),
+        ("MQTT__URL", "mqtt://a..b"),
+        ("MQTT__URL", f"mqtt://{'a' * 64}.b"),
         ("MEDIA_STORE__FILE_PATH", "/entity/file"),
         ("MEDIA_STORE__FILE_PATH", "entity/{id}"),
         ("QUEUE__URL", "mysql://localhost/q"),
