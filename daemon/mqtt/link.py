@@ -130,9 +130,9 @@ class MqttLink:
 
     async def finish(self, timeout_seconds: float) -> bool:
         """Drain, and return whether what came before is stored and confirmed by then."""
-        await self.drain()
         try:
             async with asyncio.timeout(timeout_seconds):
+                await self.drain()
                 await self.settle()
         except TimeoutError:
             return False

@@ -615,6 +615,17 @@ async def test_settle_passes_over_the_answer_to_an_earlier_unsubscribe(
             await settling
 
 
+async def test_a_silent_broker_does_not_hold_up_who_finishes(broker: Broker) -> None:
+    """To say that we drain is a publish, whose own patience is longer than a stop has."""
+    setup = Setup(broker.url, "5", publish_timeout_seconds=60)
+    async with setup.running() as link:
+        await publish_at_last(link)
+        broker.freeze()
+        async with asyncio.timeout(DEADLINE):
+            assert not await link.finish(0.2)
+        broker.thaw()
+
+
 # -- the connection --------------------------------------------------------------------------------
 
 

@@ -40,7 +40,7 @@ def _png(width: int = 300, height: int = 200, seed: int = 0) -> bytes:
 @pytest.fixture
 def bad(monkeypatch: pytest.MonkeyPatch) -> Iterator[DecoderProcess]:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    process = DecoderProcess(memory_bytes=memory_limit(LIMITS), seconds=30, command=BAD)
+    process = DecoderProcess(memory_bytes=memory_limit(LIMITS), seconds=120, command=BAD)
     yield process
     process.release()
 
@@ -115,7 +115,7 @@ def test_how_it_died_is_told(bad: DecoderProcess) -> None:
 @pytest.mark.parametrize("deed", ["SLEP", "SPIN"])
 def test_a_codec_that_hangs_is_killed(monkeypatch: pytest.MonkeyPatch, deed: str) -> None:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    process = DecoderProcess(memory_bytes=0, seconds=30, command=BAD)
+    process = DecoderProcess(memory_bytes=0, seconds=120, command=BAD)
     try:
         assert _is_well(process)
         child = process._child
@@ -182,7 +182,7 @@ def _tiled_jpeg_2000() -> bytes:
 
 def test_a_refused_picture_leaves_no_memory_behind() -> None:
     limits = Limits(100_000_000, (0, 0, 0))
-    process = DecoderProcess(memory_bytes=memory_limit(limits), seconds=30)
+    process = DecoderProcess(memory_bytes=memory_limit(limits), seconds=120)
     try:
         assert _is_well(process)
         assert process._child is not None
