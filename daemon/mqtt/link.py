@@ -28,7 +28,7 @@ from daemon.mqtt.client import (
 from daemon.mqtt.presence import Presence
 from daemon.mqtt.reception import OnNews, OnRequest, Reception
 from daemon.mqtt.sender import Outgoing, Sender
-from daemon.mqtt.vendor import DISCONNECT_SECONDS, SentIds, disconnect, watch
+from daemon.mqtt.vendor import DISCONNECT_SECONDS, SentIds, abort, disconnect, watch
 from daemon.settings import MqttSettings
 
 log = logging.getLogger(__name__)
@@ -245,6 +245,8 @@ class MqttLink:
         client.on_message = self._reception.of(client, lost)
         sender = Sender(client, sent, self._settings)
         seconds = self._settings.connect_timeout_seconds
+        # After a clean end the broker keeps our will back, and an `online` of before would stay.
+        is_clean = not self._is_worker
         try:
             try:
                 async with asyncio.timeout(seconds):
@@ -263,9 +265,12 @@ class MqttLink:
                 with contextlib.suppress(PublishError, TimeoutError):
                     async with asyncio.timeout(DISCONNECT_SECONDS):
                         await self._say_state("shutdown")
+                        is_clean = True
             raise
         finally:
             self._end()
+            if not is_clean:
+                abort(client)
             await disconnect(client)
 
     async def _open(self, client: Any, lost: asyncio.Event) -> None:

@@ -3,15 +3,18 @@
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from daemon.errors import PublishError
 from daemon.mqtt import client as mqtt_client
+from daemon.mqtt import link as mqtt_link
+from daemon.mqtt.client import open_client
 from daemon.mqtt.link import MqttLink
 from tests.broker import AsyncClient, Broker, Version
-from tests.contract.test_mqtt_link import Setup, both, cut, until
+from tests.contract.test_mqtt_link import DEADLINE, Setup, both, cut, until
 
 SOON = 1_767_268_860_000
 
@@ -179,3 +182,31 @@ async def running(link: MqttLink) -> AsyncIterator[None]:
     finally:
         task.cancel()
         await asyncio.wait([task])
+
+
+async def test_who_ends_before_it_is_up_again_is_not_left_online(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A clean end amid a connect took the will back, and nothing else tells that it is gone."""
+    opened = asyncio.Event()
+
+    async def open_and_stand_still(client: Any, *args: Any, **options: Any) -> None:
+        await open_client(client, *args, **options)
+        opened.set()
+        await asyncio.Event().wait()
+
+    with Broker(tmp_path) as broker:
+        # With 5 the will would wait for WILL_DELAY_SECONDS.
+        async with heard(broker, "3.1.1") as (setup, listener):
+            async with setup.running() as link:
+                await listener.next()
+                broker.settle()
+                monkeypatch.setattr(mqtt_link, "open_client", open_and_stand_still)
+                broker.restart(kill=True)
+                await until(opened.is_set)
+                assert (await retained(broker, setup))["state"] == "online"
+                assert not link.is_up
+
+            async with asyncio.timeout(DEADLINE):
+                while (await listener.next())["state"] != "offline":
+                    pass
