@@ -278,6 +278,14 @@ class MqttLink:
             if self._client is client:
                 self._end()
 
+        def on_connect(_client: Any, is_known: int, *_: Any) -> None:
+            if self.connects and self._filters.needed and not is_known:
+                log.warning(
+                    "the broker has forgotten our session, and with it what was asked while we "
+                    "were away: clients hear no `accepted`, and have to ask again"
+                )
+
+        client.on_connect = on_connect
         await open_client(
             client,
             self._settings,

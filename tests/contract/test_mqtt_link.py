@@ -321,6 +321,22 @@ async def test_late_acknowledgement_confirms_no_other_message(broker: Broker) ->
 
 
 @both
+async def test_a_session_that_the_broker_has_forgotten_is_told(
+    broker: Broker, version: Version, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What waited in it is gone, and nobody else can know."""
+    async with Setup(broker.url, version).running() as link:
+        broker.settle()
+        broker.restart(kill=True)
+        await until(lambda: link.connects == 2 and link.is_up)
+        assert "forgotten our session" not in caplog.text
+
+        broker.restart(kill=True, forget=True)
+        await until(lambda: link.connects == 3 and link.is_up)
+        assert caplog.text.count("forgotten our session") == 1
+
+
+@both
 async def test_payloads_arrive_as_they_were_sent(shared: Broker, version: Version) -> None:
     setup = Setup(shared.url, version)
     sent = [b"", b"\x00\xff\xfe not UTF-8 \xc3", "Grüße ☃".encode(), bytes(300_000)]
