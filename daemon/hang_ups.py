@@ -21,6 +21,9 @@ LOST_ALONE = 3
 its result then, and without one it has to wait."""
 LEARNED_MS = 3_600_000
 """How long a learned size holds: the broker may take more by then."""
+LEAST_LEARNED = 4096
+"""Characters from which on size may be the reason: no broker takes less, and right after a start
+nothing else speaks against it."""
 ANY = sys.maxsize
 
 
@@ -72,14 +75,17 @@ class HangUps:
         """Return the event that is to blame without its result; None where it has none."""
         shorter = without_result(row["payload"])
         if shorter == row["payload"]:
+            # It was not the result that the broker hung up on.
+            self._shortened.pop(row["id"], None)
             return None
         self._shortened = {row["id"]: len(row["payload"])}
         return shorter
 
     def _take(self, row: Row) -> None:
         whole = self._shortened.pop(row["id"], 0)
-        # A connection may be lost three times for another reason than size.
-        if whole > self._largest:
+        # A connection may be lost three times for another reason than size; and the event may have
+        # been taken whole, where it could not be stored without its result.
+        if whole > max(self._largest, len(row["payload"]), LEAST_LEARNED):
             self._too_large, self._learned_at = whole, self._clock()
             log.warning(
                 "events of %d characters and more go without their results for an hour: the broker "
