@@ -98,7 +98,10 @@ def _queue_url(value: str) -> str:
     if value.startswith(POSTGRESQL):
         try:
             options = parse_qs(urlsplit(value).query, keep_blank_values=True)
-            is_whole = all(host for host, _ in postgresql_servers(value))
+            # As above: what cannot be asked for would be found out when the first host dies.
+            is_whole = all(
+                host.startswith("/") or host.encode("idna") for host, _ in postgresql_servers(value)
+            )
         except ValueError:
             is_whole = False
         if not is_whole:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import asyncpg
 import pytest
 
 from daemon.errors import ConfigError, StorageError
@@ -128,6 +129,8 @@ async def test_where_no_host_is_a_primary_each_says_why(
     with pytest.raises(ConfigError, match='database "elsewhere" does not exist'):
         async with open_bench(wrong):
             pass
+    with pytest.raises(asyncpg.ClientConfigurationError, match="sslmode"):
+        await Hosts(f"{url_of_servers(primary, tmp_path)}&sslmode=typo").connect(timeout=30)
 
 
 async def is_done(work: Awaitable[object]) -> bool:

@@ -159,6 +159,7 @@ def test_names_that_are_not_ours_are_left_alone() -> None:
         ("QUEUE__URL", "postgresql://localhost/q?password=secret"),
         ("QUEUE__URL", "postgresql://one:5432,two:99999/q"),
         ("QUEUE__URL", "postgresql://one,:5432/q"),
+        ("QUEUE__URL", "postgresql://one,a..b/q"),
         ("QUEUE__URL", "postgresql://one:0,two/q"),
         ("QUEUE__URL", "postgresql://me@/q?host=one,two&port=1,2,3"),
         ("QUEUE__URL", "sqlite:///"),

@@ -4,6 +4,7 @@ asyncpg asks them one after the other too, but within one time limit for all: a 
 silent, as one is that lost its power, would use it up, each time.
 """
 
+import asyncio
 import logging
 from collections.abc import Mapping
 from typing import Any
@@ -65,7 +66,8 @@ class Hosts:
         else:
             raw = await self._connect_to_primary(timeout, options)
         try:
-            await self._check(raw, options.get("server_settings") or {})
+            async with asyncio.timeout(timeout):
+                await self._check(raw, options.get("server_settings") or {})
         except BaseException:
             raw.terminate()
             raise
@@ -100,6 +102,9 @@ class Hosts:
                     timeout=timeout / (len(self._servers) + 1),
                     **options,
                 )
+            except asyncpg.ClientConfigurationError:
+                # The URL is wrong, whichever host is asked.
+                raise
             except _NOT_THERE as error:
                 failures[host if port is None else f"{host}:{port}"] = error
                 continue

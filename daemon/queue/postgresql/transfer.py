@@ -66,9 +66,16 @@ async def transfer(
     where = without_password(url)
     try:
         raw = await Hosts(url).connect(timeout=10)
-    except (OSError, TimeoutError, ValueError, asyncpg.PostgresError) as error:
+    except (
+        OSError,
+        ValueError,
+        asyncpg.PostgresError,
+        asyncpg.InterfaceError,
+        asyncpg.InternalClientError,
+    ) as error:
+        said = str(error) or type(error).__name__
         raise ConfigError(
-            f"cannot open the queue {where}: {error}", code="queue_unusable"
+            f"cannot open the queue {where}: {said}", code="queue_unusable"
         ) from error
     try:
         await raw.execute(schema.SAFE_COMMITS)
