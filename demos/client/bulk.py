@@ -242,15 +242,18 @@ class Bulk(Generic[T]):
 
     def _tell_quiet(self, now: float) -> None:
         """Say so once where nothing answers; called with the lock."""
-        since, quiet = now - QUIET_SECONDS, None
+        since = now - QUIET_SECONDS
+        quiet: str | None = None
+        why = ""
         if self._down_since is not None:
             if self._was_heard and self._ledger and self._down_since < since:
-                quiet = f"the broker is away ({self._trouble})"
+                # Why may change from try to try: that is no news.
+                quiet, why = "the broker is away", f" ({self._trouble})"
         elif self._ledger.is_silent(since):
             quiet = "no daemon answers, though the broker does"
         if quiet not in {None, self._quiet}:
             how = "asking over REST too" if self._has_rest else "asking again"
-            self._on_hold(f"{quiet}; {how}, for up to {self._timeout:g} s a request")
+            self._on_hold(f"{quiet}{why}; {how}, for up to {self._timeout:g} s a request")
         self._quiet = quiet
 
     def _no_answer(self, entry: Entry[T]) -> NoAnswerError:

@@ -86,3 +86,4 @@ def test_a_daemon_and_a_broker_that_say_nothing_are_named_once(tmp_path: Path) -
         daemon = Accepting(client)
         wait_until(lambda: daemon.accept() and submission.is_over())
     assert {each.tag for each in submission.outcomes} == set(JOB_IDS)
+    assert sum(each.startswith("the broker is away (") for each in said) == 1
