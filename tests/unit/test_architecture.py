@@ -241,7 +241,6 @@ VENDORS = {
     "asyncpg": {
         "daemon.queue.postgresql.backend",
         "daemon.queue.postgresql.hosts",
-        "daemon.queue.postgresql.inspection",
         "daemon.queue.postgresql.transfer",
     },
     "torch": CLIP | {"bench.plain"},

@@ -6,6 +6,6 @@
     vitals       what an operator needs to know of the server
     inspection   looks at a queue there, changes nothing      transfer   moves one there
 
-Only backend, hosts, inspection and transfer know asyncpg; `daemon.queue.engine` imports the engine
-where the URL asks for it.
+Only backend, hosts and transfer know asyncpg; `daemon.queue.engine` imports the engine where the
+URL asks for it.
 """

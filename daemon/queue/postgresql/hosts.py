@@ -16,14 +16,15 @@ from daemon.settings.urls import postgresql_servers
 
 log = logging.getLogger(__name__)
 
-_NOT_THERE = (
+NOT_USABLE = (
     OSError,
     TimeoutError,
+    # Also what leaving a transaction raises where its connection is gone.
     asyncpg.InterfaceError,
     asyncpg.InternalClientError,
     asyncpg.PostgresError,
 )
-
+"""What asyncpg raises where a server cannot be used, whether it is away, silent or says so."""
 _DECISIVE = ("default_transaction_isolation", "default_transaction_read_only")
 """Without these, and without the URL's search_path, something would be silently wrong."""
 
@@ -36,8 +37,8 @@ class Hosts:
         self._url = url
         self._servers = postgresql_servers(url)
         self._latest: int | None = None
-        named = parse_qs(urlsplit(url).query)
-        self._named = {name: named[name][-1] for name in ("search_path",) if name in named}
+        places = parse_qs(urlsplit(url).query).get("search_path")
+        self._named = {"search_path": places[-1]} if places else {}
 
     async def connect(
         self,
@@ -50,7 +51,7 @@ class Hosts:
 
         Args:
             _dsn: what a pool gives first.
-            timeout: seconds for all hosts together.
+            timeout: seconds for all hosts together; a look at the session may take as long again.
             options: what asyncpg's `connect` takes.
 
         Raises:
@@ -105,7 +106,7 @@ class Hosts:
             except asyncpg.ClientConfigurationError:
                 # The URL is wrong, whichever host is asked.
                 raise
-            except _NOT_THERE as error:
+            except NOT_USABLE as error:
                 failures[host if port is None else f"{host}:{port}"] = error
                 continue
             if place != self._latest:

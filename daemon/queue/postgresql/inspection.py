@@ -5,12 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import asyncpg
-
 from daemon.errors import ConfigError
 from daemon.queue.migration import Applied, Migration, check_ledger
 from daemon.queue.postgresql import schema
-from daemon.queue.postgresql.hosts import Hosts
+from daemon.queue.postgresql.hosts import NOT_USABLE, Hosts
 from daemon.queue.postgresql.vitals import OLDEST
 from daemon.redaction import without_password
 
@@ -84,14 +82,7 @@ async def inspect(url: str, *, counts: bool = True) -> Inspection:
             return await _inspect(raw, where, counts=counts)
         finally:
             await raw.close(timeout=SECONDS)
-    except (
-        OSError,
-        TimeoutError,
-        ValueError,
-        asyncpg.PostgresError,
-        asyncpg.InterfaceError,
-        asyncpg.InternalClientError,
-    ) as error:
+    except (ValueError, *NOT_USABLE) as error:
         said = str(error) or type(error).__name__
         raise ConfigError(
             f"cannot read the queue {where}: {said}", code="queue_unusable"

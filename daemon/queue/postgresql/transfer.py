@@ -17,7 +17,7 @@ import asyncpg
 from daemon.errors import ConfigError
 from daemon.queue.migration import check_ledger, released_migrations, to_ledger
 from daemon.queue.postgresql import schema
-from daemon.queue.postgresql.hosts import Hosts
+from daemon.queue.postgresql.hosts import NOT_USABLE, Hosts
 from daemon.redaction import without_password
 
 BATCH = 5000
@@ -66,13 +66,7 @@ async def transfer(
     where = without_password(url)
     try:
         raw = await Hosts(url).connect(timeout=10)
-    except (
-        OSError,
-        ValueError,
-        asyncpg.PostgresError,
-        asyncpg.InterfaceError,
-        asyncpg.InternalClientError,
-    ) as error:
+    except (ValueError, *NOT_USABLE) as error:
         said = str(error) or type(error).__name__
         raise ConfigError(
             f"cannot open the queue {where}: {said}", code="queue_unusable"
@@ -81,13 +75,7 @@ async def transfer(
         await raw.execute(schema.SAFE_COMMITS)
         with _alone(path) as file:
             return await _transfer(file, raw, where, batch, told or (lambda _table, _rows: None))
-    except (
-        OSError,
-        asyncpg.PostgresError,
-        # What leaving a transaction raises in place of that, where its connection is gone.
-        asyncpg.InterfaceError,
-        asyncpg.InternalClientError,
-    ) as error:
+    except NOT_USABLE as error:
         raise ConfigError(
             f"cannot write {where}: {error}; run this again to go on", code="queue_unusable"
         ) from error
