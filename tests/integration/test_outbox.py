@@ -78,9 +78,14 @@ def link() -> Link:
     return Link()
 
 
+def relay_over(bench: Bench, link: Link) -> Outbox:
+    """Return the relay of the bench's daemon."""
+    return Outbox(bench.database, link, bench.queue.message_ready, owner=OWNER, clock=bench.clock)
+
+
 @pytest.fixture
 def outbox(bench: Bench, link: Link) -> Outbox:
-    return Outbox(bench.database, link, bench.queue.message_ready, owner=OWNER, clock=bench.clock)
+    return relay_over(bench, link)
 
 
 async def tell(bench: Bench, *topics: str, payload: str = "{}") -> None:
@@ -471,7 +476,7 @@ class Fragile(Link):
 async def test_an_event_the_broker_hangs_up_on_does_not_hold_up_the_others(bench: Bench) -> None:
     # The batch is lost with its connection each time: who is to blame shows only one by one.
     link = Fragile()
-    outbox = Outbox(bench.database, link, bench.queue.message_ready, owner=OWNER, clock=bench.clock)
+    outbox = relay_over(bench, link)
     await tell(bench, "poison", "one", "two")
 
     for _ in range(6):
@@ -498,7 +503,7 @@ class Narrow(Link):
 
 async def test_an_event_the_broker_hangs_up_on_goes_without_its_result(bench: Bench) -> None:
     link = Narrow()
-    outbox = Outbox(bench.database, link, bench.queue.message_ready, owner=OWNER, clock=bench.clock)
+    outbox = relay_over(bench, link)
     event = {"job_id": "j", "data": {"result": "x" * 20_000, "status": "completed"}}
     await tell(bench, "one", payload=json.dumps(event))
 
@@ -515,7 +520,7 @@ async def test_a_connection_that_is_lost_once_costs_an_event_nothing(bench: Benc
     # A broker that was started anew just then cost the one event on its way its result, for good.
     event = json.dumps({"job_id": "j", "data": {"result": {"a": 1}, "status": "completed"}})
     link = Link(answers={"one": NOT_SENT})
-    outbox = Outbox(bench.database, link, bench.queue.message_ready, owner=OWNER, clock=bench.clock)
+    outbox = relay_over(bench, link)
     await tell(bench, "one", payload=event)
     await outbox.relay()
 
@@ -529,7 +534,7 @@ async def test_many_events_wait_only_a_few_connections_for_one_the_broker_hangs_
     bench: Bench,
 ) -> None:
     link = Fragile()
-    outbox = Outbox(bench.database, link, bench.queue.message_ready, owner=OWNER, clock=bench.clock)
+    outbox = relay_over(bench, link)
     good = [f"good-{number}" for number in range(100)]
     await tell(bench, *good[:50], "poison", *good[50:])
 
@@ -568,7 +573,7 @@ def results(link: Link) -> list[int | None]:
 async def test_what_one_large_event_cost_no_other_costs_again(bench: Bench) -> None:
     # Each took the connection down several times, and all others with it.
     link = Narrow()
-    outbox = Outbox(bench.database, link, bench.queue.message_ready, owner=OWNER, clock=bench.clock)
+    outbox = relay_over(bench, link)
     await tell(bench, "one", payload=event_of(20_000))
     assert await connect_until_sent(bench, outbox, link) == LOST_ALONE
 
@@ -586,7 +591,7 @@ async def test_what_one_large_event_cost_no_other_costs_again(bench: Bench) -> N
 
 async def test_what_is_known_of_a_brokers_size_is_tried_again_after_an_hour(bench: Bench) -> None:
     link = Narrow()
-    outbox = Outbox(bench.database, link, bench.queue.message_ready, owner=OWNER, clock=bench.clock)
+    outbox = relay_over(bench, link)
     await tell(bench, "one", payload=event_of(20_000))
     await connect_until_sent(bench, outbox, link)
     link.most = 50_000
@@ -605,7 +610,7 @@ async def test_a_size_that_was_taken_before_is_not_what_a_connection_was_lost_fo
     bench: Bench,
 ) -> None:
     link = Narrow(most=50_000)
-    outbox = Outbox(bench.database, link, bench.queue.message_ready, owner=OWNER, clock=bench.clock)
+    outbox = relay_over(bench, link)
     await tell(bench, "large", payload=event_of(20_000))
     await connect_until_sent(bench, outbox, link)
     await tell(bench, "unlucky", payload=event_of(15_000))
@@ -621,7 +626,7 @@ async def test_a_size_that_was_taken_before_is_not_what_a_connection_was_lost_fo
 
 async def test_a_broker_that_is_away_makes_nothing_poison(bench: Bench) -> None:
     link = Link(is_up=False, answers={"one": NOT_SENT})
-    outbox = Outbox(bench.database, link, bench.queue.message_ready, owner=OWNER, clock=bench.clock)
+    outbox = relay_over(bench, link)
     await tell(bench, "one")
     for _ in range(10):
         await outbox.relay()
@@ -635,7 +640,7 @@ async def test_a_broker_that_is_away_makes_nothing_poison(bench: Bench) -> None:
 async def test_a_small_event_that_was_lost_is_no_reason_to_shorten_others(bench: Bench) -> None:
     # Right after a start nothing larger was taken, and a broker that restarts loses anything.
     link = Narrow()
-    outbox = Outbox(bench.database, link, bench.queue.message_ready, owner=OWNER, clock=bench.clock)
+    outbox = relay_over(bench, link)
     await tell(bench, "unlucky", payload=event_of(600))
     for _ in range(LOST_ALONE):
         link.hung_up = True
@@ -649,7 +654,7 @@ async def test_a_small_event_that_was_lost_is_no_reason_to_shorten_others(bench:
 
 async def test_an_event_that_was_taken_whole_is_not_too_large(bench: Bench) -> None:
     link = Narrow(most=50_000)
-    outbox = Outbox(bench.database, link, bench.queue.message_ready, owner=OWNER, clock=bench.clock)
+    outbox = relay_over(bench, link)
     await tell(bench, "unlucky", payload=event_of(20_000))
     for number in range(LOST_ALONE):
         link.hung_up = True
@@ -671,7 +676,7 @@ async def test_an_event_that_was_lost_without_its_result_too_says_nothing_of_siz
 ) -> None:
     # As where a 3.1.1 broker hangs up on a topic that it does not allow.
     link = Narrow(most=0)
-    outbox = Outbox(bench.database, link, bench.queue.message_ready, owner=OWNER, clock=bench.clock)
+    outbox = relay_over(bench, link)
     await tell(bench, "forbidden", payload=event_of(20_000))
     for _ in range(2 * LOST_ALONE):
         link.hung_up = False
